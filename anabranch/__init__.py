@@ -1,0 +1,1 @@
+"""Out-of-core, resumable, deterministic merging of fine-tuned checkpoints."""
