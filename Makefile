@@ -1,0 +1,68 @@
+# Everything a reader needs: `make setup`, `make demo`, `make test`. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.anabranch-setup
+DEMO_OUTPUT ?= demo-output
+PYTEST_ARGS ?=
+
+CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-s3 demo test test-slow lint format bench clean
+
+help:
+	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
+	@echo 'make demo       train small models on real data, merge them six ways, print the accuracy of each'
+	@echo 'make test       setup, lint, and the fast tests (under 15 minutes on two cores)'
+	@echo 'make test-slow  the long tests'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make format     let ruff lay out the code'
+	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
+	@echo 'make bench      the measurements of benchmarks/'
+	@echo 'make clean      remove what the targets above made'
+
+setup: $(STAMP)
+
+# The lock is the whole environment, so the project itself is installed without looking for dependencies.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	test -x $(BIN)/anabranch
+	touch $@
+
+# Debian's packages only; where apt-get or root is missing this fails with their own message.
+setup-s3:
+	@for tool in radosgw ceph-mon ceph-osd ceph-mgr ceph; do \
+	  command -v $$tool > /dev/null && continue; \
+	  echo "setup-s3: $$tool is missing, installing $(CEPH)"; \
+	  apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(CEPH); \
+	  exit $$?; \
+	done; echo 'setup-s3: radosgw is here'
+
+demo: setup
+	$(BIN)/anabranch demo --out $(DEMO_OUTPUT)
+
+test: setup lint
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench
+	find engine cluster anabranch tests -name __pycache__ -type d -prune -exec rm -rf {} +
