@@ -1,0 +1,175 @@
+"""Arithmetic on one tile of a tensor: decode, select, accumulate, encode. Two implementations, equal bit for bit.
+
+`cpu.CpuKernels` (numba, numpy arrays) is the fast one, `reference.TorchKernels` (torch, any device) the readable one.
+Nothing here imports numba or torch: import the implementation that you want.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""numpy.ndarray for `CpuKernels`, torch.Tensor for `TorchKernels`."""
+
+Kind: TypeAlias = Literal["f32", "f64", "u8", "u16", "i64"]
+
+ROW = 4096
+"""Elements of one row of the defined summation order."""
+WINDOW_ROWS = 256
+"""Rows of one window of the defined summation order: a window is 2^20 elements."""
+
+
+class Kernels(Protocol):
+    """Operations on a tile: L consecutive elements of one tensor, as 1-D contiguous arrays.
+
+    `real` is float32, or float64 when any input of the tensor is F64. Task vectors t, accumulators and decoded bases are
+    `real`; masks, claims and `active` are uint8 (masks and `active` hold 0 or 1). Results are written in place. A key is
+    the bit pattern of |t| read as an unsigned integer (31 bits, or 63 for float64): it orders magnitudes. Every
+    product, quotient and sum is one IEEE operation, never fused; denormals are kept. NaN is always written as the positive
+    quiet NaN of the output dtype, so that bytes do not depend on the machine that made it.
+    """
+
+    def empty(self, count: int, kind: Kind) -> Array:
+        """An uninitialised array of `count` elements."""
+
+    def load(self, raw: npt.NDArray[np.uint8]) -> Array:
+        """Bytes in host memory as bytes that the other functions accept (CPU: the same object)."""
+
+    def store(self, values: Array, raw: npt.NDArray[np.uint8]) -> None:
+        """Bytes back into host memory (CPU: nothing to do when both are the same memory)."""
+
+    def decode(self, raw: Array, dtype: str, out: Array) -> int:
+        """Bytes of L elements of a safetensors float dtype -> real, exactly. Returns the number of non-finite elements."""
+
+    def task_vector(self, raw: Array, dtype: str, base: Array, out: Array) -> int:
+        """out = real(W) - base. Returns the number of non-finite elements of W."""
+
+    def zero_nonfinite(self, t: Array, base: Array) -> None:
+        """t = +0.0 where t or base is not finite."""
+
+    def moments(self, t: Array, rows: Array) -> None:
+        """Sums of |t|, t^2 and t^4 (fp64) of each row of 4096 elements, folded in halves; rows is f64 [ceil(L / 4096), 3].
+
+        t starts at a multiple of 4096 elements of its tensor; the last row is padded with +0.0. `fold_rows` adds the rows
+        of a whole tensor.
+        """
+
+    def histogram(
+        self, t: Array, claims: Array | None, level: int, shift: int, bits: int, prefix: int, counts: Array
+    ) -> None:
+        """counts[(key >> shift) & (2^bits - 1)] += 1 for elements with key >> (shift + bits) == prefix.
+
+        With claims, only elements with claims == level count. counts is i64 [2^bits].
+        """
+
+    def count_equal(self, t: Array, claims: Array | None, level: int, key: int) -> int:
+        """Number of elements with that key (and, with claims, claims == level)."""
+
+    def mask_top(
+        self,
+        t: Array,
+        claims: Array | None,
+        level: int,
+        key: int,
+        keep_equal: int,
+        equal_before: int,
+        mask: Array,
+    ) -> int:
+        """A cut through the whole tensor's order of magnitudes; claims None means all 0 (and level 0).
+
+        mask = 1 where claims < level and t != 0, or where claims == level and either the element's key is larger than
+        `key`, or equal to it and fewer than `keep_equal` equal elements come before it in the tensor (`equal_before` of
+        them before this tile). Every element of mask is written. Returns how many equal elements this tile holds.
+        """
+
+    def mask_blocks(
+        self, t: Array, n: int, m: int, claims: Array, mask: Array, overlap_never: bool, drop_tail: bool
+    ) -> None:
+        """The n:m selection of CABS (arXiv 2503.01874): in each block of m elements keep n.
+
+        Candidates are elements with t != 0 in the order claims ascending, |t| descending, index ascending; with
+        `overlap_never` only those with claims == 0. t starts at a block boundary. A last block of length L < m (only
+        the tensor's end may have one) keeps (n * L + m // 2) // m, or nothing with `drop_tail`. Every element of mask is
+        written; claims += mask (fewer than 256 models).
+        """
+
+    def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Array) -> None:
+        """mask = 1 where u < probability; u from Philox4x32-10 at the flat indices first, first + 1, ..."""
+
+    def accumulate(
+        self, acc: Array, t: Array, mask: Array | None, divisor: float, weight: float, active: Array
+    ) -> None:
+        """Where mask (None: everywhere) and t != 0: acc += t / divisor * weight, active = 1.
+
+        divisor and weight are rounded to real first; a divisor of 1 costs nothing.
+        """
+
+    def accumulate_agreeing(
+        self,
+        acc: Array,
+        weight_sum: Array,
+        count: Array,
+        signs: Array,
+        t: Array,
+        mask: Array | None,
+        divisor: float,
+        weight: float,
+    ) -> None:
+        """With x = t / divisor * weight: where mask, x != 0 and (x > 0) == (signs >= 0), acc += x, weight_sum += weight
+        (real) and count += 1 (uint8)."""
+
+    def divide(self, acc: Array, denominator: Array | float) -> None:
+        """acc /= denominator; where a denominator is 0, acc stays. An array is real or uint8; a number is rounded to real."""
+
+    def scale(self, acc: Array, factor: float) -> None:
+        """acc *= real(factor)."""
+
+    def finish(
+        self,
+        base_raw: Array,
+        base_dtype: str,
+        base: Array,
+        acc: Array,
+        active: Array,
+        out_dtype: str,
+        saturate: bool,
+        out_raw: Array,
+    ) -> int:
+        """Bytes of base + acc, rounded once to nearest even, where active; elsewhere the base's own bytes, or the base
+        rounded once when the dtypes differ.
+
+        With `saturate` results beyond the largest finite value (infinite sums too, but not an infinite base where
+        nothing is active) become that value. Returns the number of non-finite results where active or where the base is
+        finite. F8_E4M3 has no infinity: overflow is NaN. out_raw may be base_raw itself when the dtypes are equal.
+        """
+
+    def convert(self, values: Array, out_dtype: str, saturate: bool, out_raw: Array) -> int:
+        """Bytes of values rounded once to nearest even; with `saturate` infinities and overflow become the largest finite
+        value. Returns the number of non-finite results."""
+
+    def pair_overlap(self, a: Array, b: Array) -> int:
+        """Number of elements kept by both masks."""
+
+    def count(self, mask: Array) -> int:
+        """Number of elements kept by a mask."""
+
+
+def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Row sums f64 [R, 3] of a whole tensor -> its sums [3], in the defined order.
+
+    The 256 row sums of each window are folded in halves (missing rows are +0.0), windows are added one after the other.
+    """
+    windows = max(1, -(-rows.shape[0] // WINDOW_ROWS))
+    padded = np.zeros((windows, WINDOW_ROWS, rows.shape[1]), np.float64)
+    padded.reshape(windows * WINDOW_ROWS, rows.shape[1])[: rows.shape[0]] = rows
+    half = WINDOW_ROWS // 2
+    while half:
+        padded[:, :half] += padded[:, half : 2 * half]
+        half //= 2
+    total = np.zeros(rows.shape[1], np.float64)
+    for window in range(windows):
+        total += padded[window, 0]
+    return total
