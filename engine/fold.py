@@ -1,0 +1,385 @@
+"""One tensor: windows of the inputs -> masks in recipe order -> windows of the output, in a fixed list of passes."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import cast
+
+import numpy as np
+
+from . import density
+from .errors import InputError
+from .header import DTYPES
+from .kernels import Array
+from .manifest import ModelRow, TensorRow
+from .methods.stages import LinearMerge, TaskVectorMerge, Top
+from .order import RankSearch, key_value, quantile_rank
+from .settings import TadropDensity
+from .scans import KeptNormPass, MomentsPass, Order, OrderPass, RowSums, add_into, top_order
+from .tensor import Pass, TensorState, WindowData, Workspace
+from .windows import tiles
+
+
+class FoldPass:
+    """Selects, combines and rounds every window of a tensor merged by task vectors."""
+
+    def __init__(self, state: TensorState, method: TaskVectorMerge, weights: tuple[float, ...], sums: RowSums | None) -> None:
+        self._state = state
+        self._method = method
+        self._weights = weights
+        self._sums = sums
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+        self._denominator = normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state, window = self._state, data.window
+        ranks = state.start_ranks(data, workspace, state.present)
+        nonfinite = [0] * len(self._nonfinite)
+        kept = [0] * len(state.task.models)
+        overlaps = dict.fromkeys(combinations(state.present, 2), 0)
+        overflowed = 0
+        together = state.stat_tile == state.tile
+        for begin, end in tiles(window.own_begin, window.own_end, state.tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            if self._sums and together:
+                self._sums.add(workspace, begin, end)
+            self._select(workspace, begin, end, ranks, kept, overlaps)
+            self._combine(workspace, end - begin)
+            overflowed += self._write(data, workspace, begin, end)
+        if self._sums and not together:
+            for begin, end in tiles(window.begin, window.end, state.stat_tile):
+                state.load(data, workspace, begin, end, [0] * len(nonfinite))
+                self._sums.add(workspace, begin, end)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            add_into(state.tally.kept, kept)
+            for pair, count in overlaps.items():
+                state.tally.overlaps[pair] = state.tally.overlaps.get(pair, 0) + count
+            state.tally.overflowed += overflowed
+
+    def _select(
+        self,
+        workspace: Workspace,
+        begin: int,
+        end: int,
+        ranks: list[int],
+        kept: list[int],
+        overlaps: dict[tuple[int, int], int],
+    ) -> None:
+        state, length = self._state, end - begin
+        assert state.selector is not None
+        if state.selector.keeps_all:
+            for i in state.present:
+                kept[i] += length
+            for pair in overlaps:
+                overlaps[pair] += length
+            return
+        state.mask_tile(workspace, begin, end, state.present, ranks)
+        for i in state.present:
+            kept[i] += state.kernels.count(workspace.masks[i][:length])
+        for a, b in overlaps:
+            overlaps[a, b] += state.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
+
+    def _combine(self, workspace: Workspace, length: int) -> None:
+        """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2)."""
+        kernels, method = self._state.kernels, self._method
+        total, active = workspace.sum[:length], workspace.active[:length]
+        total[:] = 0
+        active[:] = 0
+        self._sum_into(total, workspace, active)
+        if method.consensus != "sum":
+            signs = workspace.signs[:length]
+            signs[:] = total
+            self._agree_into(total, signs, workspace, length)
+        elif method.normalize:
+            kernels.divide(total, self._denominator)
+        if method.lambda_ != 1.0:
+            kernels.scale(total, method.lambda_)
+
+    def _mask(self, workspace: Workspace, i: int, length: int) -> Array | None:
+        assert self._state.selector is not None
+        return None if self._state.selector.keeps_all else workspace.masks[i][:length]
+
+    def _sum_into(self, total: Array, workspace: Workspace, active: Array) -> None:
+        state, length = self._state, len(total)
+        for i in state.present:
+            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
+            state.kernels.accumulate(total, t, mask, state.divisors[i], self._weights[i], active)
+
+    def _agree_into(self, total: Array, signs: Array, workspace: Workspace, length: int) -> None:
+        state = self._state
+        weight_sum, agreeing = workspace.weight_sum[:length], workspace.agreeing[:length]
+        for array in (total, weight_sum, agreeing):
+            array[:] = 0
+        for i in state.present:
+            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
+            state.kernels.accumulate_agreeing(
+                total, weight_sum, agreeing, signs, t, mask, state.divisors[i], self._weights[i]
+            )
+        if self._method.consensus == "overlap_ties":
+            weight_sum[:] = agreeing
+            state.kernels.divide(total, weight_sum)
+        elif self._method.normalize:
+            state.kernels.divide(total, weight_sum)
+
+    def _write(self, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
+        state, task = self._state, self._state.task
+        length = end - begin
+        raw = state.bytes_of(data, 0, begin, length)
+        out = out_bytes(data, task.out_dtype, begin, end)
+        device_out = state.kernels.load(out)
+        overflowed = state.kernels.finish(
+            raw,
+            task.base.info.dtype,
+            workspace.base[:length],
+            workspace.sum[:length],
+            workspace.active[:length],
+            task.out_dtype,
+            state.plan.saturate,
+            device_out,
+        )
+        state.kernels.store(device_out, out)
+        return overflowed
+
+    def finish(self) -> None:
+        state = self._state
+        state.settle_nonfinite(self._nonfinite)
+        if self._sums:
+            state.moments = self._sums.total()
+        check_overflow(state)
+
+
+def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The place of elements [begin, end) in the window's output."""
+    assert data.out is not None
+    size = DTYPES[dtype].size
+    first = (begin - data.window.own_begin) * size
+    return data.out[first : first + (end - begin) * size]
+
+
+def check_overflow(state: TensorState) -> None:
+    """Raises InputError when results lie beyond the output dtype and the recipe does not saturate."""
+    if state.tally.overflowed and not state.plan.saturate:
+        raise InputError(
+            f"tensor {state.task.name!r}: {state.tally.overflowed} merged values are beyond the range of "
+            f"{state.task.out_dtype}",
+            "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
+        )
+
+
+def normalizer(weights: tuple[float, ...], real: str) -> float:
+    """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
+    kind = np.float64 if real == "f64" else np.float32
+    total = kind(0)
+    for weight in weights:
+        total = kind(total + kind(weight))
+    return 1.0 if abs(total) < 1e-8 else float(total)
+
+
+class LinearPass:
+    """The weighted mean of the models themselves."""
+
+    def __init__(self, state: TensorState, method: LinearMerge, weights: tuple[float, ...]) -> None:
+        self._state = state
+        present = tuple(weights[i] for i in state.present)
+        self._weights = weights
+        self._denominator = normalizer(present, state.real) if method.normalize else 1.0
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        nonfinite, overflowed = [0] * len(self._nonfinite), 0
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            length = end - begin
+            total, active = workspace.sum[:length], workspace.active[:length]
+            total[:] = 0
+            for i in state.present:
+                values, source = workspace.task_vectors[i][:length], state.task.models[i]
+                raw = state.bytes_of(data, i + 1, begin, length)
+                assert raw is not None and source is not None
+                nonfinite[i + 1] += state.kernels.decode(raw, source.info.dtype, values)
+                state.kernels.accumulate(total, values, None, 1.0, self._weights[i], active)
+            state.kernels.divide(total, self._denominator)
+            out = out_bytes(data, state.task.out_dtype, begin, end)
+            device_out = state.kernels.load(out)
+            overflowed += state.kernels.convert(total, state.task.out_dtype, state.plan.saturate, device_out)
+            state.kernels.store(device_out, out)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            state.tally.overflowed += overflowed
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        check_overflow(self._state)
+
+
+class CopyPass:
+    """The reference's own values: the same bytes, or rounded once to another float dtype.
+
+    Integer, bool and packed tensors that are not excluded must be identical in every model.
+    """
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        self._differing = [0] * len(state.task.models)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state, task = self._state, self._state.task
+        assert data.out is not None and data.raws[0] is not None
+        base = data.raws[0]
+        if task.out_dtype == task.base.info.dtype:
+            data.out[:] = base
+        else:
+            self._convert(data, workspace)
+        for i, raw in enumerate(data.raws[1:]):
+            if raw is not None and not np.array_equal(raw, base):
+                with state.lock:
+                    self._differing[i] += int(np.count_nonzero(raw != base))
+
+    def _convert(self, data: WindowData, workspace: Workspace) -> None:
+        state, task = self._state, self._state.task
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            values = workspace.base[: end - begin]
+            raw = state.bytes_of(data, 0, begin, end - begin)
+            assert raw is not None
+            state.kernels.decode(raw, task.base.info.dtype, values)
+            out = out_bytes(data, task.out_dtype, begin, end)
+            device_out = state.kernels.load(out)
+            state.kernels.convert(values, task.out_dtype, state.plan.saturate, device_out)
+            state.kernels.store(device_out, out)
+
+    def finish(self) -> None:
+        for i, count in enumerate(self._differing):
+            if count:
+                raise InputError(
+                    f"{self._state.plan.source_name(i + 1)}: {self._state.task.base.info.dtype} tensor "
+                    f"{self._state.task.name!r} differs from the base in {count} bytes",
+                    "integer tensors cannot be merged: list the tensor under `exclude` to copy the base's",
+                )
+
+
+class TensorFold:
+    """The passes that merge or copy one tensor, and the row that reports it.
+
+    Args:
+        state: the tensor, made for these passes alone.
+    """
+
+    def __init__(self, state: TensorState) -> None:
+        self.state = state
+        self.passes = self._passes()
+
+    def _passes(self) -> list[Pass]:
+        state = self.state
+        settings = state.task.settings
+        if settings is None:
+            return [CopyPass(state)]
+        if isinstance(settings.method, LinearMerge):
+            return [LinearPass(state, settings.method, settings.weights)]
+        method = cast(TaskVectorMerge, settings.method)
+        passes = [*self._density_passes(), *self._order_passes(method)]
+        if method.rescale in ("l1", "l2"):
+            if not any(isinstance(p, MomentsPass) for p in passes):
+                passes.insert(0, MomentsPass(state, self._divide_by_density))
+            passes.append(KeptNormPass(state, 0 if method.rescale == "l1" else 1))
+        self._divide_by_density()
+        known = any(isinstance(p, MomentsPass) for p in passes)
+        return [*passes, FoldPass(state, method, settings.weights, None if known else RowSums(state))]
+
+    def _density_passes(self) -> list[Pass]:
+        """Passes that decide densities from the tensor alone (`tadrop` without a target)."""
+        state = self.state
+        assert state.task.settings is not None and state.selector is not None
+        local = {i: d for i, d in enumerate(state.task.settings.densities) if isinstance(d, TadropDensity)}
+        local = {i: d for i, d in local.items() if i in state.present}
+        by_moments = {i: d for i, d in local.items() if d.statistic != "quantile"}
+        passes: list[Pass] = []
+        if by_moments:
+            passes.append(MomentsPass(state, lambda: self._densities_from_moments(by_moments)))
+        quantiles = [i for i in local if i not in by_moments]
+        if quantiles:
+            orders = [order for i in quantiles for order in quantile_orders(state, i, self._density_from_quantiles)]
+            passes += [OrderPass(state, orders, depth, []) for depth in range(len(state.levels))]
+        return passes
+
+    def _densities_from_moments(self, models: dict[int, TadropDensity]) -> None:
+        state = self.state
+        assert state.selector is not None
+        for i, wanted in models.items():
+            moments = state.moments[i]
+            assert moments is not None
+            statistic = density.kurtosis if wanted.statistic == "kurtosis" else density.participation
+            state.selector.densities[i] = density.local_density(statistic(state.task.numel, moments))
+        self._divide_by_density()
+
+    def _density_from_quantiles(self, i: int, u: float) -> None:
+        assert self.state.selector is not None
+        self.state.selector.densities[i] = density.local_density(u)
+        self._divide_by_density()
+
+    def _divide_by_density(self) -> None:
+        method = cast(TaskVectorMerge, self.state.task.settings.method) if self.state.task.settings else None
+        selector = self.state.selector
+        if method is not None and selector is not None and method.rescale == "density":
+            self.state.divisors = [d if d > 0 else 1.0 for d in selector.densities]
+
+    def _order_passes(self, method: TaskVectorMerge) -> list[Pass]:
+        state = self.state
+        if not isinstance(method.selection, Top):
+            return []
+        depths = range(len(state.levels))
+        if not method.selection.sequential:
+            orders = [top_order(state, i, sequential=False) for i in state.present]
+            return [OrderPass(state, orders, depth, []) for depth in depths]
+        passes: list[Pass] = []
+        for place, i in enumerate(state.present):
+            order = top_order(state, i, sequential=True)
+            passes += [OrderPass(state, [order], depth, state.present[:place]) for depth in depths]
+        return passes
+
+    def row(self) -> TensorRow:
+        """What the receipt says of this tensor; valid after the last pass."""
+        state, task = self.state, self.state.task
+        if task.settings is None:
+            return TensorRow(name=task.name, action="copied", reason=task.reason)
+        densities = state.selector.densities if state.selector else [1.0] * len(task.models)
+        models: list[ModelRow | None] = [None] * len(task.models)
+        for i in state.present:
+            moments = state.moments[i]
+            models[i] = ModelRow(
+                density=densities[i],
+                kept=state.tally.kept[i] if state.selector else task.numel,
+                l1=None if moments is None else float(moments[0]),
+                l2=None if moments is None else math.sqrt(float(moments[1])),
+            )
+        overlaps = tuple((a, b, count) for (a, b), count in sorted(state.tally.overlaps.items()))
+        return TensorRow(
+            name=task.name,
+            action="merged",
+            models=tuple(models),
+            overlaps=overlaps,
+            nonfinite=sum(state.tally.nonfinite),
+            overflowed=state.tally.overflowed,
+        )
+
+
+def quantile_orders(state: TensorState, i: int, then: object) -> list[Order]:
+    """Searches for the median and the 99th percentile of |t| of model i; `then(i, u)` gets the redundancy."""
+    found: dict[float, float] = {}
+    report = cast("type[object]", then)
+
+    def search(q: float) -> Order:
+        def rank(totals: list[int], zeros: list[int]) -> tuple[int, int]:
+            return 0, quantile_rank(q, totals[0])
+
+        def done(result: RankSearch, level: int) -> None:
+            found[q] = key_value(result.prefix, state.real)
+            if len(found) == 2:
+                all_zero = order_high.zeros[0] == state.task.numel
+                report(i, density.quantile(found[0.5], found[0.99], all_zero))
+
+        return Order(i, rank, done)
+
+    order_low, order_high = search(0.5), search(0.99)
+    return [order_low, order_high]

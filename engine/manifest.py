@@ -1,0 +1,128 @@
+"""Schemas of what is written beside the shards: receipts and the manifest, as canonical JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import IntegrityError
+
+FORMAT = "anabranch.manifest"
+FORMAT_VERSION = 1
+PLAN_NAME = ".anabranch/plan.json"
+TASKS_NAME = ".anabranch/tasks.parquet"
+RECEIPTS_FOLDER = ".anabranch/receipts"
+SURVEY_FOLDER = ".anabranch/survey"
+MANIFEST_NAME = "anabranch.manifest.json"
+TENSORS_NAME = "anabranch.tensors.parquet"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRow(_Record):
+    """What one model gave to one tensor."""
+
+    density: float
+    """Fraction that the method was asked to keep."""
+    kept: int
+    """Elements that its mask kept."""
+    l1: float | None
+    """Sum of |t| over the whole task vector; None where the method has no task vectors."""
+    l2: float | None
+
+
+class TensorRow(_Record):
+    """What happened to one tensor."""
+
+    name: str
+    action: Literal["merged", "copied"]
+    reason: str = ""
+    """Why it was copied."""
+    models: tuple[ModelRow | None, ...] = ()
+    """Per model in recipe order; None where the model has no such tensor."""
+    overlaps: tuple[tuple[int, int, int], ...] = ()
+    """(model a, model b, elements that both masks kept)."""
+    nonfinite: int = 0
+    """NaN and Inf in the inputs, treated as the recipe says."""
+    overflowed: int = 0
+    """Results beyond the output dtype's range, saturated as the recipe says."""
+
+
+class FileEntry(_Record):
+    size: int
+    sha256: str
+
+
+class Receipt(_Record):
+    """One finished output shard; written after the shard became visible. Holds no time, host or attempt."""
+
+    plan_id: str
+    shard: int
+    name: str
+    size: int
+    sha256: str
+    tensors: tuple[TensorRow, ...]
+
+
+class Manifest(_Record):
+    """The commit: written last, by exclusive creation."""
+
+    format: Literal["anabranch.manifest"] = "anabranch.manifest"
+    version: int = FORMAT_VERSION
+    plan_id: str
+    numerics: int
+    recipe: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    files: dict[str, FileEntry]
+    """Every file of the output except this one and the plan's working files, by name."""
+    merged_tensors: int
+    copied_tensors: int
+    parameters: int
+    """Elements of all tensors."""
+    summary: list[dict[str, Any]]
+    """Per model: fraction kept, and overlap with every other model."""
+    warnings: list[str]
+    tables: dict[str, str]
+    """SHA-256 over the rows of each Parquet table; the bytes of Parquet files depend on the library's version."""
+    survey: list[dict[str, Any]]
+    """Densities that a survey of whole models decided; empty without one."""
+
+
+def canonical_json(value: Mapping[str, Any] | list[Any]) -> bytes:
+    """One spelling per value: sorted keys, no spaces, no NaN, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def readable_json(value: Mapping[str, Any]) -> bytes:
+    """The same for files that people open: sorted keys, indented."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def encode(record: BaseModel) -> bytes:
+    """Canonical JSON of a receipt or manifest."""
+    return readable_json(record.model_dump(mode="json")) if isinstance(record, Manifest) else canonical_json(
+        record.model_dump(mode="json")
+    )
+
+
+def decode_receipt(data: bytes, where: str) -> Receipt:
+    """Raises IntegrityError when the bytes are not a receipt."""
+    try:
+        return Receipt.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"{where} is not a receipt: {error.errors()[0]['msg']}") from None
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Raises IntegrityError when the bytes are not a manifest."""
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"{where} is not a manifest: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,70 @@
+"""What a merge method is made of: a selection, a rescale, a consensus. Declarations only, no loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every element of every task vector is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """n:m sparsity over the flattened tensor, models claiming positions in recipe order (CABS, arXiv 2503.01874)."""
+
+    m: int
+    """Elements per block; n follows from each model's density."""
+    drop_tail: bool = False
+    """Prune the last partial block away entirely, as the published RoBERTa script does."""
+    overlap_never: bool = False
+    """Later models get free positions only, even when these run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The int(density * N) largest magnitudes of a tensor."""
+
+    sequential: bool = False
+    """Models choose in recipe order, least-claimed positions first (CA of CABS without BS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelThreshold:
+    """Magnitudes at or above one threshold for the whole model (the published TIES code)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """Each element with probability density, from a counter-based generator (DARE, arXiv 2311.03099)."""
+
+
+Selection = All | Blocks | Top | ModelThreshold | Random
+Rescale = Literal["none", "density", "l1", "l2"]
+Consensus = Literal["sum", "ties", "overlap_ties"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskVectorMerge:
+    """W0 + lambda * consensus(rescale(select(W_i - W0)))."""
+
+    selection: Selection
+    rescale: Rescale = "none"
+    """What kept values are divided by: nothing, the density, or the share of the norm that was kept."""
+    consensus: Consensus = "sum"
+    """`ties`: only values that agree with the sign of the weighted sum. `overlap_ties`: the same, averaged, where masks overlap."""
+    normalize: bool = False
+    """Divide by the sum of weights (of the agreeing weights under `ties`)."""
+    lambda_: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMerge:
+    """The weighted sum of the models themselves, without a base."""
+
+    normalize: bool = True
+
+
+Method = TaskVectorMerge | LinearMerge

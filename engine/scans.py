@@ -1,0 +1,248 @@
+"""Passes that only look: moments of task vectors, exact order statistics, norms of what a mask keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels import Array, fold_rows, host
+from .order import RankSearch
+from .select import KEEP_ALL_EQUAL, Cut, cut_from
+from .tensor import TensorState, WindowData, Workspace
+from .windows import ROW_ELEMENTS, tiles
+
+
+class RowSums:
+    """Sums of |t|, t^2 and t^4 of every present model's task vector, in the one defined order (ALGORITHMS 1.4).
+
+    Rows have places of their own, so any thread may add any tile.
+    """
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        rows = -(-state.task.numel // ROW_ELEMENTS)
+        self._rows = {i: np.zeros((rows, 3), np.float64) for i in state.present}
+
+    def add(self, workspace: Workspace, begin: int, end: int) -> None:
+        """Add the workspace's task vectors of elements [begin, end); begin is a multiple of ROW_ELEMENTS."""
+        first, count = begin // ROW_ELEMENTS, -(-(end - begin) // ROW_ELEMENTS)
+        device_rows = workspace.rows[: 3 * count].reshape(count, 3)
+        for i, rows in self._rows.items():
+            self._state.kernels.moments(workspace.task_vectors[i][: end - begin], device_rows)
+            rows[first : first + count] = host(device_rows)
+
+    def total(self) -> list[NDArray[np.float64] | None]:
+        """Per model: f64 [3], or None for a model without the tensor."""
+        return [fold_rows(self._rows[i]) if i in self._rows else None for i in range(len(self._state.task.models))]
+
+
+class MomentsPass:
+    """Sums over every task vector of the tensor; `then` decides densities from them."""
+
+    def __init__(self, state: TensorState, then: Callable[[], None]) -> None:
+        self._state = state
+        self._then = then
+        self._sums = RowSums(state)
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        counts = [0] * len(self._nonfinite)
+        for begin, end in tiles(data.window.begin, data.window.end, self._state.stat_tile):
+            self._state.load(data, workspace, begin, end, counts)
+            self._sums.add(workspace, begin, end)
+        with self._state.lock:
+            add_into(self._nonfinite, counts)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        self._state.moments = self._sums.total()
+        self._then()
+
+
+def add_into(total: list[int], more: list[int]) -> None:
+    """total += more, element by element."""
+    for i, value in enumerate(more):
+        total[i] += value
+
+
+@dataclass(slots=True)
+class Order:
+    """One order statistic of one model's magnitudes, refined by one histogram per pass.
+
+    Attributes:
+        model: position in the recipe.
+        rank: given the number of elements at each claim level and of zeros among them, the claim level to search in and
+            the 1-based rank from the largest there; None when nothing needs to be searched.
+        then: called once with the finished search.
+        claim_levels: how many claim levels are told apart; 1 where claims do not matter.
+    """
+
+    model: int
+    rank: Callable[[list[int], list[int]], tuple[int, int] | None]
+    then: Callable[[RankSearch, int], None]
+    claim_levels: int = 1
+    counts: list[NDArray[np.int64]] = field(default_factory=list)
+    zeros: list[int] = field(default_factory=list)
+    search: RankSearch | None = None
+    level: int = 0
+    """Claim level that the search goes on in."""
+
+
+class OrderPass:
+    """One histogram level of several order statistics.
+
+    Args:
+        state: the tensor.
+        orders: the statistics, all at the same level.
+        depth: 0 for the most significant bits.
+        earlier: models whose masks must be made first, because their claims matter.
+    """
+
+    def __init__(self, state: TensorState, orders: list[Order], depth: int, earlier: list[int]) -> None:
+        self._state = state
+        self._orders = orders
+        self._depth = depth
+        self._earlier = earlier
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        wanted = [order for order in self._orders if self._depth == 0 or order.search is not None]
+        ranks = state.start_ranks(data, workspace, self._earlier)
+        histograms = workspace.histograms(sum(self._levels(order) for order in wanted))
+        nonfinite = [0] * len(self._nonfinite)
+        zeros = [[0] * order.claim_levels for order in wanted]
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
+            self._observe(workspace, end - begin, wanted, claims, histograms, zeros)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            self._merge(wanted, histograms, zeros)
+
+    def _levels(self, order: Order) -> int:
+        return order.claim_levels if self._depth == 0 else 1
+
+    def _observe(
+        self,
+        workspace: Workspace,
+        length: int,
+        wanted: list[Order],
+        claims: Array | None,
+        histograms: list[Array],
+        zeros: list[list[int]],
+    ) -> None:
+        kernels = self._state.kernels
+        shift, bits = self._state.levels[self._depth]
+        place = 0
+        for order, zero in zip(wanted, zeros, strict=True):
+            t = workspace.task_vectors[order.model][:length]
+            for claim_level in range(order.claim_levels) if self._depth == 0 else (order.level,):
+                prefix = 0 if order.search is None else order.search.prefix
+                counts = histograms[place][: 1 << bits]
+                kernels.histogram(t, claims, claim_level, shift, bits, prefix, counts)
+                place += 1
+                if self._depth == 0:
+                    zero[claim_level] += kernels.count_equal(t, claims, claim_level, 0)
+
+    def _merge(self, wanted: list[Order], histograms: list[Array], zeros: list[list[int]]) -> None:
+        bits = self._state.levels[self._depth][1]
+        place = 0
+        for order, zero in zip(wanted, zeros, strict=True):
+            levels = self._levels(order)
+            if not order.counts:
+                order.counts = [np.zeros(1 << bits, np.int64) for _ in range(levels)]
+                order.zeros = order.zeros or [0] * order.claim_levels
+            for level in range(levels):
+                order.counts[level] += host(histograms[place][: 1 << bits])
+                place += 1
+            if self._depth == 0:
+                add_into(order.zeros, zero)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        for order in self._orders:
+            self._narrow(order)
+
+    def _narrow(self, order: Order) -> None:
+        chosen = 0
+        if self._depth == 0:
+            place = order.rank([int(c.sum()) for c in order.counts], order.zeros)
+            if place is None:
+                order.counts = []
+                return
+            order.level, rank = place
+            order.search = RankSearch(rank, self._state.levels)
+            chosen = order.level
+        if order.search is None:
+            return
+        order.search.narrow(order.counts[chosen])
+        order.counts = []
+        if order.search.level == len(self._state.levels):
+            order.then(order.search, order.level)
+
+
+def top_order(state: TensorState, i: int, sequential: bool) -> Order:
+    """The search for the cut of model i that keeps its int(density * N) largest magnitudes.
+
+    With `sequential`, least-claimed elements come first and zeros are no candidates (ALGORITHMS 2, CA). Zeros never
+    count as kept, since keeping them changes nothing.
+    """
+    selector = state.selector
+    assert selector is not None
+
+    def rank(totals: list[int], zeros: list[int]) -> tuple[int, int] | None:
+        wanted = int(selector.densities[i] * state.task.numel)
+        if wanted <= 0:
+            return None
+        for level, (total, zero) in enumerate(zip(totals, zeros, strict=True)):
+            if wanted <= total - zero:
+                return level, wanted
+            wanted -= total - zero
+        selector.cuts[i] = Cut(len(totals), 0, 0)
+        return None
+
+    def then(search: RankSearch, level: int) -> None:
+        cut = cut_from(search, level)
+        selector.cuts[i] = cut
+        if cut.ranks_equals:
+            selector.ledgers[i] = state.new_ledger()
+
+    return Order(i, rank, then, claim_levels=i + 1 if sequential else 1)
+
+
+class KeptNormPass:
+    """The norm of what each mask keeps, for a rescale by the share of the norm (mergekit's `rescale_norm`).
+
+    Args:
+        state: the tensor; its moments are known.
+        norm: 0 for the sum of |t|, 1 for the root of the sum of t^2.
+    """
+
+    def __init__(self, state: TensorState, norm: int) -> None:
+        self._state = state
+        self._norm = norm
+        self._sums = RowSums(state)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        ranks = state.start_ranks(data, workspace, state.present)
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            state.load(data, workspace, begin, end, [0] * (len(state.task.models) + 1))
+            state.mask_tile(workspace, begin, end, state.present, ranks)
+            for i in state.present:
+                t = workspace.task_vectors[i][: end - begin]
+                t *= workspace.masks[i][: end - begin]
+            self._sums.add(workspace, begin, end)
+
+    def finish(self) -> None:
+        kept = self._sums.total()
+        for i in self._state.present:
+            before, after = self._state.moments[i], kept[i]
+            assert before is not None and after is not None
+            share = float(after[self._norm] / before[self._norm]) if before[self._norm] > 0 else 1.0
+            share = share if self._norm == 0 else share**0.5
+            self._state.divisors[i] = share if share > 0 else 1.0

@@ -1,0 +1,238 @@
+"""One tensor being merged: its windows, its state between passes, and how a tile of it is decoded and selected."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .header import DTYPES
+from .kernels import Array, Kernels
+from .methods.stages import TaskVectorMerge
+from .order import LEVELS_32, LEVELS_64
+from .plan import Plan, TensorTask
+from .select import EqualLedger, Selector, random_key
+from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles, window_elements
+
+Real = Literal["f32", "f64"]
+HISTOGRAM_BINS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class WindowData:
+    """The bytes of one window in memory, and where its result goes."""
+
+    window: Window
+    raws: Sequence[NDArray[np.uint8] | None]
+    """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the source ends
+    earlier, None where there is no such source."""
+    out: NDArray[np.uint8] | None
+    """uint8 bytes of elements [own_begin, own_end) in the output dtype; None in passes that only gather statistics."""
+
+
+class Pass(Protocol):
+    """One reading of a tensor: `run` for every window by any thread in any order, then `finish` once."""
+
+    def run(self, data: WindowData, workspace: Workspace) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Workspace:
+    """The arrays in which one thread folds tiles; made once and reused from the first tile to the last."""
+
+    def __init__(self, kernels: Kernels, real: Real, models: int, elements: int) -> None:
+        self.base = kernels.empty(elements, real)
+        self.sum = kernels.empty(elements, real)
+        self.signs = kernels.empty(elements, real)
+        self.weight_sum = kernels.empty(elements, real)
+        self.task_vectors = [kernels.empty(elements, real) for _ in range(models)]
+        self.masks = [kernels.empty(elements, "u8") for _ in range(models)]
+        self.claims = kernels.empty(elements, "u8")
+        self.active = kernels.empty(elements, "u8")
+        self.agreeing = kernels.empty(elements, "u8")
+        self.rows = kernels.empty(3 * -(-elements // ROW_ELEMENTS), "f64")
+        self._kernels = kernels
+        self._histograms: list[Array] = []
+
+    def histograms(self, count: int) -> list[Array]:
+        """`count` i64 arrays of HISTOGRAM_BINS zeros."""
+        while len(self._histograms) < count:
+            self._histograms.append(self._kernels.empty(HISTOGRAM_BINS, "i64"))
+        for histogram in self._histograms[:count]:
+            histogram[:] = 0
+        return self._histograms[:count]
+
+    @staticmethod
+    def bytes_for(models: int, elements: int, real_bytes: int, histograms: int) -> int:
+        """Bytes of one workspace, for the memory plan."""
+        reals = (4 + models) * real_bytes
+        return elements * (reals + models + 3) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all windows of one tensor counted."""
+
+    nonfinite: list[int]
+    """Per source, reference first."""
+    kept: list[int]
+    """Per model, elements its mask kept."""
+    overlaps: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Per pair of models, elements that both masks kept."""
+    overflowed: int = 0
+    """Results beyond the output dtype's range."""
+
+
+class TensorState:
+    """What the passes over one tensor share.
+
+    Windows only add integers or write to places of their own, so nothing here depends on the order of windows.
+
+    Args:
+        task: the tensor with its sources and settings; densities that a survey decides are already numbers.
+        plan: seed and treatment of values that cannot be merged.
+        kernels: where the arithmetic runs.
+        slab_bytes: capacity of one window buffer.
+    """
+
+    def __init__(self, task: TensorTask, plan: Plan, kernels: Kernels, slab_bytes: int) -> None:
+        self.task = task
+        self.plan = plan
+        self.kernels = kernels
+        self.real: Real = "f64" if task.is_double else "f32"
+        self.levels = LEVELS_64 if task.is_double else LEVELS_32
+        self.present = [i for i, source in enumerate(task.models) if source is not None]
+        models = len(task.models)
+        self.selector = self._selector(models)
+        self.grain = self.selector.grain if self.selector else 1
+        self.windows = cut_windows(task.numel, window_elements(slab_bytes, task.widest_bytes, self.grain), self.grain)
+        self.tile = tile_elements(self.grain)
+        self.tally = Tally([0] * (models + 1), [0] * models)
+        self.rows: list[NDArray[np.float64] | None] = [None] * models
+        self.moments: list[NDArray[np.float64] | None] = [None] * models
+        """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
+        self.divisors = [1.0] * models
+        self.lock = threading.Lock()
+
+    def _selector(self, models: int) -> Selector | None:
+        settings = self.task.settings
+        if settings is None or not isinstance(settings.method, TaskVectorMerge):
+            return None
+        keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in self.plan.positions)
+        densities = [d if isinstance(d, float) else 0.0 for d in settings.densities]
+        return Selector(settings.method.selection, self.kernels, keys, densities, [None] * models, [None] * models)
+
+    @property
+    def stat_tile(self) -> int:
+        """Tile size of loops that take statistics: rows stay whole."""
+        return self.tile if self.tile % ROW_ELEMENTS == 0 else tile_elements(1)
+
+    def load(self, data: WindowData, workspace: Workspace, begin: int, end: int, nonfinite: list[int]) -> None:
+        """Decode the reference and every model's task vector of elements [begin, end) into the workspace.
+
+        A model that ends earlier (fewer rows of a padded vocabulary) has t = 0 beyond its end.
+
+        Args:
+            nonfinite: per source, the number of NaN and Inf of these elements is added here.
+        """
+        length = end - begin
+        base = workspace.base[:length]
+        raw = self.bytes_of(data, 0, begin, length)
+        assert raw is not None
+        nonfinite[0] += self.kernels.decode(raw, self.task.base.info.dtype, base)
+        for i in self.present:
+            t = workspace.task_vectors[i][:length]
+            raw = self.bytes_of(data, i + 1, begin, length)
+            source = self.task.models[i]
+            assert source is not None
+            known = 0 if raw is None else len(raw) // DTYPES[source.info.dtype].size
+            if raw is not None and known:
+                nonfinite[i + 1] += self.kernels.task_vector(raw, source.info.dtype, base[:known], t[:known])
+            if known < length:
+                t[known:] = 0
+            if self.plan.keep_base_where_nonfinite:
+                self.kernels.zero_nonfinite(t, base)
+
+    def bytes_of(self, data: WindowData, source: int, begin: int, length: int) -> Array | None:
+        """Bytes of elements [begin, begin + length) of one source, fewer where it ends earlier."""
+        raw = data.raws[source]
+        if raw is None:
+            return None
+        location = self.task.base if source == 0 else self.task.models[source - 1]
+        assert location is not None
+        size = DTYPES[location.info.dtype].size
+        first = begin - data.window.begin
+        return self.kernels.load(raw[first * size : (first + length) * size])
+
+    def settle_nonfinite(self, counts: list[int]) -> None:
+        """Keep what a whole pass counted; stop the run unless the recipe says what to do with such values.
+
+        Raises:
+            InputError: a source holds NaN or Inf.
+        """
+        self.tally.nonfinite = counts
+        if self.plan.keep_base_where_nonfinite or not any(counts):
+            return
+        source = next(i for i, count in enumerate(counts) if count)
+        raise InputError(
+            f"{self.plan.source_name(source)}: tensor {self.task.name!r} holds {counts[source]} NaN or Inf values",
+            "repair the checkpoint, exclude the tensor, or set `nonfinite: keep-base` in the recipe",
+        )
+
+    # -- masks ---------------------------------------------------------------------------------------------------
+
+    def start_ranks(self, data: WindowData, workspace: Workspace, models: list[int]) -> list[int]:
+        """Equals of each model's cut before this window; counts this window's own first where nobody did yet."""
+        ranks = [0] * len(self.task.models)
+        selector = self.selector
+        if selector is None or not any(selector.ledgers[i] for i in models):
+            return ranks
+        new = selector.unranked(data.window.index, models)
+        if new:
+            self._publish_equals(data, workspace, models, new)
+        for i in models:
+            ledger = selector.ledgers[i]
+            if ledger is not None:
+                ranks[i] = ledger.before(data.window.index)
+        return ranks
+
+    def _publish_equals(self, data: WindowData, workspace: Workspace, models: list[int], new: list[int]) -> None:
+        assert self.selector is not None
+        earlier = [i for i in models if i not in new] if self.selector.claims_matter else []
+        ranks = self.start_ranks(data, workspace, earlier)
+        counts = dict.fromkeys(new, 0)
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, self.tile):
+            self.load(data, workspace, begin, end, [0] * (len(self.task.models) + 1))
+            claims = self.mask_tile(workspace, begin, end, earlier, ranks)
+            for i in new:
+                t = workspace.task_vectors[i][: end - begin]
+                counts[i] += self.selector.count_equal(i, t, claims if self.selector.claims_matter else None)
+        for i in new:
+            ledger = self.selector.ledgers[i]
+            assert ledger is not None
+            ledger.publish(data.window.index, counts[i])
+
+    def mask_tile(self, workspace: Workspace, begin: int, end: int, models: list[int], ranks: list[int]) -> Array:
+        """Write the masks of `models` for elements [begin, end); returns the claims they make together (u8)."""
+        assert self.selector is not None
+        length = end - begin
+        claims = workspace.claims[:length]
+        claims[:] = 0
+        for i in models:
+            self.selector.mask(i, workspace.task_vectors[i][:length], begin, claims, workspace.masks[i][:length], ranks)
+        return claims
+
+    def new_ledger(self) -> EqualLedger:
+        return EqualLedger(len(self.windows))
+
+    def abandon(self) -> None:
+        """Wake every thread that waits for another window of this tensor, because the run is being stopped."""
+        for ledger in self.selector.ledgers if self.selector else ():
+            if ledger is not None:
+                ledger.abandon()

@@ -1,0 +1,66 @@
+"""How one tensor is cut: windows are read and written at once, tiles are folded inside the processor's cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ROW_ELEMENTS = 4096
+"""Statistics are folded in rows of so many elements (ALGORITHMS 1.4), so every window starts at a multiple of it."""
+TILE_ELEMENTS = 1 << 17
+"""A tile of fp32 is 512 KiB: base, task vector and sum of one tile stay in a level-2 or level-3 cache."""
+MAX_TILE_ELEMENTS = 1 << 18
+"""A common multiple of rows and grain up to this size is used as the tile; beyond it the two loops are separate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Elements [begin, end) take part in statistics; [own_begin, own_end) are selected, merged and written.
+
+    The two differ only where a grain (a block of n:m) crosses a window's border: it belongs to the window it starts in.
+    """
+
+    index: int
+    begin: int
+    end: int
+    own_begin: int
+    own_end: int
+
+    @property
+    def read_end(self) -> int:
+        """Elements [begin, read_end) must be in memory."""
+        return max(self.end, self.own_end)
+
+
+def tile_elements(grain: int) -> int:
+    """Tile size that is a multiple of both rows and grain where one of at most MAX_TILE_ELEMENTS exists, else of the grain."""
+    both = math.lcm(ROW_ELEMENTS, grain)
+    unit = both if both <= MAX_TILE_ELEMENTS else grain
+    return max(unit, TILE_ELEMENTS // unit * unit)
+
+
+def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
+    """The largest window, in elements, whose bytes (with a grain's overhang) fit one slab; at least one row."""
+    tile = tile_elements(grain)
+    room = slab_bytes // element_bytes
+    if tile % ROW_ELEMENTS == 0:
+        return room // tile * tile if room >= tile else max(room // math.lcm(ROW_ELEMENTS, grain), 1) * math.lcm(ROW_ELEMENTS, grain)
+    return max((room - grain) // ROW_ELEMENTS, 1) * ROW_ELEMENTS
+
+
+def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:
+    """Windows of `elements` elements (a multiple of ROW_ELEMENTS) over a tensor of numel elements, grains kept whole."""
+    windows = []
+    for index, begin in enumerate(range(0, numel, elements)):
+        end = min(begin + elements, numel)
+        own_begin = min(-(-begin // grain) * grain, numel)
+        own_end = min(-(-end // grain) * grain, numel)
+        windows.append(Window(index, begin, end, own_begin, own_end))
+    return windows
+
+
+def tiles(begin: int, end: int, elements: int) -> Iterator[tuple[int, int]]:
+    """Cut [begin, end) into tiles of `elements` elements, the last one shorter."""
+    for start in range(begin, end, elements):
+        yield start, min(start + elements, end)
