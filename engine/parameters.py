@@ -1,0 +1,166 @@
+"""A recipe's parameters become plain values for one tensor and one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, Literal, TypeVar
+
+from .errors import RecipeError
+from .recipe import rules_of
+from .recipe_schema import ModelEntry, Recipe
+from .recipe_text import shorten
+from .settings import METHODS, PARAMETERS, Setting, TadropDensity
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParameters:
+    """What one model contributes to one tensor; neutral where the method takes no such parameter."""
+
+    weight: float = 1.0
+    density: float | TadropDensity = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParameters:
+    """How one tensor is merged, the same for all models; neutral where the method takes no such parameter."""
+
+    block: int = 256
+    tail: Literal["keep", "drop"] = "keep"
+    overlap: Literal["allow", "never"] = "allow"
+    overlap_merge: Literal["sum", "ties"] = "sum"
+    conflict: Literal["none", "sequential"] = "none"
+    scope: Literal["tensor", "model"] = "tensor"
+    rescale: Literal["none", "density", "l1", "l2"] = "none"
+    """`rescale` and `rescale_norm` together: what kept values are divided by."""
+    normalize: bool = False
+    lambda_: float = 1.0
+
+
+class ParameterResolver:
+    """Looks up parameters by tensor name; the same name always gives an equal object.
+
+    Args:
+        recipe: a recipe.
+        num_layers: `count_layers` of the tensors that will be looked up; the length of gradients.
+    """
+
+    def __init__(self, recipe: Recipe, num_layers: int) -> None:
+        taken = METHODS[recipe.merge_method].defaults
+        own = [name for name in taken if PARAMETERS[name].per_model]
+        shared = [name for name in taken if not PARAMETERS[name].per_model]
+
+        def rules(names: list[str], entry: ModelEntry | None) -> dict[str, Setting]:
+            return {name: rules_of(recipe, name, entry) for name in names}
+
+        self._models = [
+            _Lookup(TensorParameters, rules(own, entry), num_layers, f"model {shorten(entry.model)}")
+            for entry in recipe.models
+        ]
+        self._shared = _Lookup(_shared_parameters, rules(shared, None), num_layers, "the merge")
+
+    def model(self, index: int, tensor_name: str) -> TensorParameters:
+        """The values of one model (0-based in `recipe.models`) for one tensor.
+
+        Raises:
+            RecipeError: a parameter without a default has no rule for this tensor.
+        """
+        return self._models[index].get(tensor_name)
+
+    def shared(self, tensor_name: str) -> SharedParameters:
+        """The values that all models share for one tensor."""
+        return self._shared.get(tensor_name)
+
+
+def layer_index(tensor_name: str) -> int | None:
+    """The layer that a tensor belongs to: the first part of its dotted name that is a number."""
+    for part in tensor_name.split("."):
+        if part.isdecimal() and part.isascii():
+            return int(part)
+    return None
+
+
+def count_layers(tensor_names: Iterable[str]) -> int:
+    """One more than the largest layer index; 0 when no name has one."""
+    return 1 + max((layer for layer in map(layer_index, tensor_names) if layer is not None), default=-1)
+
+
+@lru_cache(maxsize=64)  # models ask for the same tensor one after the other
+def layer_position(tensor_name: str, num_layers: int) -> float:
+    """Where a tensor stands on a gradient: 0.0 at the first layer, 1.0 at the last.
+
+    As in mergekit 0.1.5, tensors outside the layers stand at 0.0 and the only layer of a model at 1.0.
+    """
+    layer = layer_index(tensor_name)
+    if layer is None:
+        return 0.0
+    assert layer < num_layers, (
+        f"{tensor_name} lies beyond the {num_layers} layers that gradients were made for"
+    )
+    return layer / (num_layers - 1) if num_layers > 1 else 1.0
+
+
+def interpolate(gradient: tuple[float, ...], position: float) -> float:
+    """The value at a position from 0.0 to 1.0 between numbers at equal distances, in fp64."""
+    scaled = position * (len(gradient) - 1)
+    left = int(scaled)
+    right = min(left + 1, len(gradient) - 1)
+    share = scaled - left
+    return (1.0 - share) * gradient[left] + share * gradient[right]
+
+
+Made = TypeVar("Made")
+
+
+class _Lookup(Generic[Made]):
+    """One group of parameters; tensors that match the same rules at the same position share one object."""
+
+    def __init__(
+        self, make: Callable[..., Made], rules: Mapping[str, Setting], num_layers: int, owner: str
+    ) -> None:
+        self._make = make
+        self._rules = {_FIELDS.get(name, name): setting for name, setting in rules.items()}
+        self._num_layers = num_layers
+        self._owner = owner
+        values = [rule.value for setting in rules.values() for rule in setting]
+        self._has_gradient = any(isinstance(value, tuple) for value in values)
+        plain = all(setting[0].filter is None for setting in rules.values()) and not self._has_gradient
+        self._constant = self._resolve("", 0.0) if plain else None
+        self._made: dict[tuple[object, ...], Made] = {}
+
+    def get(self, tensor_name: str) -> Made:
+        if self._constant is not None:
+            return self._constant
+        position = layer_position(tensor_name, self._num_layers) if self._has_gradient else 0.0
+        key = (position, *(self._match(field, tensor_name) for field in self._rules))
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._resolve(tensor_name, position)
+        return found
+
+    def _match(self, field: str, tensor_name: str) -> int:
+        for i, rule in enumerate(self._rules[field]):
+            if rule.filter is None or rule.filter in tensor_name:
+                return i
+        raise RecipeError(
+            f"{field} has no value for tensor {tensor_name!r} of {self._owner}: none of its filters matches",
+            f"Add an entry without a filter at the end: {field}: [..., {{value: ...}}].",
+        )
+
+    def _resolve(self, tensor_name: str, position: float) -> Made:
+        values: dict[str, Any] = {}
+        for field, setting in self._rules.items():
+            value = setting[self._match(field, tensor_name)].value
+            values[field] = interpolate(value, position) if isinstance(value, tuple) else value
+        return self._make(**values)
+
+
+_FIELDS = {"lambda": "lambda_"}  # a keyword of Python
+
+
+def _shared_parameters(
+    *, rescale: bool = False, rescale_norm: str = "none", **others: Any
+) -> SharedParameters:
+    divisor: Any = "none" if not rescale else "density" if rescale_norm == "none" else rescale_norm
+    return SharedParameters(rescale=divisor, **others)

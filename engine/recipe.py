@@ -1,0 +1,369 @@
+"""A recipe file becomes one frozen Recipe, or one error that lists what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from .errors import RecipeError
+from .recipe_schema import DTYPES, ModelEntry, Output, Recipe
+from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Problem, did_you_mean, read_document, shorten
+from .settings import LATER_METHODS, METHODS, PARAMETERS, Rule, Setting, TadropDensity, Value, read_parameters
+
+__all__ = [
+    "DTYPES",
+    "ModelEntry",
+    "Output",
+    "Recipe",
+    "canonical",
+    "load_recipe",
+    "parse_recipe",
+    "resolve_model_url",
+    "rules_of",
+]
+
+logger = logging.getLogger(__name__)
+
+UNSUPPORTED_KEYS: Mapping[str, str] = {
+    "slices": "this version merges whole models, listed under `models`",
+    "modules": "this version merges whole models, listed under `models`",
+    "tokenizer": "this version copies one model's tokenizer, named by `tokenizer_source`",
+}
+"""Keys of mergekit's schema that would change the result and are not implemented."""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: the file cannot be read, or see `parse_recipe`.
+    """
+    where = os.fspath(path)
+    try:
+        with open(where, "rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot read the recipe: {error.strerror or error}") from None
+    if len(data) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{where}: a recipe has at most {MAX_RECIPE_BYTES} bytes, this file has more")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{where}: a recipe is UTF-8 text; byte {error.start} is not") from None
+    return parse_recipe(text, where)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Read a recipe from its YAML text.
+
+    Args:
+        text: a superset of mergekit 0.1.5's schema, see docs/recipe.md.
+        where: what to call the text in messages.
+
+    Raises:
+        RecipeError: file, line, key path, what was expected and what was found, for up to ten problems.
+    """
+    document = read_document(text, where)
+    if not isinstance(document.data, dict):
+        raise document.error(
+            [Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")]
+        )
+    data = {key: value for key, value in document.data.items() if value is not None}
+    problems: list[Problem] = []
+    for key, instead in UNSUPPORTED_KEYS.items():
+        if data.pop(key, None) is not None:
+            problems.append(Problem((key,), f"not supported by this version; {instead}"))
+            data.setdefault("models", [])  # one problem is enough
+    method = data.get("merge_method")
+    if isinstance(method, str) and method not in METHODS:
+        problems.append(Problem(("merge_method",), _unknown_method(method)))
+        method = None
+    _read_all_parameters(data, method if isinstance(method, str) else None, problems)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(details) for details in error.errors(include_url=False)]
+    if not problems:
+        problems += _contradictions(recipe)
+    if problems:
+        raise document.error(problems)
+    return _without_base(recipe)
+
+
+def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The recipe with defaults filled in and without what cannot change the output.
+
+    Two recipes that say the same in other words give equal results; the result is itself a recipe.
+
+    Args:
+        recipe: a recipe.
+        urls: what to write instead of each model reference, when given: absolute URLs do not depend on the
+            directory that a command ran in.
+
+    Returns:
+        JSON-able, with a stable order of keys.
+    """
+
+    def url(reference: str) -> str:
+        return urls[reference] if urls is not None else reference
+
+    taken = METHODS[recipe.merge_method].defaults
+    per_model = [name for name in taken if PARAMETERS[name].per_model]
+    shared = [name for name in taken if not PARAMETERS[name].per_model]
+    result: dict[str, Any] = {"merge_method": recipe.merge_method}
+    if recipe.base_model is not None:
+        result["base_model"] = url(recipe.base_model)
+    result["models"] = [
+        {
+            "model": url(entry.model),
+            "parameters": {name: _plain_setting(rules_of(recipe, name, entry)) for name in per_model},
+        }
+        for entry in recipe.models
+    ]
+    result["parameters"] = {name: _plain_setting(rules_of(recipe, name)) for name in shared}
+    result["exclude"] = sorted(set(recipe.exclude))
+    for key in ("seed", "nonfinite", "overflow", "strict", "extra_tensors", "vocab"):
+        result[key] = getattr(recipe, key)
+    if recipe.out_dtype or recipe.dtype:
+        result["out_dtype"] = recipe.out_dtype or recipe.dtype
+    source = recipe.tokenizer_source
+    reference = recipe.base_model or recipe.models[0].model
+    result["tokenizer_source"] = "base" if source in ("base", reference) else url(source)
+    result["output"] = {"shard_size": recipe.output.shard_size_bytes}
+    return result
+
+
+def rules_of(recipe: Recipe, name: str, entry: ModelEntry | None = None) -> Setting:
+    """The rules that give a parameter its value: the model's own, the recipe's, the method's default.
+
+    Ends with the first rule that applies to every tensor; without one, tensors may have no value.
+    """
+    default = METHODS[recipe.merge_method].defaults[name]
+    rules: list[Rule] = []
+    for rule in (
+        *(entry.parameters.get(name, ()) if entry else ()),
+        *recipe.parameters.get(name, ()),
+        *(() if default is None else (Rule(default),)),
+    ):
+        rules.append(rule)
+        if rule.filter is None:
+            break
+    return tuple(rules)
+
+
+def resolve_model_url(reference: str, recipe_dir: Path) -> str:
+    """Where a model lies.
+
+    Args:
+        reference: as the recipe gives it.
+        recipe_dir: the directory of the recipe file.
+
+    Returns:
+        The absolute path of a directory that exists, seen from the working directory or from the recipe;
+        a URL as it is; `hf://owner/name[@revision]` for a name on the Hugging Face Hub.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    if _URL.match(reference):
+        return reference
+    path = Path(reference).expanduser()
+    for candidate in (path, recipe_dir / path):
+        if candidate.is_dir():
+            return os.path.abspath(candidate)
+    if any(candidate.exists() for candidate in (path, recipe_dir / path)):
+        raise RecipeError(
+            f"model {shorten(reference)}: expected a directory that holds a checkpoint, got a file",
+            "Name the directory that the file lies in.",
+        )
+    if _HUB_NAME.fullmatch(reference):
+        return f"hf://{reference}"
+    if _HUB_NAME_WITH_ADAPTER.fullmatch(reference):
+        raise RecipeError(
+            f"model {shorten(reference)}: adapters (MODEL+LORA) are not supported by this version",
+            "Merge the adapter into its model first and name the result.",
+        )
+    raise RecipeError(
+        f"model {shorten(reference)} does not exist",
+        f"Looked for a directory in {os.getcwd()} and in {os.path.abspath(recipe_dir)}; "
+        "expected a directory, a URL (s3://bucket/folder, hf://owner/name@revision) or owner/name.",
+    )
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_HUB_NAME = re.compile(rf"{_PART}/{_PART}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")
+_HUB_NAME_WITH_ADAPTER = re.compile(rf"{_HUB_NAME.pattern}\+.+")
+
+
+def _unknown_method(method: str) -> str:
+    supported = f"supported: {', '.join(METHODS)}"
+    if method in LATER_METHODS:
+        return f"{method} is not supported by this version; {supported}"
+    return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
+
+
+def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Every mapping that may hold `parameters`, with its path."""
+    yield (), data
+    models = data.get("models")
+    for i, entry in enumerate(models if isinstance(models, list) else []):
+        if isinstance(entry, dict):
+            yield ("models", i), entry
+
+
+def _read_all_parameters(data: dict[str, Any], method: str | None, problems: list[Problem]) -> None:
+    """Replace each `parameters` by its settings; without a method they mean nothing and are left out."""
+    for path, holder in _each_parameters(data):
+        raw = holder.pop("parameters", None)
+        if method is not None:
+            of_model = path != ()
+            holder["parameters"] = read_parameters(
+                raw, (*path, "parameters"), method, problems, of_model=of_model
+            )
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    """One of pydantic's errors in our words."""
+    path = tuple(details["loc"])
+    kind = details["type"]
+    got = shorten(details["input"])
+    if kind == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        return Problem(
+            path, f"unknown key; expected one of {', '.join(known)}{did_you_mean(path[-1], known)}"
+        )
+    if kind == "missing":
+        return Problem(path, "the key is missing")
+    if kind == "value_error":
+        return Problem(path, str(details["ctx"]["error"]))
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        return Problem(
+            path, f"expected one of {', '.join(choices)}, got {got}{did_you_mean(details['input'], choices)}"
+        )
+    expected = _EXPECTED.get(kind)
+    return Problem(path, f"expected {expected}, got {got}" if expected else details["msg"])
+
+
+_SEED = "a whole number from 0 to 9223372036854775807"
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": _SEED,
+    "greater_than_equal": _SEED,
+    "less_than": _SEED,
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "string_pattern_mismatch": "letters, digits, `_`, `-` and `.`, at most 100",
+}
+"""What each of pydantic's errors that our schema can raise means."""
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    schema = Recipe if not path else Output if path[0] == "output" else ModelEntry
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def _contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """What no key shows alone."""
+    schema = METHODS[recipe.merge_method]
+    listed = [entry.model for entry in recipe.models]
+    if schema.task_vectors:
+        if recipe.base_model is None:
+            yield Problem(
+                (), f"base_model is missing; {recipe.merge_method} merges differences to a base model"
+            )
+        if all(model == recipe.base_model for model in listed):
+            yield Problem(("models",), "expected at least one model to merge, besides the base")
+    elif not listed:
+        yield Problem(("models",), "expected at least one model to merge")
+    elif recipe.base_model is not None and recipe.base_model not in listed:
+        text = f"{recipe.merge_method} merges what `models` lists; list this model too or remove the key"
+        yield Problem(("base_model",), text)
+    yield from _tokenizer_contradictions(recipe)
+    for i, entry in enumerate(recipe.models):
+        if not (schema.task_vectors and entry.model == recipe.base_model):
+            yield from _entry_contradictions(recipe, i, entry)
+    yield from _shared_contradictions(recipe)
+
+
+def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    source = recipe.tokenizer_source
+    known = {recipe.base_model, *(entry.model for entry in recipe.models)} - {None}
+    if source == "union":
+        text = "union is not supported by this version; name base or the model whose tokenizer is wanted"
+        yield Problem(("tokenizer_source",), text)
+    elif source != "base" and source not in known:
+        near = did_you_mean(source, [str(model) for model in known])
+        yield Problem(
+            ("tokenizer_source",), f"expected base or a model of this recipe, got {shorten(source)}{near}"
+        )
+
+
+def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator[Problem]:
+    path: KeyPath = ("models", i)
+    for name, default in METHODS[recipe.merge_method].defaults.items():
+        if default is None and not rules_of(recipe, name, entry):
+            expected = PARAMETERS[name].expected
+            text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
+            yield Problem(path, text)
+    if _may_be(recipe, "scope", "model"):
+        rules = rules_of(recipe, "density", entry)
+        if rules[0].filter is not None or not isinstance(rules[0].value, float):
+            text = "scope: model has one threshold for a whole model, so the density must be one number"
+            yield Problem((*path, "parameters", "density"), text)
+
+
+def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    path: KeyPath = ("parameters",)
+    norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
+    if set(norms) - {"none"} and not _may_be(recipe, "rescale", True):
+        yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")
+    if _may_be(recipe, "overlap_merge", "ties") and _may_be(recipe, "normalize", True):
+        text = "ties takes the mean of agreeing models already and does not go with normalize: true"
+        yield Problem((*path, "overlap_merge"), text)
+
+
+def _may_be(recipe: Recipe, name: str, value: Value) -> bool:
+    """Whether any tensor may get this value of a parameter."""
+    taken = name in METHODS[recipe.merge_method].defaults
+    return taken and any(rule.value == value for rule in rules_of(recipe, name))
+
+
+def _without_base(recipe: Recipe) -> Recipe:
+    """Recipes often list the base among the models; its task vector is zero and it takes no part."""
+    if not METHODS[recipe.merge_method].task_vectors:
+        return recipe
+    kept = tuple(entry for entry in recipe.models if entry.model != recipe.base_model)
+    if any(entry.parameters for entry in recipe.models if entry.model == recipe.base_model):
+        logger.warning("parameters of %s have no effect: it is the base model", shorten(recipe.base_model))
+    return recipe.model_copy(update={"models": kept})
+
+
+def _plain_setting(setting: Setting) -> Any:
+    """The shortest form in which a recipe may write a setting."""
+    if len(setting) == 1 and setting[0].filter is None:
+        return _plain_value(setting[0].value)
+    return [
+        {"value": _plain_value(rule.value)} | ({"filter": rule.filter} if rule.filter is not None else {})
+        for rule in setting
+    ]
+
+
+def _plain_value(value: Value) -> Any:
+    if isinstance(value, TadropDensity):
+        options = {"statistic": value.statistic}
+        return {
+            "tadrop": options
+            if value.mean is None
+            else {**options, "mean": value.mean, "spread": value.spread}
+        }
+    return list(value) if isinstance(value, tuple) else value

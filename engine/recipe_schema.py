@@ -1,0 +1,152 @@
+"""The keys of a recipe, their types and defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+)
+
+from .recipe_text import did_you_mean, shorten
+from .settings import Setting
+
+DTYPES: Mapping[str, str] = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+"""Output dtypes: the name in recipes (PyTorch's) and the name in safetensors headers."""
+
+
+def _size(raw: Any) -> int:
+    """Bytes from `2000000000`, `2GB` (10^9) or `1.5GiB` (2^30)."""
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        size = Fraction(raw)
+    else:
+        match = _SIZE.fullmatch(raw.strip()) if isinstance(raw, str) else None
+        if match is None:
+            raise ValueError(
+                f"expected a size such as 2GB, 500MB, 1GiB or a number of bytes, got {shorten(raw)}"
+            )
+        unit = match["unit"].upper()
+        power = "BKMGT".index(unit[0]) if unit else 0
+        size = Fraction(match["number"]) * (1024 if "I" in unit else 1000) ** power
+    if not 1 <= size < 2**62 or size.denominator != 1:
+        raise ValueError(f"expected a whole number of bytes, at least 1, got {shorten(raw)}")
+    return int(size)
+
+
+_SIZE = re.compile(r"(?P<number>\d{1,18}(?:\.\d{1,9})?)\s*(?P<unit>|B|[KMGT]i?B)", re.IGNORECASE)
+
+
+def _dtype(raw: Any) -> Any:
+    """PyTorch's names, as `bfloat16` or `torch.bfloat16`."""
+    if raw is None:
+        return None
+    name = raw.removeprefix("torch.") if isinstance(raw, str) else raw
+    if name not in DTYPES:
+        raise ValueError(
+            f"expected one of {', '.join(DTYPES)}, got {shorten(raw)}{did_you_mean(raw, DTYPES)}"
+        )
+    return name
+
+
+def _reference(raw: Any) -> Any:
+    """A model's name, path or URL; credentials in it would reach logs and manifests."""
+    if not isinstance(raw, str) or not raw.strip() or not raw.isprintable():
+        raise ValueError(f"expected a directory, a URL or owner/name, got {shorten(raw)}")
+    if re.match(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", raw, re.IGNORECASE):
+        raise ValueError("a URL must hold no credentials; use the environment or your cloud's configuration")
+    return raw
+
+
+def _patterns(raw: Any) -> Any:
+    if not isinstance(raw, list) or not all(isinstance(item, str) and item for item in raw):
+        raise ValueError(
+            f"expected a list of tensor name patterns such as '*.embed_tokens.*', got {shorten(raw)}"
+        )
+    return tuple(raw)
+
+
+def _chat_template(raw: Any) -> None:
+    if raw is not None:
+        raise ValueError(
+            "not supported by this version: the chat template is copied with the files of tokenizer_source; "
+            f"remove the key, got {shorten(raw)}"
+        )
+
+
+Reference = Annotated[StrictStr, BeforeValidator(_reference)]
+Dtype = Annotated[StrictStr | None, BeforeValidator(_dtype)]
+Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.read_parameters
+_FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Output(BaseModel):
+    """How the merged checkpoint is laid out."""
+
+    model_config = _FROZEN
+
+    shard_size_bytes: Annotated[int, BeforeValidator(_size)] = Field(
+        default=2_000_000_000, alias="shard_size"
+    )
+    """Tensors fill a shard up to this size; a larger tensor has a shard of its own."""
+
+
+class ModelEntry(BaseModel):
+    """One model to merge."""
+
+    model_config = _FROZEN
+
+    model: Reference
+    parameters: Settings = Field(default_factory=dict)
+
+
+class Recipe(BaseModel):
+    """What to merge and how: everything that decides the output's bytes, nothing about how it is executed."""
+
+    model_config = _FROZEN
+
+    merge_method: StrictStr
+    base_model: Reference | None = None
+    models: tuple[ModelEntry, ...]
+    """In recipe order; an entry that names the base is no task vector and is left out."""
+    parameters: Settings = Field(default_factory=dict)
+    exclude: Annotated[tuple[StrictStr, ...], BeforeValidator(_patterns)] = ()
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
+    dtype: Dtype = None
+    out_dtype: Dtype = None
+    nonfinite: Literal["error", "keep-base"] = "error"
+    overflow: Literal["error", "saturate"] = "error"
+    strict: StrictBool = False
+    extra_tensors: Literal["error", "ignore"] = "error"
+    vocab: Literal["error", "intersect"] = "error"
+    tokenizer_source: Reference = "base"
+    chat_template: Annotated[None, BeforeValidator(_chat_template)] = None
+    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]{0,99}$")] | None = None
+    output: Output = Field(default_factory=Output)
+
+    @property
+    def output_dtype(self) -> str | None:
+        """The safetensors name of the output dtype; None: each tensor keeps the base's."""
+        chosen = self.out_dtype or self.dtype
+        return DTYPES[chosen] if chosen else None
+
+    def excludes(self, tensor_name: str) -> bool:
+        """Whether a tensor is copied from the base instead of merged."""
+        return any(fnmatchcase(tensor_name, pattern) for pattern in self.exclude)
