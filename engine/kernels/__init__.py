@@ -157,6 +157,11 @@ class Kernels(Protocol):
         """Number of elements kept by a mask."""
 
 
+def host(array: Array) -> npt.NDArray[Any]:
+    """An array in host memory as numpy sees it: the same memory on the CPU, a copy from a device."""
+    return np.asarray(array if isinstance(array, np.ndarray) else array.cpu())
+
+
 def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Row sums f64 [R, 3] of a whole tensor -> its sums [3], in the defined order.
 

@@ -171,65 +171,64 @@ def to_float32_odd(value: Any) -> Any:
 
 
 @jit
-def encode(value: Any, narrow: Any) -> Any:
-    """float32 -> code of a narrow format, rounded to nearest even; NaN becomes the positive quiet NaN."""
+def encode(value: Any, narrow: Any, clamp: bool) -> Any:
+    """float32 -> code of a narrow format, rounded to nearest even.
+
+    What lies beyond the largest finite value becomes that value if `clamp`, else the overflow code; NaN becomes the
+    positive quiet NaN.
+    """
     bits = np.float32(value).view(np.uint32)
     magnitude = np.uint32(bits & MAGNITUDE)
     drop = np.uint32(np.uint32(23) - narrow.mantissa_bits)
     # Adding a power of two whose ulp is the format's smallest subnormal rounds a subnormal result correctly.
     magic = np.uint32(np.uint32(np.uint32(128) - narrow.bias + drop) << np.uint32(23))
-    tiny = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(magic).view(np.float32)).view(np.uint32) - magic
+    sum_ = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(magic).view(np.float32))
+    tiny = np.uint32(sum_.view(np.uint32) - magic)
     odd = np.uint32(np.uint32(magnitude >> drop) & ONE)
     rebias = np.uint32(np.uint32(np.uint32(127) - narrow.bias) << np.uint32(23))
     half = np.uint32(np.uint32(ONE << np.uint32(drop - ONE)) - ONE)
     normal = np.uint32(np.uint32(magnitude - rebias + half + odd) >> drop)
     smallest_normal = np.uint32(np.uint32(np.uint32(128) - narrow.bias) << np.uint32(23))
-    code = np.uint32(tiny) if magnitude < smallest_normal else normal
-    code = narrow.overflow if code > narrow.largest or magnitude >= INFINITE else code
-    code = np.uint32(code | np.uint32(np.uint32(bits & SIGN) >> narrow.sign_shift))
-    return narrow.nan if magnitude > INFINITE else code
-
-
-@jit
-def count_codes(codes: Any, narrow: Any, active: Any, base: Any) -> int:
-    """Number of non-finite codes where active or where the base is finite."""
-    magnitude = np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
-    total = 0
-    for i in range(codes.size):
-        total += ((codes[i] & magnitude) > narrow.largest) and (active[i] != 0 or base[i] - base[i] == 0)
-    return total
+    code = tiny if magnitude < smallest_normal else normal
+    if code > narrow.largest or magnitude >= INFINITE:
+        code = narrow.largest if clamp else narrow.overflow
+    signed = np.uint32(code | np.uint32(np.uint32(bits & SIGN) >> narrow.sign_shift))
+    return narrow.nan if magnitude > INFINITE or code == narrow.nan else signed
 
 
 @jit
 def write_narrow(own: Any, same: bool, base: Any, acc: Any, active: Any, narrow: Any, saturate: bool, out: Any) -> int:
-    """Codes of base + acc where active, else `own` (the base's codes, `same`) or the base rounded."""
+    """Codes of base + acc where active, else `own` (the base's codes, if `same`) or the base rounded."""
     magnitude = np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
     some = False
     for i in range(out.size):
         value = base[i] + acc[i] if active[i] != 0 else base[i]
-        code = np.uint32(encode(to_float32_odd(value), narrow))
-        beyond = np.uint32(code & magnitude) > narrow.largest
-        if saturate and beyond and value == value and (active[i] != 0 or value - value == 0):
-            code = np.uint32(np.uint32(code & np.uint32(~magnitude)) | narrow.largest)
-            beyond = False
-        some |= beyond
-        out[i] = own[i] if same and active[i] == 0 else code
-    return count_codes(out, narrow, active, base) if some else 0
+        clamp = saturate and (active[i] != 0 or base[i] - base[i] == 0)
+        code = encode(to_float32_odd(value), narrow, clamp)
+        code = np.uint32(own[i]) if same and active[i] == 0 else code
+        some |= np.uint32(code & magnitude) > narrow.largest
+        out[i] = code
+    total = 0
+    if some:
+        for i in range(out.size):
+            finite = (out[i] & magnitude) <= narrow.largest
+            total += not finite and (active[i] != 0 or base[i] - base[i] == 0)
+    return total
 
 
 @jit
 def round_narrow(values: Any, narrow: Any, saturate: bool, out: Any) -> int:
     """Codes of values."""
     magnitude = np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
-    total = 0
+    some = False
     for i in range(out.size):
-        code = np.uint32(encode(to_float32_odd(values[i]), narrow))
-        beyond = np.uint32(code & magnitude) > narrow.largest
-        if saturate and beyond and values[i] == values[i]:
-            code = np.uint32(np.uint32(code & np.uint32(~magnitude)) | narrow.largest)
-            beyond = False
-        total += beyond
+        code = encode(to_float32_odd(values[i]), narrow, saturate)
+        some |= np.uint32(code & magnitude) > narrow.largest
         out[i] = code
+    total = 0
+    if some:
+        for i in range(out.size):
+            total += (out[i] & magnitude) > narrow.largest
     return total
 
 
