@@ -14,9 +14,8 @@ from .header import DTYPES
 from .kernels import Array
 from .manifest import ModelRow, TensorRow
 from .methods.stages import LinearMerge, TaskVectorMerge, Top
-from .order import RankSearch, key_value, quantile_rank
 from .settings import TadropDensity
-from .scans import KeptNormPass, MomentsPass, Order, OrderPass, RowSums, add_into, top_order
+from .scans import KeptNormPass, MomentsPass, OrderPass, RowSums, add_into, quantile_orders, top_order
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
 
@@ -24,13 +23,17 @@ from .windows import tiles
 class FoldPass:
     """Selects, combines and rounds every window of a tensor merged by task vectors."""
 
-    def __init__(self, state: TensorState, method: TaskVectorMerge, weights: tuple[float, ...], sums: RowSums | None) -> None:
+    def __init__(
+        self, state: TensorState, method: TaskVectorMerge, weights: tuple[float, ...], sums: RowSums | None
+    ) -> None:
         self._state = state
         self._method = method
         self._weights = weights
         self._sums = sums
         self._nonfinite = [0] * (len(state.task.models) + 1)
-        self._denominator = normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
+        self._denominator = (
+            normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
+        )
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state, window = self._state, data.window
@@ -79,7 +82,9 @@ class FoldPass:
         for i in state.present:
             kept[i] += state.kernels.count(workspace.masks[i][:length])
         for a, b in overlaps:
-            overlaps[a, b] += state.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
+            overlaps[a, b] += state.kernels.pair_overlap(
+                workspace.masks[a][:length], workspace.masks[b][:length]
+            )
 
     def _combine(self, workspace: Workspace, length: int) -> None:
         """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2)."""
@@ -150,7 +155,9 @@ class FoldPass:
         check_overflow(state)
 
 
-def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def out_bytes(
+    data: WindowData, dtype: str, begin: int, end: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """The place of elements [begin, end) in the window's output."""
     assert data.out is not None
     size = DTYPES[dtype].size
@@ -226,8 +233,10 @@ class CopyPass:
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state, task = self._state, self._state.task
-        assert data.out is not None and data.raws[0] is not None
         base = data.raws[0]
+        if base is None:  # a tensor without elements
+            return
+        assert data.out is not None
         if task.out_dtype == task.base.info.dtype:
             data.out[:] = base
         else:
@@ -299,7 +308,7 @@ class TensorFold:
             passes.append(MomentsPass(state, lambda: self._densities_from_moments(by_moments)))
         quantiles = [i for i in local if i not in by_moments]
         if quantiles:
-            orders = [order for i in quantiles for order in quantile_orders(state, i, self._density_from_quantiles)]
+            orders = [o for i in quantiles for o in quantile_orders(state, i, self._density_from_quantiles)]
             passes += [OrderPass(state, orders, depth, []) for depth in range(len(state.levels))]
         return passes
 
@@ -313,9 +322,9 @@ class TensorFold:
             state.selector.densities[i] = density.local_density(statistic(state.task.numel, moments))
         self._divide_by_density()
 
-    def _density_from_quantiles(self, i: int, u: float) -> None:
+    def _density_from_quantiles(self, i: int, median: float, high: float, all_zero: bool) -> None:
         assert self.state.selector is not None
-        self.state.selector.densities[i] = density.local_density(u)
+        self.state.selector.densities[i] = density.local_density(density.quantile(median, high, all_zero))
         self._divide_by_density()
 
     def _divide_by_density(self) -> None:
@@ -362,24 +371,3 @@ class TensorFold:
             nonfinite=sum(state.tally.nonfinite),
             overflowed=state.tally.overflowed,
         )
-
-
-def quantile_orders(state: TensorState, i: int, then: object) -> list[Order]:
-    """Searches for the median and the 99th percentile of |t| of model i; `then(i, u)` gets the redundancy."""
-    found: dict[float, float] = {}
-    report = cast("type[object]", then)
-
-    def search(q: float) -> Order:
-        def rank(totals: list[int], zeros: list[int]) -> tuple[int, int]:
-            return 0, quantile_rank(q, totals[0])
-
-        def done(result: RankSearch, level: int) -> None:
-            found[q] = key_value(result.prefix, state.real)
-            if len(found) == 2:
-                all_zero = order_high.zeros[0] == state.task.numel
-                report(i, density.quantile(found[0.5], found[0.99], all_zero))
-
-        return Order(i, rank, done)
-
-    order_low, order_high = search(0.5), search(0.99)
-    return [order_low, order_high]

@@ -54,6 +54,38 @@ class TensorRow(_Record):
     """Results beyond the output dtype's range, saturated as the recipe says."""
 
 
+class SurveyRow(_Record):
+    """Statistics of one model's task vector in one tensor (ALGORITHMS 3)."""
+
+    tensor: str
+    numel: int
+    zeros: int
+    l1: float
+    """Sum of |t|."""
+    squares: float
+    """Sum of t^2."""
+    fourths: float
+    """Sum of t^4."""
+    median: float | None = None
+    """Q.50 of |t|; taken only where it is asked for."""
+    high: float | None = None
+    """Q.99 of |t|."""
+
+
+class SurveyPart(_Record):
+    """One model's statistics over the tensors of one output shard; written like a receipt."""
+
+    plan_id: str
+    model: int
+    shard: int
+    kind: str
+    rows: tuple[SurveyRow, ...] = ()
+    counts: dict[str, int] = {}
+    """Elements per histogram bin, without empty bins; for thresholds over whole models."""
+    prefix: int = 0
+    """The more significant bits that counted elements have."""
+
+
 class FileEntry(_Record):
     size: int
     sha256: str
@@ -107,8 +139,10 @@ def readable_json(value: Mapping[str, Any]) -> bytes:
 
 def encode(record: BaseModel) -> bytes:
     """Canonical JSON of a receipt or manifest."""
-    return readable_json(record.model_dump(mode="json")) if isinstance(record, Manifest) else canonical_json(
-        record.model_dump(mode="json")
+    return (
+        readable_json(record.model_dump(mode="json"))
+        if isinstance(record, Manifest)
+        else canonical_json(record.model_dump(mode="json"))
     )
 
 
@@ -118,6 +152,14 @@ def decode_receipt(data: bytes, where: str) -> Receipt:
         return Receipt.model_validate_json(data)
     except ValidationError as error:
         raise IntegrityError(f"{where} is not a receipt: {error.errors()[0]['msg']}") from None
+
+
+def decode_survey_part(data: bytes, where: str) -> SurveyPart:
+    """Raises IntegrityError when the bytes are not a part of a survey."""
+    try:
+        return SurveyPart.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"{where} is not a part of a survey: {error.errors()[0]['msg']}") from None
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:

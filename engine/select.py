@@ -116,7 +116,9 @@ class Selector:
 
     @property
     def claims_matter(self) -> bool:
-        return isinstance(self.selection, Blocks) or (isinstance(self.selection, Top) and self.selection.sequential)
+        return isinstance(self.selection, Blocks) or (
+            isinstance(self.selection, Top) and self.selection.sequential
+        )
 
     @property
     def keeps_all(self) -> bool:

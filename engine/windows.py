@@ -45,12 +45,21 @@ def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
     tile = tile_elements(grain)
     room = slab_bytes // element_bytes
     if tile % ROW_ELEMENTS == 0:
-        return room // tile * tile if room >= tile else max(room // math.lcm(ROW_ELEMENTS, grain), 1) * math.lcm(ROW_ELEMENTS, grain)
+        return (
+            room // tile * tile
+            if room >= tile
+            else max(room // math.lcm(ROW_ELEMENTS, grain), 1) * math.lcm(ROW_ELEMENTS, grain)
+        )
     return max((room - grain) // ROW_ELEMENTS, 1) * ROW_ELEMENTS
 
 
 def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:
-    """Windows of `elements` elements (a multiple of ROW_ELEMENTS) over a tensor of numel elements, grains kept whole."""
+    """Windows of `elements` elements (a multiple of ROW_ELEMENTS) over a tensor of numel elements, grains kept whole.
+
+    A tensor without elements has one empty window, so that it passes through like any other.
+    """
+    if numel == 0:
+        return [Window(0, 0, 0, 0, 0)]
     windows = []
     for index, begin in enumerate(range(0, numel, elements)):
         end = min(begin + elements, numel)

@@ -6,23 +6,21 @@ from typing import Literal
 
 from .stages import Blocks, ModelThreshold, Rescale, TaskVectorMerge, Top
 
-RescaleNorm = Literal["none", "l1", "l2"]
-
 
 def magnitude(
-    *, conflict: Literal["none", "sequential"], rescale: bool, rescale_norm: RescaleNorm, normalize: bool, lambda_: float
+    *, conflict: Literal["none", "sequential"], rescale: Rescale, normalize: bool, lambda_: float
 ) -> TaskVectorMerge:
     """W0 + lambda * sum of w_i times the int(d N) largest elements of t_i; `sequential` lets models choose one by one."""
     selection = Top(sequential=conflict == "sequential")
-    return TaskVectorMerge(selection, rescaling(rescale, rescale_norm), "sum", normalize, lambda_)
+    return TaskVectorMerge(selection, rescale, "sum", normalize, lambda_)
 
 
 def ties(
-    *, scope: Literal["tensor", "model"], rescale: bool, rescale_norm: RescaleNorm, normalize: bool, lambda_: float
+    *, scope: Literal["tensor", "model"], rescale: Rescale, normalize: bool, lambda_: float
 ) -> TaskVectorMerge:
     """Trim, elect a sign, merge what agrees (TIES, arXiv 2306.01708)."""
     selection = ModelThreshold() if scope == "model" else Top()
-    return TaskVectorMerge(selection, rescaling(rescale, rescale_norm), "ties", normalize, lambda_)
+    return TaskVectorMerge(selection, rescale, "ties", normalize, lambda_)
 
 
 def cabs(
@@ -31,19 +29,11 @@ def cabs(
     tail: Literal["keep", "drop"],
     overlap: Literal["allow", "never"],
     overlap_merge: Literal["sum", "ties"],
-    rescale: bool,
-    rescale_norm: RescaleNorm,
+    rescale: Rescale,
     normalize: bool,
     lambda_: float,
 ) -> TaskVectorMerge:
     """Conflict-aware (sequential masks) and balanced (n:m) sparsification (CABS, arXiv 2503.01874, algorithm 1)."""
     selection = Blocks(block, drop_tail=tail == "drop", overlap_never=overlap == "never")
     consensus: Literal["sum", "overlap_ties"] = "overlap_ties" if overlap_merge == "ties" else "sum"
-    return TaskVectorMerge(selection, rescaling(rescale, rescale_norm), consensus, normalize, lambda_)
-
-
-def rescaling(rescale: bool, norm: RescaleNorm) -> Rescale:
-    """What kept values are divided by: their share of a norm if one is named, else the density."""
-    if not rescale:
-        return "none"
-    return "density" if norm == "none" else norm
+    return TaskVectorMerge(selection, rescale, consensus, normalize, lambda_)

@@ -1,0 +1,158 @@
+"""How a worker's memory limit is spent: fixed costs, one workspace per fold thread, and window buffers for the rest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ResourceError
+from .plan import Plan, TensorTask, grain, passes_over
+from .tensor import Workspace
+from .windows import ROW_ELEMENTS, tile_elements
+
+FIXED_BYTES = 250 << 20
+"""Interpreter, numpy, numba with its compiled kernels, pyarrow for the tables; measured 170 to 230 MiB."""
+BYTES_PER_TENSOR = 2500
+"""Plan entries, receipts and table rows that a process holds for each tensor and source."""
+LARGEST_SLAB = 2 << 20
+"""A window of bf16 is then 1 Mi elements: large enough for the storage, small enough to keep threads equally busy."""
+LARGEST_REMOTE_SLAB = 8 << 20
+"""Object stores answer a request in tens of milliseconds whatever its size."""
+SMALLEST_SLAB = 64 << 10
+AHEAD = 2
+"""Windows that are read ahead or written behind, beyond those being folded."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How much of what one worker process may hold."""
+
+    limit_bytes: int
+    threads: int
+    fixed_bytes: int
+    workspace_bytes: int
+    """All threads together."""
+    slab_bytes: int
+    slabs: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.fixed_bytes + self.workspace_bytes + self.slab_bytes * self.slabs
+
+
+def plan_memory(plan: Plan, limit_bytes: int, threads: int, remote: bool = False) -> MemoryPlan:
+    """Share a worker's limit out, with fewer threads where the limit does not hold the wanted number.
+
+    Raises:
+        ResourceError: not even one thread fits.
+    """
+    costs = _costs(plan)
+    fixed = FIXED_BYTES + BYTES_PER_TENSOR * len(plan.tasks) * (1 + len(plan.models)) + costs.rows
+    for count in range(threads, 0, -1):
+        workspaces = count * costs.workspace
+        room = limit_bytes - fixed - workspaces
+        least = (count + AHEAD) * costs.slabs_per_window
+        slab = LARGEST_REMOTE_SLAB if remote else LARGEST_SLAB
+        while slab >= max(SMALLEST_SLAB, costs.least_slab):
+            if least * slab <= room:
+                slabs = room // slab if costs.several_passes else least
+                return MemoryPlan(limit_bytes, count, fixed, workspaces, slab, slabs)
+            slab //= 2
+        if costs.least_slab > slab and least * costs.least_slab <= room:
+            return MemoryPlan(limit_bytes, count, fixed, workspaces, costs.least_slab, least)
+    need = (
+        fixed + costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
+    )
+    raise ResourceError(
+        f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
+        "give more with --memory",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    workspace: int
+    rows: int
+    slabs_per_window: int
+    least_slab: int
+    several_passes: bool
+
+
+def _costs(plan: Plan) -> _Costs:
+    """The largest of each cost over the distinct kinds of task; many tensors share one."""
+    models = len(plan.models)
+    workspace, least_slab, several, largest = 0, 0, False, 0
+    seen: set[tuple[int, bool, int]] = set()
+    for task in plan.tasks:
+        largest = max(largest, task.numel if task.settings else 0)
+        key = (id(task.settings), task.is_double, task.widest_bytes)
+        if key in seen:
+            continue
+        seen.add(key)
+        passes = passes_over(task.settings, task.is_double)
+        histograms = 2 * models * models if passes > 2 else 0
+        elements = tile_elements(grain(task.settings))
+        workspace = max(
+            workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms)
+        )
+        overhang = 0 if elements % ROW_ELEMENTS == 0 else grain(task.settings)
+        least_slab = max(least_slab, (ROW_ELEMENTS + overhang) * task.widest_bytes)
+        several = several or passes > 1
+    doubles = any(task.is_double for task in plan.tasks)
+    rows = 24 * models * (largest // ROW_ELEMENTS + 1) * 2
+    return _Costs(workspace * (2 if doubles else 1), rows, models + 2, least_slab, several)
+
+
+def resident_slabs(task: TensorTask, windows: int) -> int:
+    """Buffers that hold all inputs of a tensor between its passes."""
+    return windows * (1 + sum(source is not None for source in task.models))
+
+
+class PoolClosed(Exception):
+    """The run is being stopped; nobody gets another buffer."""
+
+
+class BufferPool:
+    """Window buffers that are made once and reused: fresh pages are many times slower than used ones.
+
+    Args:
+        slab_bytes: size of each buffer.
+        slabs: how many there may be; they are made when first needed.
+    """
+
+    def __init__(self, slab_bytes: int, slabs: int) -> None:
+        self.slab_bytes = slab_bytes
+        self.slabs = slabs
+        self._free: list[NDArray[np.uint8]] = []
+        self._made = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def acquire(self) -> NDArray[np.uint8]:
+        """One buffer, uint8 [slab_bytes]; waits until one is free.
+
+        Raises:
+            PoolClosed: the run is being stopped.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._free or self._made < self.slabs)
+            if self._closed:
+                raise PoolClosed
+            if self._free:
+                return self._free.pop()
+            self._made += 1
+        return np.empty(self.slab_bytes, np.uint8)
+
+    def release(self, slabs: Sequence[NDArray[np.uint8]]) -> None:
+        with self._changed:
+            self._free.extend(slabs)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,64 @@
+"""Where the time goes: seconds and bytes per phase, added up over all threads of a process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+Phase = Literal["read", "fold", "hash", "write", "publish", "wait"]
+PHASES: tuple[Phase, ...] = ("read", "fold", "hash", "write", "publish", "wait")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One stretch of work of one thread, for a trace."""
+
+    phase: Phase
+    thread: str
+    begin_seconds: float
+    end_seconds: float
+    bytes: int
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one phase used."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+    calls: int = 0
+
+
+@dataclass
+class Meter:
+    """Adds up what threads report.
+
+    Args:
+        keep_spans: also remember every stretch of work, for `--profile`.
+    """
+
+    keep_spans: bool = False
+    usage: dict[Phase, Usage] = field(default_factory=lambda: {phase: Usage() for phase in PHASES})
+    spans: list[Span] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def measure(self, phase: Phase, size_bytes: int = 0) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, begin, time.perf_counter(), size_bytes)
+
+    def add(self, phase: Phase, begin: float, end: float, size_bytes: int = 0) -> None:
+        with self._lock:
+            usage = self.usage[phase]
+            usage.seconds += end - begin
+            usage.bytes += size_bytes
+            usage.calls += 1
+            if self.keep_spans:
+                self.spans.append(Span(phase, threading.current_thread().name, begin, end, size_bytes))

@@ -1,0 +1,429 @@
+"""(recipe, checkpoints) -> plan: output shards, one task per tensor, bytes, peak memory. Pure: no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .checkpoint import Checkpoint, TensorLocation
+from .errors import InputError, RecipeError
+from .header import DTYPES, TensorInfo, build_header
+from .manifest import canonical_json
+from .methods import BUILDERS
+from .methods.stages import All, Blocks, Method, ModelThreshold, TaskVectorMerge, Top
+from .parameters import ParameterResolver, SharedParameters, count_layers
+from .recipe import canonical
+from .recipe_schema import Recipe
+from .settings import TadropDensity
+
+NUMERICS = 1
+"""Changes whenever the bytes of an output may change."""
+HEADER_METADATA = {"format": "pt"}
+MAX_PARTS = 10_000
+"""Parts of one multipart upload that object stores accept."""
+MIN_PART_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSettings:
+    """How one tensor is merged."""
+
+    method: Method
+    weights: tuple[float, ...]
+    densities: tuple[float | TadropDensity, ...]
+    """Per model; a TadropDensity with a target becomes a number after the survey."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTask:
+    """One tensor of the output."""
+
+    name: str
+    base: TensorLocation
+    """The reference: the base, or the first model where a method has no base."""
+    models: tuple[TensorLocation | None, ...]
+    """Per model in recipe order; None where it lacks the tensor or is not read."""
+    out_dtype: str
+    settings: TensorSettings | None
+    """None: the tensor is copied from the reference."""
+    reason: str = ""
+    """Why it is copied."""
+
+    @property
+    def numel(self) -> int:
+        return self.base.info.numel
+
+    @property
+    def is_double(self) -> bool:
+        """Whether section 1.1 asks for fp64: any input is F64."""
+        return any(source is not None and source.info.dtype == "F64" for source in (self.base, *self.models))
+
+    @property
+    def widest_bytes(self) -> int:
+        """Bytes per element of the widest input or output."""
+        sources = [source.info.dtype for source in (self.base, *self.models) if source is not None]
+        return max(DTYPES[dtype].size for dtype in (*sources, self.out_dtype))
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all inputs, read once."""
+        sources = [self.base, *self.models] if self.reads_base else list(self.models)
+        return sum(source.info.nbytes for source in sources if source is not None)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the reference's own values take part."""
+        return self.settings is None or isinstance(self.settings.method, TaskVectorMerge)
+
+    @property
+    def write_bytes(self) -> int:
+        return self.numel * DTYPES[self.out_dtype].size
+
+
+@dataclass(frozen=True, slots=True)
+class OutputShard:
+    """One file of the output."""
+
+    name: str
+    tasks: tuple[int, ...]
+    """Tensors in file order, as positions in `Plan.tasks`."""
+    header: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the output's bytes. Two equal plan ids give equal bytes."""
+
+    recipe: Recipe
+    base: Checkpoint
+    """Reference for names, shapes, dtypes and side files."""
+    models: tuple[Checkpoint, ...]
+    tasks: tuple[TensorTask, ...]
+    """In the reference's order."""
+    shards: tuple[OutputShard, ...]
+    warnings: tuple[str, ...]
+    canonical_recipe: Mapping[str, Any] = field(repr=False)
+    inputs: Sequence[Mapping[str, Any]] = field(repr=False)
+    plan_id: str = ""
+
+    @property
+    def positions(self) -> range:
+        """0-based places of the models in the recipe, keys of random masks."""
+        return range(len(self.models))
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def saturate(self) -> bool:
+        return self.recipe.overflow == "saturate"
+
+    @property
+    def keep_base_where_nonfinite(self) -> bool:
+        return self.recipe.nonfinite == "keep-base"
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of inputs that a merge needs, each counted once."""
+        return sum(task.read_bytes for task in self.tasks)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def survey_kind(self) -> SurveyKind:
+        """What must be known of whole models before the first tensor can be merged."""
+        return survey_kind(self.tasks)
+
+    def source_name(self, source: int) -> str:
+        """What messages call a source: 0 is the reference, i + 1 the i-th model."""
+        return self.base.url if source == 0 else self.models[source - 1].url
+
+    def part_bytes(self, shard: OutputShard) -> int:
+        """Part size of a multipart upload of this shard; part of the plan so that a resumed upload has equal parts."""
+        return max(MIN_PART_BYTES, -(-shard.size // MAX_PARTS))
+
+    def describe(self) -> dict[str, Any]:
+        """The content of plan.json: canonical, without paths of the output, times, hosts or execution options."""
+        return {
+            "plan_id": self.plan_id,
+            "numerics": NUMERICS,
+            "recipe": self.canonical_recipe,
+            "inputs": list(self.inputs),
+            "layout": layout(self.shards, self.tasks),
+        }
+
+
+SurveyKind = str
+"""'' (none), 'moments', 'quantiles' or 'threshold'."""
+
+
+def make_plan(
+    recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], urls: Mapping[str, str]
+) -> Plan:
+    """Decide what happens to every tensor of every input.
+
+    Args:
+        recipe: the recipe.
+        reference: the base, or the first model where the recipe has no base.
+        models: one checkpoint per entry of `recipe.models`.
+        urls: absolute normalised URL of every model reference of the recipe.
+
+    Raises:
+        InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
+        RecipeError: a parameter has no value for some tensor.
+    """
+    warnings: list[str] = []
+    _check_names(recipe, reference, models, warnings)
+    resolver = ParameterResolver(recipe, count_layers(reference.tensors))
+    settings = _SettingsCache(recipe, resolver)
+    problems: list[str] = []
+    tasks = tuple(
+        _task(recipe, reference, models, location, settings, problems)
+        for location in reference.tensors.values()
+    )
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(f"{len(problems)} tensors cannot be merged:\n{shown}{more}")
+    _check_target_scope(tasks)
+    cut = cut_shards(
+        [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
+    )
+    shards = tuple(_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
+    inputs = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
+    described = canonical(recipe, urls)
+    identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards, tasks)}
+    plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
+    return Plan(recipe, reference, tuple(models), tasks, shards, tuple(warnings), described, inputs, plan_id)
+
+
+def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    return list({checkpoint.url: checkpoint for checkpoint in checkpoints}.values())
+
+
+def layout(shards: Sequence[OutputShard], tasks: Sequence[TensorTask]) -> list[dict[str, Any]]:
+    """Names, sizes and header digests of the output shards: with the inputs they determine every output byte's place."""
+    return [
+        {"name": shard.name, "size": shard.size, "header_sha256": hashlib.sha256(shard.header).hexdigest()}
+        for shard in shards
+    ]
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+def _check_names(
+    recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]
+) -> None:
+    if not reference.tensors:
+        raise InputError(f"{reference.url}: the checkpoint holds no tensors")
+    for model in _distinct(models):
+        if model.url == reference.url:
+            continue
+        missing = [
+            name for name in reference.tensors if name not in model.tensors and not recipe.excludes(name)
+        ]
+        if missing:
+            text = f"{model.url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
+            if recipe.strict:
+                raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
+            warnings.append(text + "; they count as unchanged")
+        extra = [
+            name for name in model.tensors if name not in reference.tensors and not recipe.excludes(name)
+        ]
+        if not extra:
+            continue
+        text = f"{model.url} has {len(extra)} tensors that {reference.url} does not have: {_listed(extra)}"
+        if recipe.extra_tensors == "error":
+            raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
+        warnings.append(text + "; they are left out")
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+# -- one tensor ----------------------------------------------------------------------------------------------------
+
+
+def _task(
+    recipe: Recipe,
+    reference: Checkpoint,
+    models: Sequence[Checkpoint],
+    location: TensorLocation,
+    settings: _SettingsCache,
+    problems: list[str],
+) -> TensorTask:
+    info = location.info
+    kind = DTYPES[info.dtype].kind
+    out_dtype = (recipe.output_dtype or info.dtype) if kind == "float" else info.dtype
+    none = (None,) * len(models)
+    if recipe.excludes(info.name):
+        return TensorTask(info.name, location, none, out_dtype, None, "excluded")
+    if info.numel == 0:
+        return TensorTask(info.name, location, none, out_dtype, None, "empty")
+    sources = tuple(model.tensors.get(info.name) for model in models)
+    for model, source in zip(models, sources, strict=True):
+        problem = _mismatch(recipe, info, source) if source is not None else ""
+        if problem:
+            problems.append(f"{model.url}: {info.name!r} {problem}")
+    if kind != "float":
+        others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
+        return TensorTask(
+            info.name, location, others, out_dtype, None, f"{info.dtype}, identical in all models"
+        )
+    if not any(sources):
+        return TensorTask(info.name, location, none, out_dtype, None, "in no model")
+    return TensorTask(info.name, location, sources, out_dtype, settings.get(info.name))
+
+
+def _mismatch(recipe: Recipe, base: TensorInfo, other: TensorInfo | TensorLocation) -> str:
+    info = other.info if isinstance(other, TensorLocation) else other
+    base_kind, kind = DTYPES[base.dtype].kind, DTYPES[info.dtype].kind
+    if (base_kind != "float" or kind != "float") and base.dtype != info.dtype:
+        return f"is {info.dtype}, the reference has {base.dtype}; exclude the tensor or convert the model"
+    if base.shape == info.shape:
+        return ""
+    shapes = f"has shape {list(info.shape)}, the reference has {list(base.shape)}"
+    rows_only = len(base.shape) == len(info.shape) == 2 and base.shape[1] == info.shape[1]
+    if not rows_only or base_kind != "float" or recipe.merge_method == "linear":
+        return shapes
+    if recipe.vocab == "intersect":
+        return ""
+    return shapes + "; set `vocab: intersect` to merge the rows that both have"
+
+
+class _SettingsCache:
+    """Settings per tensor; tensors with equal parameters share one object, as most do."""
+
+    def __init__(self, recipe: Recipe, resolver: ParameterResolver) -> None:
+        self._recipe = recipe
+        self._resolver = resolver
+        self._build = BUILDERS[recipe.merge_method]
+        self._wanted = tuple(inspect.signature(self._build).parameters)
+        self._methods: dict[SharedParameters, Method] = {}
+        self._made: dict[tuple[object, ...], TensorSettings] = {}
+
+    def get(self, tensor_name: str) -> TensorSettings:
+        shared = self._resolver.shared(tensor_name)
+        own = tuple(self._resolver.model(i, tensor_name) for i in range(len(self._recipe.models)))
+        found = self._made.get((shared, own))
+        if found is None:
+            method = self._build(**{name: getattr(shared, name) for name in self._wanted})
+            found = TensorSettings(
+                method, tuple(float(p.weight) for p in own), tuple(_density(p.density) for p in own)
+            )
+            self._made[shared, own] = found
+        return found
+
+
+def _density(value: float | TadropDensity) -> float | TadropDensity:
+    return value if isinstance(value, TadropDensity) else float(value)
+
+
+def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
+    for task in tasks:
+        if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
+            continue
+        if isinstance(task.settings.method.selection, ModelThreshold) and task.is_double:
+            raise InputError(
+                f"tensor {task.name!r} is F64, which `scope: model` does not take",
+                "exclude it, convert it, or use `scope: tensor`",
+            )
+        if isinstance(task.settings.method.selection, ModelThreshold) and any(
+            isinstance(d, TadropDensity) for d in task.settings.densities
+        ):
+            raise RecipeError(
+                "`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop"
+            )
+
+
+# -- shards --------------------------------------------------------------------------------------------------------
+
+
+def cut_shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_size_bytes: int) -> list[list[int]]:
+    """Cut tensors into output shards, greedily in the given order.
+
+    Args:
+        tensors: (name, dtype, shape) in the reference's order.
+        shard_size_bytes: tensor bytes that a shard holds at most; a larger tensor has a shard of its own.
+
+    Returns:
+        Positions in `tensors` per shard.
+    """
+    shards: list[list[int]] = []
+    room = 0
+    for position, (_, dtype, shape) in enumerate(tensors):
+        size = math.prod(shape) * DTYPES[dtype].size
+        if not shards or size > room:
+            shards.append([])
+            room = shard_size_bytes
+        shards[-1].append(position)
+        room -= size
+    return shards
+
+
+def _shard(tasks: Sequence[TensorTask], members: Sequence[int], index: int, count: int) -> OutputShard:
+    header, infos = build_header(
+        [(tasks[i].name, tasks[i].out_dtype, tasks[i].base.info.shape) for i in members], HEADER_METADATA
+    )
+    by_name = {tasks[i].name: i for i in members}
+    order = tuple(by_name[info.name] for info in infos)
+    size = len(header) + sum(info.nbytes for info in infos)
+    name = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+    return OutputShard(name, order, header, size)
+
+
+# -- survey --------------------------------------------------------------------------------------------------------
+
+
+def survey_kind(tasks: Sequence[TensorTask]) -> SurveyKind:
+    """Which statistics of whole models the tasks wait for."""
+    kind = ""
+    for settings in {id(task.settings): task.settings for task in tasks}.values():
+        if settings is None or not isinstance(settings.method, TaskVectorMerge):
+            continue
+        if isinstance(settings.method.selection, ModelThreshold):
+            return "threshold"
+        for wanted in settings.densities:
+            if isinstance(wanted, TadropDensity) and wanted.mean is not None:
+                kind = "quantiles" if wanted.statistic == "quantile" or kind == "quantiles" else "moments"
+    return kind
+
+
+def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
+    """How often the inputs of a tensor are looked at; the last time its output is written."""
+    if settings is None or not isinstance(settings.method, TaskVectorMerge):
+        return 1
+    levels = 4 if is_double else 2
+    passes = 1
+    local = [d for d in settings.densities if isinstance(d, TadropDensity) and d.mean is None]
+    if any(d.statistic != "quantile" for d in local) or settings.method.rescale in ("l1", "l2"):
+        passes += 1
+    if any(d.statistic == "quantile" for d in local):
+        passes += levels
+    if isinstance(settings.method.selection, Top):
+        passes += levels * (len(settings.weights) if settings.method.selection.sequential else 1)
+    return passes + (1 if settings.method.rescale in ("l1", "l2") else 0)
+
+
+def grain(settings: TensorSettings | None) -> int:
+    """Elements that must be seen together."""
+    if settings is None or not isinstance(settings.method, TaskVectorMerge):
+        return 1
+    selection = settings.method.selection
+    return selection.m if isinstance(selection, Blocks) else 1
+
+
+def is_sparse(settings: TensorSettings) -> bool:
+    """Whether the method drops anything."""
+    return isinstance(settings.method, TaskVectorMerge) and not isinstance(settings.method.selection, All)

@@ -1,0 +1,318 @@
+"""Statistics of whole models before the merge: TADrop's budget and model-wide thresholds, shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import density
+from .errors import RecipeError
+from .kernels import Kernels, host
+from .manifest import SurveyPart, SurveyRow, canonical_json
+from .memory import MemoryPlan
+from .meter import Meter
+from .methods.stages import ModelThreshold, TaskVectorMerge
+from .order import LEVELS_32, RankSearch
+from .pipeline import Job, Pipeline
+from .plan import Plan, TensorTask
+from .scans import OrderPass, RowSums, add_into, quantile_orders
+from .select import KEEP_ALL_EQUAL, Cut
+from .settings import TadropDensity
+from .storage import Store
+from .tensor import Pass, TensorState, WindowData, Workspace
+from .windows import tiles
+
+
+@dataclass(frozen=True)
+class Round:
+    """One reading of all inputs for statistics."""
+
+    kind: str
+    """'moments', 'quantiles' (moments as well), 'high' or 'low' (16 and 15 bits of a whole model's histogram)."""
+    prefixes: tuple[int, ...] = ()
+    """For 'low': per model, the high bits that were chosen."""
+
+    def part_name(self, model: int, shard: int) -> str:
+        suffix = "" if self.kind in ("moments", "quantiles") else f"-{self.kind}"
+        return f"{model:03d}-{shard + 1:05d}{suffix}.json"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What whole models decided."""
+
+    densities: Mapping[str, tuple[float | TadropDensity, ...]] = field(default_factory=dict)
+    """Per tensor and model; only tensors whose density depends on the whole model."""
+    thresholds: tuple[int, ...] | None = None
+    """Per model, the smallest key that is kept."""
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """The table that the manifest keeps."""
+
+    def set_cuts(self, state: TensorState) -> None:
+        """Give a tensor the whole model's thresholds; zeros are never kept, since keeping them changes nothing."""
+        if self.thresholds is None or state.selector is None:
+            return
+        if isinstance(state.selector.selection, ModelThreshold):
+            state.selector.cuts = [
+                Cut(0, key, KEEP_ALL_EQUAL if key else 0) if key >= 0 else None for key in self.thresholds
+            ]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the table."""
+        return hashlib.sha256(canonical_json(list(self.rows))).hexdigest()
+
+
+# -- gathering -----------------------------------------------------------------------------------------------------
+
+
+class StatisticsPass:
+    """Moments and zeros of every task vector of one tensor."""
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        self._sums = RowSums(state)
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+        self.zeros = [0] * len(state.task.models)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        nonfinite, zeros = [0] * len(self._nonfinite), [0] * len(self.zeros)
+        for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            self._sums.add(workspace, begin, end)
+            for i in state.present:
+                zeros[i] += state.kernels.count_equal(workspace.task_vectors[i][: end - begin], None, 0, 0)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            add_into(self.zeros, zeros)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        self._state.moments = self._sums.total()
+
+
+class HistogramPass:
+    """One histogram level over every task vector of one tensor, added to the shard's."""
+
+    def __init__(
+        self, state: TensorState, level: int, prefixes: Sequence[int], totals: list[NDArray[np.int64]]
+    ) -> None:
+        self._state = state
+        self._level = level
+        self._prefixes = prefixes
+        self._totals = totals
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        shift, bits = LEVELS_32[self._level]
+        histograms = workspace.histograms(len(state.present))
+        nonfinite = [0] * len(self._nonfinite)
+        for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            for counts, i in zip(histograms, state.present, strict=True):
+                t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[i]
+                state.kernels.histogram(t, None, 0, shift, bits, prefix, counts[: 1 << bits])
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            for counts, i in zip(histograms, state.present, strict=True):
+                self._totals[i] += host(counts[: 1 << bits])
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+
+
+class SurveyWorker:
+    """Takes the statistics of shards in one process; arguments as for ShardWorker, without an output."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sequence[Store],
+        memory: MemoryPlan,
+        kernels: Kernels,
+        meter: Meter,
+        remote: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._memory = memory
+        self._kernels = kernels
+        self._pipeline = Pipeline(plan, sources, memory, kernels, meter, remote)
+
+    def survey(
+        self, shards: Sequence[int], round_: Round, publish: Callable[[Sequence[SurveyPart]], None]
+    ) -> None:
+        """Call `publish` with one part per model for every shard."""
+        for shard in shards:
+            parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
+            self._pipeline.run(parts.jobs(), lambda job, data: None, lambda job: None)
+            publish(parts.parts())
+
+
+class _ShardSurvey:
+    """Statistics of one shard's tensors while they are gathered."""
+
+    def __init__(self, plan: Plan, shard: int, round_: Round, kernels: Kernels, slab_bytes: int) -> None:
+        self._plan = plan
+        self._shard = shard
+        self._round = round_
+        self._kernels = kernels
+        self._slab_bytes = slab_bytes
+        models = len(plan.models)
+        self._rows: list[list[SurveyRow]] = [[] for _ in range(models)]
+        self._quantiles: dict[tuple[str, int], tuple[float, float]] = {}
+        self._states: list[tuple[TensorState, StatisticsPass]] = []
+        level = 1 if round_.kind == "low" else 0
+        self._counts = [np.zeros(1 << LEVELS_32[level][1], np.int64) for _ in range(models)]
+        self._level = level
+
+    def jobs(self) -> Iterator[Job]:
+        for position in self._plan.shards[self._shard].tasks:
+            task = self._plan.tasks[position]
+            if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
+                continue
+            state = TensorState(task, self._plan, self._kernels, self._slab_bytes)
+            yield Job(state, self._passes(state), writes=False)
+
+    def _passes(self, state: TensorState) -> list[Pass]:
+        if self._round.kind in ("high", "low"):
+            prefixes = self._round.prefixes or (0,) * len(self._plan.models)
+            return [HistogramPass(state, self._level, prefixes, self._counts)]
+        statistics = StatisticsPass(state)
+        self._states.append((state, statistics))
+        if self._round.kind == "moments":
+            return [statistics]
+
+        def found(i: int, median: float, high: float, all_zero: bool) -> None:
+            self._quantiles[state.task.name, i] = (median, high)
+
+        orders = [order for i in state.present for order in quantile_orders(state, i, found)]
+        return [statistics, *(OrderPass(state, orders, depth, []) for depth in range(len(state.levels)))]
+
+    def parts(self) -> list[SurveyPart]:
+        return [self._part(i) for i in range(len(self._plan.models))]
+
+    def _part(self, i: int) -> SurveyPart:
+        prefix = self._round.prefixes[i] if self._round.prefixes else 0
+        counts: dict[str, int] = {}
+        if self._round.kind in ("high", "low"):
+            counts = {str(b): int(self._counts[i][b]) for b in np.flatnonzero(self._counts[i]).tolist()}
+        return SurveyPart(
+            plan_id=self._plan.plan_id,
+            model=i,
+            shard=self._shard,
+            kind=self._round.kind,
+            rows=tuple(self._row(state, taken, i) for state, taken in self._states if i in state.present),
+            counts=counts,
+            prefix=prefix,
+        )
+
+    def _row(self, state: TensorState, taken: StatisticsPass, i: int) -> SurveyRow:
+        moments = state.moments[i]
+        assert moments is not None
+        median, high = self._quantiles.get((state.task.name, i), (None, None))
+        return SurveyRow(
+            tensor=state.task.name,
+            numel=state.task.numel,
+            zeros=taken.zeros[i],
+            l1=float(moments[0]),
+            squares=float(moments[1]),
+            fourths=float(moments[2]),
+            median=median,
+            high=high,
+        )
+
+
+# -- deciding ------------------------------------------------------------------------------------------------------
+
+
+def redundancy(row: SurveyRow, statistic: str) -> float:
+    """u of one tensor: participation, kurtosis or quantile (ALGORITHMS 3); NaN for an all-zero task vector."""
+    moments = np.array([row.l1, row.squares, row.fourths])
+    if statistic == "kurtosis":
+        return density.kurtosis(row.numel, moments)
+    if statistic == "participation":
+        return density.participation(row.numel, moments)
+    if row.median is None or row.high is None:
+        return math.nan
+    return density.quantile(row.median, row.high, row.zeros == row.numel)
+
+
+def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
+    """Turn statistics into densities: one budget per model and `tadrop` setting, tensors in plan order."""
+    found = {(part.model, row.tensor): row for part in parts for row in part.rows}
+    decided: dict[str, list[float | TadropDensity]] = {}
+    table: list[dict[str, Any]] = []
+    for i in range(len(plan.models)):
+        for wanted, tasks in _budgets(plan, i).items():
+            rows = [found[i, task.name] for task in tasks]
+            u = [redundancy(row, wanted.statistic) for row in rows]
+            assert wanted.mean is not None
+            densities = density.budget_densities(u, [row.numel for row in rows], wanted.mean, wanted.spread)
+            for task, value, row, statistic in zip(tasks, densities, rows, u, strict=True):
+                assert task.settings is not None
+                decided.setdefault(task.name, list(task.settings.densities))[i] = value
+                redundant = None if math.isnan(statistic) else statistic
+                table.append(
+                    {
+                        "model": i,
+                        "density": value,
+                        "redundancy": redundant,
+                        **row.model_dump(exclude_none=True),
+                    }
+                )
+    return Survey({name: tuple(values) for name, values in decided.items()}, None, tuple(table))
+
+
+def _budgets(plan: Plan, i: int) -> Mapping[TadropDensity, list[TensorTask]]:
+    """The tensors of model i by the target that they share, in plan order."""
+    groups: dict[TadropDensity, list[TensorTask]] = defaultdict(list)
+    for task in plan.tasks:
+        if task.settings is None or task.models[i] is None:
+            continue
+        wanted = task.settings.densities[i]
+        if isinstance(wanted, TadropDensity) and wanted.mean is not None:
+            groups[wanted].append(task)
+    return groups
+
+
+def threshold_searches(plan: Plan) -> list[RankSearch]:
+    """Per model, the search for the (N - int(d N))-th smallest magnitude of all its merged tensors.
+
+    Raises:
+        RecipeError: a model's density differs between tensors, so there is no one threshold.
+    """
+    tasks = [task for task in plan.tasks if task.settings is not None]
+    numel = sum(task.numel for task in tasks)
+    searches = []
+    for i in range(len(plan.models)):
+        densities = {task.settings.densities[i] for task in tasks if task.settings is not None}
+        if len(densities) != 1:
+            raise RecipeError(
+                "`scope: model` needs one density per model, the recipe gives different ones by tensor"
+            )
+        wanted = densities.pop()
+        assert isinstance(wanted, float)
+        searches.append(RankSearch(min(int(wanted * numel) + 1, numel), LEVELS_32))
+    return searches
+
+
+def narrow_thresholds(plan: Plan, searches: Sequence[RankSearch], parts: Sequence[SurveyPart]) -> None:
+    """Feed one round's histograms to the searches; tensors that a model lacks count as zeros."""
+    for i, search in enumerate(searches):
+        counts = np.zeros(1 << search.bits, np.int64)
+        for part in parts:
+            if part.model == i:
+                for place, count in part.counts.items():
+                    counts[int(place)] += count
+        if search.prefix == 0:
+            counts[0] += sum(t.numel for t in plan.tasks if t.settings is not None and t.models[i] is None)
+        search.narrow(counts)
