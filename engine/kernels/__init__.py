@@ -23,7 +23,7 @@ WINDOW_ROWS = 256
 
 
 class Kernels(Protocol):
-    """Operations on a tile: L consecutive elements of one tensor, as 1-D contiguous arrays.
+    """Operations on a tile: L consecutive elements of one tensor, as 1-D contiguous arrays; L >= 1.
 
     `real` is float32, or float64 when any input of the tensor is F64. Task vectors t, accumulators and decoded bases are
     `real`; masks, claims and `active` are uint8 (masks and `active` hold 0 or 1). Results are written in place. A key is

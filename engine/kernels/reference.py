@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def _round(values: Tensor, dtype: str, clamp: Tensor) -> tuple[Tensor, Tensor]:
     else:
         beyond = rounded.double().isinf()
         unclamped = rounded.view(form.bits)
-    limit = torch.full_like(values, form.largest).copysign(values).to(form.dtype).view(form.bits)
+    limit = torch.full_like(values, form.largest, dtype=torch.float64).copysign(values).to(form.dtype).view(form.bits)
     codes = torch.where(beyond, torch.where(clamp, limit, unclamped), rounded.view(form.bits))
     codes = torch.where(nan, torch.full_like(codes, form.nan), codes)
     return codes, nan | (beyond & ~clamp)
@@ -93,16 +94,15 @@ def _keep_best(keys: Tensor, claims: Tensor, candidate: Tensor, n: int) -> Tenso
     return kept & candidate
 
 
-def _philox(counter: tuple[Tensor, Tensor], key0: int, key1: int) -> Tensor:
-    """Philox4x32-10 of counters (low, high, 0, 0) -> int64 [4, counters] of 32-bit words."""
+def philox(counter: Sequence[Tensor], key0: int, key1: int) -> Tensor:
+    """Philox4x32-10 of four int64 tensors of 32-bit counter words -> int64 [4, counters] of 32-bit words."""
     low = 0xFFFFFFFF
 
     def multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
         product = a * factor  # wraps as unsigned 64-bit arithmetic does
         return (product >> 32) & low, product & low
 
-    c0, c1 = counter
-    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    c0, c1, c2, c3 = counter
     for _ in range(10):
         high0, low0 = multiply(c0, 0xD2511F53)
         high1, low1 = multiply(c2, 0xCD9E8D57)
@@ -225,7 +225,8 @@ class TorchKernels:
         """All four words of every counter that the tile touches, then the tile's part of them."""
         start = first // 4
         counter = torch.arange(start, (first + mask.numel() + 3) // 4, device=mask.device)
-        words = _philox((counter & 0xFFFFFFFF, counter >> 32), key0, key1).T.reshape(-1)
+        zero = torch.zeros_like(counter)
+        words = philox((counter & 0xFFFFFFFF, counter >> 32, zero, zero), key0, key1).T.reshape(-1)
         uniform = (words[first - 4 * start :][: mask.numel()] >> 8).double() * 2.0**-24
         mask.copy_(uniform < probability)
 

@@ -1,0 +1,114 @@
+"""Whole merges against outputs of the published code and of the specification; compared with ==, not bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ..merging import merge_tensors
+
+DATA = Path(__file__).parent / "data"
+
+
+def golden(name: str) -> dict[str, torch.Tensor]:
+    return load_file(DATA / f"{name}.safetensors")
+
+
+def equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found == expected).all())
+
+
+def test_cabs_prunes_like_the_published_roberta_script(tmp_path: Path) -> None:
+    data = golden("01_roberta_nm_fp32_tail")
+    zero = {"w": torch.zeros_like(data["tau1"])}
+    recipe = {
+        "merge_method": "cabs",
+        "parameters": {"block": 32, "tail": "drop", "overlap": "never", "density": 3 / 32},
+    }
+    for weights, expected in (((1.0, 0.0), "out1"), ((0.0, 1.0), "out2")):
+        models = [{"w": data["tau1"]}, {"w": data["tau2"]}]
+        out = merge_tensors(tmp_path / expected, zero, models, recipe, weights)
+        assert equal(out["w"], data[expected])
+
+
+@pytest.mark.parametrize("n", [64, 192])
+def test_cabs_prunes_like_the_published_7b_script(tmp_path: Path, n: int) -> None:
+    data = golden(f"08_7b_nm_{n}_256")
+    zero = {"w": torch.zeros_like(data["tau1"])}
+    recipe = {"merge_method": "cabs", "parameters": {"block": 256, "density": n / 256}}
+    for weights, expected in (((1.0, 0.0), "out1"), ((0.0, 1.0), "out2")):
+        models = [{"w": data["tau1"]}, {"w": data["tau2"]}]
+        out = merge_tensors(tmp_path / expected, zero, models, recipe, weights)
+        assert equal(out["w"], data[expected])
+
+
+@pytest.mark.parametrize("case", ["20_spec_k3_no_overlap", "21_spec_k3_overlap"])
+@pytest.mark.parametrize("overlap_merge", ["sum", "ties"])
+def test_cabs_merges_three_models(tmp_path: Path, case: str, overlap_merge: str) -> None:
+    data = golden(case)
+    ns = {"20_spec_k3_no_overlap": (8, 8, 16), "21_spec_k3_overlap": (20, 16, 14)}[case]
+    weights = {"20_spec_k3_no_overlap": (1.2, 1.1, 0.9), "21_spec_k3_overlap": (1.0, 0.8, 0.6)}[case]
+    # The stored task vectors are exact only over a zero base: W_i - W0 rounds.
+    zero = {"w": torch.zeros_like(data["base"])}
+    models = [{"w": data[f"tau{i}"]} for i in range(3)]
+    recipe = {"merge_method": "cabs", "parameters": {"block": 32, "overlap_merge": overlap_merge}}
+    out = merge_tensors(tmp_path, zero, models, recipe, weights, [n / 32 for n in ns])
+    assert equal(data["base"] + out["w"], data[f"merged_{overlap_merge}"])
+
+
+TASK_VECTOR_CASES = {
+    "ta": {"merge_method": "task_arithmetic"},
+    "ta_lam0.3": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.3}},
+    "ta_norm": {"merge_method": "task_arithmetic", "parameters": {"normalize": True}},
+    "ties_d0.2": {"merge_method": "ties", "parameters": {"density": 0.2}},
+    "ties_d0.2_nonorm": {"merge_method": "ties", "parameters": {"density": 0.2, "normalize": False}},
+    "ties_d0.2_lam0.7_int8": {"merge_method": "ties", "parameters": {"density": 0.2, "lambda": 0.7, "int8_mask": True}},
+}
+
+
+@pytest.mark.parametrize("case", TASK_VECTOR_CASES)
+def test_task_vector_methods_equal_mergekit_in_fp32(tmp_path: Path, case: str) -> None:
+    data = golden("13_mergekit_gta_fp32")
+    models = [{"w": data[f"m{i}"]} for i in range(3)]
+    recipe: dict[str, Any] = TASK_VECTOR_CASES[case]
+    out = merge_tensors(tmp_path, {"w": data["base"]}, models, recipe, (1.0, 0.7, 0.4))
+    assert equal(out["w"], data[case]), float((out["w"] - data[case]).abs().max())
+
+
+def test_linear_equals_the_formula(tmp_path: Path) -> None:
+    data = golden("15_mergekit_sphere")
+    models = [{"w": data[f"m{i}"]} for i in range(3)]
+    out = merge_tensors(tmp_path, None, models, {"merge_method": "linear"}, (1.0, 0.7, 0.4))
+    torch.testing.assert_close(out["w"], data["linear"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("normalize", "expected"), [(True, "dis_mean"), (False, "dis_sum")])
+def test_ties_over_the_whole_model_equals_the_official_code(tmp_path: Path, normalize: bool, expected: str) -> None:
+    data = golden("17_ties_official")
+    cut = 70  # the flattened vector as two tensors: the threshold must span both
+    models = [{"a": row[:cut].reshape(10, 7), "b": row[cut:]} for row in data["flat"]]
+    zero = {"a": torch.zeros(10, 7), "b": torch.zeros(80)}
+    recipe = {"merge_method": "ties", "parameters": {"density": 0.2, "scope": "model", "normalize": normalize}}
+    out = merge_tensors(tmp_path, zero, models, recipe, (1.0, 1.0, 1.0))
+    found = torch.cat([out["a"].reshape(-1), out["b"]])
+    torch.testing.assert_close(found, data[expected], rtol=1e-6, atol=0)
+
+
+def test_tadrop_with_a_target_equals_the_specified_budget(tmp_path: Path) -> None:
+    data = golden("24_spec_adaptive_density")
+    import pyarrow.parquet
+
+    model = {f"t{i}": data[f"t{i}"] for i in range(4)}
+    zero = {name: torch.zeros_like(t) for name, t in model.items()}
+    density = {"tadrop": {"mean": 0.25, "spread": 0.1}}
+    merge_tensors(tmp_path, zero, [model], {"merge_method": "magnitude"}, (1.0,), [density])
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "anabranch.tensors.parquet").to_pylist()
+    densities = {row["tensor"]: row["density"] for row in table}
+    expected = data["s_budget_S.75_a.1"].tolist()
+    for i in range(3):
+        assert densities[f"t{i}"] == pytest.approx(1 - expected[i], abs=1e-12)
+    assert densities["t3"] == 0.0

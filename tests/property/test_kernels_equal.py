@@ -1,0 +1,251 @@
+"""The fast kernels and the readable ones give the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.kernels.reference import TorchKernels
+
+from .kernel_cases import DTYPES, REALS, SIZES, codes, examples, tiles
+
+CPU, TORCH = CpuKernels(), TorchKernels()
+seeds = st.integers(0, 2**32 - 1)
+
+
+def both(operation, *arrays):
+    """Run one operation on copies of the arrays under both implementations; returns results and arrays of each."""
+    outcomes = []
+    for kernels, wrap in ((CPU, lambda a: a), (TORCH, torch.from_numpy)):
+        copies = [None if a is None else a.copy() for a in arrays]
+        result = operation(kernels, *(None if a is None else wrap(a) for a in copies))
+        outcomes.append((result, copies))
+    return outcomes
+
+
+def assert_same(operation, *arrays):
+    """The same result and the same bits in every array; returns what the fast kernels left."""
+    (result, fast), (expected, slow) = both(operation, *arrays)
+    assert result == expected
+    for a, b in zip(fast, slow, strict=True):
+        if a is not None:
+            assert_bits(a, b)
+    return fast
+
+
+def assert_bits(a, b):
+    assert a.dtype == b.dtype
+    if a.dtype.kind == "f":  # the payload of a NaN is nobody's promise until it is written by finish or convert
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        a, b = np.where(np.isnan(a), 0, a), np.where(np.isnan(b), 0, b)
+    np.testing.assert_array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}"))
+
+
+def random_mask(rng, size):
+    return rng.integers(0, 2, size).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("real", ["f32", "f64"])
+@examples(20)
+@given(seed=seeds, size=st.integers(1, 300), finite=st.booleans())
+def test_decode_and_task_vector(dtype, real, seed, size, finite):
+    if dtype == "F64" and real == "f32":
+        return
+    rng = np.random.default_rng(seed)
+    raw = codes(rng, dtype, size, finite)
+    out = np.empty(size, REALS[real])
+    base = rng.standard_normal(size).astype(REALS[real])
+    assert_same(lambda k, r, o: k.decode(r, dtype, o), raw, out)
+    assert_same(lambda k, r, b, o: k.task_vector(r, dtype, b, o), raw, base, out)
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+def test_bytes_may_be_unaligned_and_read_only(offset):
+    raw = np.random.default_rng(0).integers(0, 64, 4 * 100 + offset).astype(np.uint8)
+    raw.flags.writeable = False
+    out, aligned = np.empty(100, np.float32), np.empty(100, np.float32)
+    for dtype in ("F32", "BF16"):
+        part = raw[offset : offset + 100 * SIZES[dtype]]
+        CPU.decode(part, dtype, out)
+        CPU.decode(part.copy(), dtype, aligned)
+        assert_bits(out, aligned)
+        unaligned = np.empty(400 + offset, np.uint8)[offset:][: part.size]
+        CPU.convert(out, dtype, False, unaligned)
+        assert_bits(unaligned, np.asarray(part))
+
+
+@examples(60)
+@given(arrays=tiles(count=2), seed=seeds)
+def test_zero_nonfinite(arrays, seed):
+    t, base = arrays
+    rng = np.random.default_rng(seed)
+    for array in arrays:
+        array[rng.random(array.size) < 0.2] = rng.choice([np.nan, np.inf, -np.inf])
+    assert_same(lambda k, t, b: k.zero_nonfinite(t, b), t, base)
+
+
+@examples(40)
+@given(t=tiles(max_size=9000))
+def test_moments(t):
+    with np.errstate(over="ignore"):
+        assert_same(lambda k, t, rows: k.moments(t, rows), t, np.empty((-(-t.size // 4096), 3)))
+
+
+@examples(120)
+@given(t=tiles(), seed=seeds, with_claims=st.booleans(), level=st.integers(0, 2), data=st.data())
+def test_histogram_and_count_equal(t, seed, with_claims, level, data):
+    claims = np.random.default_rng(seed).integers(0, 3, t.size).astype(np.uint8) if with_claims else None
+    level = level if with_claims else 0
+    levels = [(15, 16), (0, 15)] if t.dtype == np.float32 else [(47, 16), (31, 16), (15, 16), (0, 15)]
+    shift, bits = data.draw(st.sampled_from(levels))
+    keys = np.abs(t).view(np.int32 if t.dtype == np.float32 else np.int64).astype(object)
+    key = int(data.draw(st.sampled_from(list(keys))))
+    counts = np.random.default_rng(seed).integers(0, 5, 1 << bits)
+    assert_same(lambda k, t, c, n: k.histogram(t, c, level, shift, bits, key >> (shift + bits), n), t, claims, counts)
+    assert_same(lambda k, t, c: k.count_equal(t, c, level, key), t, claims)
+
+
+@examples(200)
+@given(t=tiles(), seed=seeds, with_claims=st.booleans(), level=st.integers(0, 2), data=st.data())
+def test_mask_top(t, seed, with_claims, level, data):
+    claims = np.random.default_rng(seed).integers(0, 4, t.size).astype(np.uint8) if with_claims else None
+    level = level if with_claims else 0
+    keys = np.abs(t).view(np.int32 if t.dtype == np.float32 else np.int64)
+    key = int(keys[data.draw(st.integers(0, t.size - 1))])
+    before = data.draw(st.sampled_from([0, 1, 5, 1 << 40]))
+    keep = data.draw(st.sampled_from([0, before, before + 1, before + 7, before + t.size, 1 << 62]))
+    mask = np.full(t.size, 7, np.uint8)
+    assert_same(lambda k, t, c, m: k.mask_top(t, c, level, key, keep, before, m), t, claims, mask)
+
+
+@examples(400)
+@given(
+    t=tiles(),
+    seed=seeds,
+    m=st.one_of(st.sampled_from([1, 2, 3, 4, 16, 31, 32, 64, 128, 200, 256, 300, 512]), st.integers(1, 320)),
+    share=st.floats(0, 1),
+    claimed=st.sampled_from(["nothing", "some", "all", "much"]),
+    overlap_never=st.booleans(),
+    drop_tail=st.booleans(),
+)
+def test_mask_blocks(t, seed, m, share, claimed, overlap_never, drop_tail):
+    high = {"nothing": 1, "some": 2, "all": 3, "much": 6}[claimed]
+    claims = np.random.default_rng(seed).integers(int(claimed == "all"), high, t.size).astype(np.uint8)
+    mask = np.full(t.size, 7, np.uint8)
+    n = round(share * m)
+    assert_same(lambda k, t, c, s: k.mask_blocks(t, n, m, c, s, overlap_never, drop_tail), t, claims, mask)
+
+
+@examples(60)
+@given(seed=seeds, models=st.integers(1, 4), tail=st.integers(0, 255), n=st.integers(1, 256))
+def test_mask_blocks_of_long_tiles(seed, models, tail, n):
+    """Thousands of elements, so that what a block learns from the one before is exercised too."""
+    rng = np.random.default_rng(seed)
+    size = 20 * 256 + tail
+    scale = np.repeat(10.0 ** rng.integers(-30, 30, 21), 256)[:size]  # neighbouring blocks differ wildly
+    claims = np.zeros(size, np.uint8)
+    base = rng.standard_normal(size).astype(np.float32).view(np.uint32) & 0xFFFF0000
+    for i in range(models):
+        moved = base + (rng.integers(-40, 40, size) << 16) * rng.integers(0, 2, size)
+        t = (moved.astype(np.uint32).view(np.float32) - base.view(np.float32)) * (scale if i % 2 else 1.0)
+        t = np.where(np.isfinite(t), t, 0).astype(np.float32)
+        claims = assert_same(
+            lambda k, t, c, s: k.mask_blocks(t, n, 256, c, s, False, False), t, claims, np.empty(size, np.uint8)
+        )[1]
+
+
+@examples(60)
+@given(
+    key0=st.integers(0, 2**32 - 1),
+    key1=st.integers(0, 2**32 - 1),
+    first=st.one_of(st.integers(0, 100), st.integers(2**34 - 50, 2**34 + 50), st.integers(0, 2**60)),
+    size=st.integers(1, 300),
+    probability=st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0, 0.25, 1 - 2.0**-24, 1 - 2.0**-25])),
+)
+def test_mask_random(key0, key1, first, size, probability):
+    mask = np.full(size, 7, np.uint8)
+    assert_same(lambda k, m: k.mask_random(key0, key1, first, probability, m), mask)
+
+
+weights = st.sampled_from([1.0, 0.0, -0.7, 0.3, 1e-40, 1e30])
+divisors = st.sampled_from([1.0, 0.3, 0.1, 3.0])
+
+
+@examples(150)
+@given(arrays=tiles(count=2), seed=seeds, masked=st.booleans(), divisor=divisors, weight=weights)
+def test_accumulate(arrays, seed, masked, divisor, weight):
+    rng = np.random.default_rng(seed)
+    acc, t = arrays
+    mask, active = random_mask(rng, t.size) if masked else None, random_mask(rng, t.size)
+    with np.errstate(all="ignore"):
+        assert_same(lambda k, acc, t, m, a: k.accumulate(acc, t, m, divisor, weight, a), acc, t, mask, active)
+
+
+@examples(150)
+@given(arrays=tiles(count=4), seed=seeds, masked=st.booleans(), divisor=divisors, weight=weights)
+def test_accumulate_agreeing(arrays, seed, masked, divisor, weight):
+    rng = np.random.default_rng(seed)
+    acc, weight_sum, signs, t = arrays
+    mask = random_mask(rng, t.size) if masked else None
+    count = rng.integers(0, 9, t.size).astype(np.uint8)
+    assert_same(
+        lambda k, acc, total, n, s, t, m: k.accumulate_agreeing(acc, total, n, s, t, m, divisor, weight),
+        acc, weight_sum, count, signs, t, mask,
+    )  # fmt: skip
+
+
+@examples(100)
+@given(arrays=tiles(count=2), seed=seeds, number=st.sampled_from([0.0, 1.0, -3.0, 0.1, 1e-300, 7e20]))
+def test_divide_and_scale(arrays, seed, number):
+    acc, denominator = arrays
+    counts = np.random.default_rng(seed).integers(0, 4, acc.size).astype(np.uint8)
+    with np.errstate(all="ignore"):
+        assert_same(lambda k, a, d: k.divide(a, d), acc, denominator)
+        assert_same(lambda k, a, d: k.divide(a, d), acc, counts)
+        assert_same(lambda k, a: k.divide(a, number), acc)
+        assert_same(lambda k, a: k.scale(a, number), acc)
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@examples(40)
+@given(
+    arrays=tiles(count=2),
+    seed=seeds,
+    same=st.booleans(),
+    saturate=st.booleans(),
+    bad=st.booleans(),
+    finite=st.booleans(),
+)
+def test_finish_and_convert(out_dtype, arrays, seed, same, saturate, bad, finite):
+    base, acc = arrays
+    if out_dtype == "F64" and base.dtype == np.float32:
+        same = False
+    rng = np.random.default_rng(seed)
+    if bad:
+        base[rng.random(base.size) < 0.2] = rng.choice([np.nan, np.inf, -np.inf])
+        acc[rng.random(base.size) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
+    raw = codes(rng, out_dtype, base.size, finite)
+    if same:
+        CPU.decode(raw, out_dtype, base)
+    active, out = random_mask(rng, base.size), np.zeros_like(raw)
+    base_dtype = out_dtype if same else "F32" if out_dtype != "F32" else "BF16"
+    with np.errstate(all="ignore"):
+        assert_same(
+            lambda k, raw, b, acc, act, o: k.finish(raw, base_dtype, b, acc, act, out_dtype, saturate, o),
+            raw, base, acc, active, out,
+        )  # fmt: skip
+        assert_same(lambda k, v, o: k.convert(v, out_dtype, saturate, o), base, out)
+
+
+@examples(30)
+@given(seed=seeds, size=st.integers(1, 1000))
+def test_counts_of_masks(seed, size):
+    rng = np.random.default_rng(seed)
+    a, b = random_mask(rng, size), random_mask(rng, size)
+    assert_same(lambda k, a, b: k.pair_overlap(a, b), a, b)
+    assert_same(lambda k, a: k.count(a), a)
