@@ -88,8 +88,9 @@ def test_a_cost_has_the_memory_the_work_and_the_bytes_of_its_command(tmp_path):
     )
     # A child counts its parent's memory as its own peak, and this parent is large: measure from a fresh one.
     measuring = (
-        "import sys, pathlib, json, dataclasses; from benchmarks import measure; here = pathlib.Path(sys.argv[1]);"
-        "cost = measure.run([sys.executable, '-c', sys.argv[2], str(here)], open(here / 'log', 'wb'), here / 'out');"
+        "import sys, pathlib, json, dataclasses; from benchmarks import measure;"
+        "here = pathlib.Path(sys.argv[1]); command = [sys.executable, '-c', sys.argv[2], str(here)];"
+        "cost = measure.run(command, open(here / 'log', 'wb'), here / 'out');"
         "print(json.dumps(dataclasses.asdict(cost)))"
     )
     command = [sys.executable, "-c", measuring, str(tmp_path), program]

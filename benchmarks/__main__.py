@@ -1,0 +1,28 @@
+"""Short measurements in one go, smallest sizes: `make bench`. The README has the long ones and what they said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .merge import MERGEKIT_BIN
+
+MEASUREMENTS = (
+    ("benchmarks.planning", "--repeats", "1"),
+    ("benchmarks.merge", "--size", "0.1b", "--repeats", "1"),
+)
+
+
+def main() -> int:
+    for module, *options in MEASUREMENTS:
+        if module == "benchmarks.merge" and not MERGEKIT_BIN.exists():
+            print("mergekit is left out: benchmarks/peers/setup.sh installs it", file=sys.stderr)
+            options += ["--contenders", "floor,anabranch,torch"]
+        print(f"## {module.rpartition('.')[2]}\n", flush=True)
+        subprocess.run([sys.executable, "-m", module, *options], check=True)
+        print(flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
