@@ -1,4 +1,4 @@
-"""Short measurements in one go, smallest sizes: `make bench`. The README has the long ones and what they said."""
+"""Short measurements in one go, smallest sizes (`make bench`); the README has the long ones."""
 
 from __future__ import annotations
 
