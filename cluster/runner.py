@@ -82,7 +82,7 @@ def run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> O
         runner.merge(missing, survey, done)
     progress.phase("commit", 0, 0)
     manifest = output.finish(receipts, survey, inputs.side_files())
-    output.store.delete_temporaries()
+    output.clean(manifest)
     return Outcome(manifest, tuple(missing), resumed, already_complete=False)
 
 
@@ -159,10 +159,6 @@ class LocalRunner:
         worker.survey(shards, round_, publish)
 
     def merge(self, shards: Sequence[int], survey: Survey | None, done: Callable[[Receipt], None]) -> None:
-        def publish(receipt: Receipt) -> None:
-            self._output.publish_receipt(receipt)
-            done(receipt)
-
         worker = ShardWorker(
             self._inputs.plan,
             self._inputs.stores,
@@ -172,4 +168,4 @@ class LocalRunner:
             self._meter,
             self._inputs.is_remote,
         )
-        worker.merge(shards, survey, publish)
+        worker.merge(shards, survey, self._output, done)

@@ -169,14 +169,10 @@ class Output:
             return None
         manifest = decode_manifest(data, f"{self.store.url}/{MANIFEST_NAME}")
         if manifest.plan_id != self.plan.plan_id:
-            raise OutputConflictError(
-                f"{self.store.url} was finished by another plan", "use another output directory"
-            )
+            raise OutputConflictError(f"{self.store.url} was finished by another plan", "use another output directory")
         return manifest
 
-    def finish(
-        self, receipts: Mapping[int, Receipt], survey: Survey | None, side: Mapping[str, bytes]
-    ) -> Manifest:
+    def finish(self, receipts: Mapping[int, Receipt], survey: Survey | None, side: Mapping[str, bytes]) -> Manifest:
         """Write side files, tables and the index, then the manifest: the commit.
 
         Args:
@@ -196,6 +192,14 @@ class Output:
         manifest = self._manifest(ordered, files, survey, table.summary, {TENSORS_NAME: table.digest})
         self._publish_manifest(manifest)
         return manifest
+
+    def clean(self, manifest: Manifest) -> None:
+        """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
+        receipts = [self._receipt_name(i) for i in range(len(self.plan.shards))]
+        own = [PLAN_NAME, TASKS_NAME, MANIFEST_NAME, TENSORS_NAME]
+        names = [*own, *manifest.files, *receipts, *self.store.list(SURVEY_FOLDER)]
+        for leftover in self.store.leftovers(names):
+            self.store.delete_leftover(leftover)
 
     def _publish(self, name: str, data: bytes) -> FileEntry:
         self.store.replace(name, data)
@@ -229,9 +233,7 @@ class Output:
         data = encode(manifest)
         # Written last: whoever sees this file may rely on everything else.
         if not self.store.create(MANIFEST_NAME, data) and self.store.read_bytes(MANIFEST_NAME) != data:
-            raise OutputConflictError(
-                f"{self.store.url} was finished by another plan", "use another output directory"
-            )
+            raise OutputConflictError(f"{self.store.url} was finished by another plan", "use another output directory")
 
 
 def index_json(plan: Plan) -> bytes:

@@ -44,8 +44,8 @@ def local_density(u: float) -> float:
 def budget_densities(u: Sequence[float], numel: Sequence[int], mean: float, spread: float) -> list[float]:
     """Densities of one model's tensors whose numel-weighted mean is `mean`.
 
-    z = (u - mu) / sigma with numel-weighted mu and sigma; sparsity = clamp(c + spread * z, 0, 0.99) with c by bisection.
-    All-zero task vectors (u is NaN) get 0 and stand outside the budget.
+    z = (u - mu) / sigma with numel-weighted mu and sigma; sparsity = clamp(c + spread * z, 0, 0.99), c by
+    bisection. All-zero task vectors (u is NaN) get 0 and stand outside the budget.
     """
     places = [i for i, value in enumerate(u) if not math.isnan(value)]
     densities = [0.0] * len(u)

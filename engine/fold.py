@@ -14,8 +14,8 @@ from .header import DTYPES
 from .kernels import Array
 from .manifest import ModelRow, TensorRow
 from .methods.stages import LinearMerge, TaskVectorMerge, Top
-from .settings import TadropDensity
 from .scans import KeptNormPass, MomentsPass, OrderPass, RowSums, add_into, quantile_orders, top_order
+from .settings import TadropDensity
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
 
@@ -31,9 +31,7 @@ class FoldPass:
         self._weights = weights
         self._sums = sums
         self._nonfinite = [0] * (len(state.task.models) + 1)
-        self._denominator = (
-            normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
-        )
+        self._denominator = normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state, window = self._state, data.window
@@ -82,9 +80,7 @@ class FoldPass:
         for i in state.present:
             kept[i] += state.kernels.count(workspace.masks[i][:length])
         for a, b in overlaps:
-            overlaps[a, b] += state.kernels.pair_overlap(
-                workspace.masks[a][:length], workspace.masks[b][:length]
-            )
+            overlaps[a, b] += state.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
 
     def _combine(self, workspace: Workspace, length: int) -> None:
         """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2)."""
@@ -155,9 +151,7 @@ class FoldPass:
         check_overflow(state)
 
 
-def out_bytes(
-    data: WindowData, dtype: str, begin: int, end: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """The place of elements [begin, end) in the window's output."""
     assert data.out is not None
     size = DTYPES[dtype].size

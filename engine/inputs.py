@@ -58,9 +58,7 @@ class Inputs:
             if _is_tokenizer_file(name):
                 files[name] = self.tokenizer_store.read_bytes(name, MAX_SIDE_FILE_BYTES)
         if "config.json" in files:
-            files["config.json"] = patch_config(
-                files["config.json"], dtype, f"{self.plan.base.url}/config.json"
-            )
+            files["config.json"] = patch_config(files["config.json"], dtype, f"{self.plan.base.url}/config.json")
         return files
 
 

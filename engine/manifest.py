@@ -87,6 +87,8 @@ class SurveyPart(_Record):
 
 
 class FileEntry(_Record):
+    """What a file must be."""
+
     size: int
     sha256: str
 

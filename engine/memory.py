@@ -64,9 +64,7 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, remote: bool = False
             slab //= 2
         if costs.least_slab > slab and least * costs.least_slab <= room:
             return MemoryPlan(limit_bytes, count, fixed, workspaces, costs.least_slab, least)
-    need = (
-        fixed + costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
-    )
+    need = fixed + costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
     raise ResourceError(
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
         "give more with --memory",
@@ -96,9 +94,7 @@ def _costs(plan: Plan) -> _Costs:
         passes = passes_over(task.settings, task.is_double)
         histograms = 2 * models * models if passes > 2 else 0
         elements = tile_elements(grain(task.settings))
-        workspace = max(
-            workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms)
-        )
+        workspace = max(workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms))
         overhang = 0 if elements % ROW_ELEMENTS == 0 else grain(task.settings)
         least_slab = max(least_slab, (ROW_ELEMENTS + overhang) * task.widest_bytes)
         several = several or passes > 1

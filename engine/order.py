@@ -18,8 +18,8 @@ class RankSearch:
         rank: k, 1-based from the largest; 1 <= k <= number of elements counted.
         levels: LEVELS_32 or LEVELS_64.
 
-    After every level was fed to `narrow`, `prefix` is the key, `above` the number of larger keys and `equal` the number of
-    equal ones (ALGORITHMS 1.5: two-level integer histogram).
+    After every level was fed to `narrow`, `prefix` is the key, `above` the number of larger keys and `equal`
+    the number of equal ones (ALGORITHMS 1.5: two-level integer histogram).
     """
 
     def __init__(self, rank: int, levels: tuple[tuple[int, int], ...]) -> None:

@@ -96,7 +96,10 @@ class Pipeline:
         self._readers = REMOTE_READERS if remote else LOCAL_READERS
 
     def run(
-        self, jobs: Iterable[Job], emit: Callable[[Job, Slab], None], done: Callable[[Job], None]
+        self,
+        jobs: Iterable[Job],
+        emit: Callable[[Job, Slab], None] | None = None,
+        done: Callable[[Job], None] | None = None,
     ) -> None:
         """Run every job to its end.
 
@@ -108,9 +111,7 @@ class Pipeline:
         Raises:
             Whatever a pass, a read or `emit` raised first; everything has stopped by then.
         """
-        _Run(
-            self._plan, self._stores, self._memory, self._kernels, self._meter, self._readers, emit, done
-        ).run(jobs)
+        _Run(self._plan, self._stores, self._memory, self._kernels, self._meter, self._readers, emit, done).run(jobs)
 
 
 class _Run:
@@ -124,8 +125,8 @@ class _Run:
         kernels: Kernels,
         meter: Meter,
         readers: int,
-        emit: Callable[[Job, Slab], None],
-        done: Callable[[Job], None],
+        emit: Callable[[Job, Slab], None] | None,
+        done: Callable[[Job], None] | None,
     ) -> None:
         self._plan = plan
         self._stores = stores
@@ -156,7 +157,7 @@ class _Run:
                 self._feed(job)
         except PoolClosed:
             pass  # the failure that closed the pool is raised below
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised by run)
             self._fail(error)
         try:
             for _ in folders:
@@ -164,7 +165,7 @@ class _Run:
             self._ordered.put(None)
             for thread in threads:
                 thread.join()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (raised by run)
             self._fail(error)
             for thread in threads:
                 thread.join()
@@ -180,9 +181,7 @@ class _Run:
             self._alive.append(job)
         windows = job.state.windows
         reserve = (self._memory.threads + AHEAD) * (len(self._stores) + 1)
-        resident = (
-            len(job.passes) > 1 and resident_slabs(job.state.task, len(windows)) + reserve <= self._pool.slabs
-        )
+        resident = len(job.passes) > 1 and resident_slabs(job.state.task, len(windows)) + reserve <= self._pool.slabs
         kept: list[Sequence[tuple[Slab | None, int, Future[None] | None]]] = []
         before: _Turn | None = None
         for index in range(len(job.passes)):
@@ -229,7 +228,7 @@ class _Run:
             try:
                 if self._failure is None and self._ready(item):
                     self._fold(item, workspaces)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
             if not item.result.done():
                 item.result.set_result(None)
@@ -279,18 +278,19 @@ class _Run:
                 out = item.result.result()
                 if self._failure is None:
                     self._emit_item(item, out)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
 
     def _emit_item(self, item: _Item, out: Slab | None) -> None:
         job = item.turn.job
-        if out is not None and item.out is not None:
+        if out is not None and item.out is not None and self._emit is not None:
             self._emit(job, out)
             self._pool.release([item.out])
         if item.window.index == len(job.state.windows) - 1 and self._finished(item.turn):
             with self._lock:
                 self._alive.remove(job)
-            self._done(job)
+            if self._done is not None:
+                self._done(job)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ class Plan:
             "numerics": NUMERICS,
             "recipe": self.canonical_recipe,
             "inputs": list(self.inputs),
-            "layout": layout(self.shards, self.tasks),
+            "layout": layout(self.shards),
         }
 
 
@@ -165,9 +165,7 @@ SurveyKind = str
 """'' (none), 'moments', 'quantiles' or 'threshold'."""
 
 
-def make_plan(
-    recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], urls: Mapping[str, str]
-) -> Plan:
+def make_plan(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], urls: Mapping[str, str]) -> Plan:
     """Decide what happens to every tensor of every input.
 
     Args:
@@ -186,8 +184,7 @@ def make_plan(
     settings = _SettingsCache(recipe, resolver)
     problems: list[str] = []
     tasks = tuple(
-        _task(recipe, reference, models, location, settings, problems)
-        for location in reference.tensors.values()
+        _task(recipe, reference, models, location, settings, problems) for location in reference.tensors.values()
     )
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:20])
@@ -200,7 +197,7 @@ def make_plan(
     shards = tuple(_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
     inputs = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
     described = canonical(recipe, urls)
-    identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards, tasks)}
+    identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
     return Plan(recipe, reference, tuple(models), tasks, shards, tuple(warnings), described, inputs, plan_id)
 
@@ -209,8 +206,8 @@ def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     return list({checkpoint.url: checkpoint for checkpoint in checkpoints}.values())
 
 
-def layout(shards: Sequence[OutputShard], tasks: Sequence[TensorTask]) -> list[dict[str, Any]]:
-    """Names, sizes and header digests of the output shards: with the inputs they determine every output byte's place."""
+def layout(shards: Sequence[OutputShard]) -> list[dict[str, Any]]:
+    """Names, sizes and header digests of the output shards: these determine every output byte's place."""
     return [
         {"name": shard.name, "size": shard.size, "header_sha256": hashlib.sha256(shard.header).hexdigest()}
         for shard in shards
@@ -220,25 +217,19 @@ def layout(shards: Sequence[OutputShard], tasks: Sequence[TensorTask]) -> list[d
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
-def _check_names(
-    recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]
-) -> None:
+def _check_names(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
     if not reference.tensors:
         raise InputError(f"{reference.url}: the checkpoint holds no tensors")
     for model in _distinct(models):
         if model.url == reference.url:
             continue
-        missing = [
-            name for name in reference.tensors if name not in model.tensors and not recipe.excludes(name)
-        ]
+        missing = [name for name in reference.tensors if name not in model.tensors and not recipe.excludes(name)]
         if missing:
             text = f"{model.url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
             if recipe.strict:
                 raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
             warnings.append(text + "; they count as unchanged")
-        extra = [
-            name for name in model.tensors if name not in reference.tensors and not recipe.excludes(name)
-        ]
+        extra = [name for name in model.tensors if name not in reference.tensors and not recipe.excludes(name)]
         if not extra:
             continue
         text = f"{model.url} has {len(extra)} tensors that {reference.url} does not have: {_listed(extra)}"
@@ -278,9 +269,7 @@ def _task(
             problems.append(f"{model.url}: {info.name!r} {problem}")
     if kind != "float":
         others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
-        return TensorTask(
-            info.name, location, others, out_dtype, None, f"{info.dtype}, identical in all models"
-        )
+        return TensorTask(info.name, location, others, out_dtype, None, f"{info.dtype}, identical in all models")
     if not any(sources):
         return TensorTask(info.name, location, none, out_dtype, None, "in no model")
     return TensorTask(info.name, location, sources, out_dtype, settings.get(info.name))
@@ -319,9 +308,7 @@ class _SettingsCache:
         found = self._made.get((shared, own))
         if found is None:
             method = self._build(**{name: getattr(shared, name) for name in self._wanted})
-            found = TensorSettings(
-                method, tuple(float(p.weight) for p in own), tuple(_density(p.density) for p in own)
-            )
+            found = TensorSettings(method, tuple(float(p.weight) for p in own), tuple(_density(p.density) for p in own))
             self._made[shared, own] = found
         return found
 
@@ -342,9 +329,7 @@ def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
         if isinstance(task.settings.method.selection, ModelThreshold) and any(
             isinstance(d, TadropDensity) for d in task.settings.densities
         ):
-            raise RecipeError(
-                "`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop"
-            )
+            raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
 
 
 # -- shards --------------------------------------------------------------------------------------------------------

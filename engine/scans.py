@@ -14,7 +14,6 @@ from .select import Cut, cut_from
 from .tensor import TensorState, WindowData, Workspace
 from .windows import ROW_ELEMENTS, tiles
 
-
 MEDIAN, HIGH = 0.5, 0.99
 """The quantiles whose ratio is a measure of redundancy (ALGORITHMS 3)."""
 
@@ -40,9 +39,7 @@ class RowSums:
 
     def total(self) -> list[NDArray[np.float64] | None]:
         """Per model: f64 [3], or None for a model without the tensor."""
-        return [
-            fold_rows(self._rows[i]) if i in self._rows else None for i in range(len(self._state.task.models))
-        ]
+        return [fold_rows(self._rows[i]) if i in self._rows else None for i in range(len(self._state.task.models))]
 
 
 class MomentsPass:
@@ -220,18 +217,16 @@ def top_order(state: TensorState, i: int, sequential: bool) -> Order:
     return Order(i, rank, then, claim_levels=i + 1 if sequential else 1)
 
 
-def quantile_orders(
-    state: TensorState, i: int, then: Callable[[int, float, float, bool], None]
-) -> list[Order]:
+def quantile_orders(state: TensorState, i: int, then: Callable[[int, float, float, bool], None]) -> list[Order]:
     """Searches for two quantiles of |t| of model i; `then(i, median, high, all_zero)` gets both."""
     found: dict[float, float] = {}
     orders: list[Order] = []
 
     def search(q: float) -> Order:
-        def rank(totals: list[int], zeros: list[int]) -> tuple[int, int]:
+        def rank(totals: list[int], _zeros: list[int]) -> tuple[int, int]:
             return 0, quantile_rank(q, totals[0])
 
-        def done(result: RankSearch, level: int) -> None:
+        def done(result: RankSearch, _level: int) -> None:
             found[q] = key_value(result.prefix, state.real)
             if len(found) == 2:
                 then(i, found[MEDIAN], found[HIGH], orders[0].zeros[0] == state.task.numel)

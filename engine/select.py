@@ -20,7 +20,7 @@ KEEP_ALL_EQUAL = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which elements a magnitude selection keeps, in the total order (claims ascending, |t| descending, index ascending)."""
+    """Which elements a magnitude selection keeps, in the order (claims ascending, |t| descending, index ascending)."""
 
     level: int
     """Elements claimed fewer times than this are kept if they are not zero; those claimed more often are not."""
@@ -116,9 +116,7 @@ class Selector:
 
     @property
     def claims_matter(self) -> bool:
-        return isinstance(self.selection, Blocks) or (
-            isinstance(self.selection, Top) and self.selection.sequential
-        )
+        return isinstance(self.selection, Blocks) or (isinstance(self.selection, Top) and self.selection.sequential)
 
     @property
     def keeps_all(self) -> bool:

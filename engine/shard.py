@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,15 @@ from .storage import Store, Writer
 from .survey import Survey
 from .tensor import TensorState
 
-Publish = Callable[[Receipt], None]
+
+class Ledger(Protocol):
+    """Where receipts are kept."""
+
+    def publish_receipt(self, receipt: Receipt) -> None:
+        """Record that a shard is durable."""
+
+    def receipt(self, shard: int) -> Receipt | None:
+        """The receipt of a shard that is there with its right size, else None."""
 
 
 class ShardSink:
@@ -97,18 +106,21 @@ class ShardWorker:
         self._pipeline = Pipeline(plan, sources, memory, kernels, meter, remote)
         self.run_id = uuid.uuid4().hex[:12]
 
-    def merge(self, shards: Sequence[int], survey: Survey | None, publish: Publish) -> None:
+    def merge(
+        self, shards: Sequence[int], survey: Survey | None, ledger: Ledger, done: Callable[[Receipt], None]
+    ) -> None:
         """Merge the given shards, one after the other but without a gap: while one is made durable the next is folded.
 
         Args:
             shards: positions in `plan.shards`.
             survey: densities and thresholds that depend on whole models, where the plan asks for them.
-            publish: called with each shard's receipt once the shard is durable.
+            ledger: gets each shard's receipt once the shard is durable.
+            done: called after that.
 
         Raises:
             InputError, ResourceError, TemporaryError: nothing of the failing shard is left behind.
         """
-        run = _Merge(self._plan, self._output, self._meter, self.run_id, publish)
+        run = _Merge(self._plan, self._output, self._meter, self.run_id, ledger, done)
         try:
             self._pipeline.run(self._jobs(shards, survey, run), run.emit, run.job_done)
             run.finish()
@@ -120,9 +132,7 @@ class ShardWorker:
         for index in shards:
             for position in self._plan.shards[index].tasks:
                 task = self._plan.tasks[position]
-                state = TensorState(
-                    with_survey(task, survey), self._plan, self._kernels, self._memory.slab_bytes
-                )
+                state = TensorState(with_survey(task, survey), self._plan, self._kernels, self._memory.slab_bytes)
                 if survey is not None:
                     survey.set_cuts(state)
                 fold = TensorFold(state)
@@ -142,12 +152,21 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
 class _Merge:
     """The shards of one `merge` call: which window belongs where, and what is being made durable."""
 
-    def __init__(self, plan: Plan, output: Store, meter: Meter, run_id: str, publish: Publish) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        output: Store,
+        meter: Meter,
+        run_id: str,
+        ledger: Ledger,
+        done: Callable[[Receipt], None],
+    ) -> None:
         self._plan = plan
         self._output = output
         self._meter = meter
         self._run_id = run_id
-        self._publish = publish
+        self._ledger = ledger
+        self._done = done
         self._expected: deque[tuple[Job, TensorFold, int]] = deque()
         self._sink: ShardSink | None = None
         self._publisher = ThreadPoolExecutor(1, "publish")
@@ -178,11 +197,22 @@ class _Merge:
     def _commit(self, sink: ShardSink) -> None:
         try:
             with self._meter.measure("publish"):
-                receipt = sink.commit()
-                self._publish(receipt)
+                self._done(self._make_durable(sink))
         except BaseException:
             sink.discard()
             raise
+
+    def _make_durable(self, sink: ShardSink) -> Receipt:
+        try:
+            receipt = sink.commit()
+        except FileNotFoundError:
+            # A twin finished the whole output and cleaned up; its bytes are ours, as both follow from the plan.
+            twin = self._ledger.receipt(sink.index)
+            if twin is None:
+                raise
+            return twin
+        self._ledger.publish_receipt(receipt)
+        return receipt
 
     def _settle(self) -> None:
         """Wait for the shard that is being made durable; one at a time bounds what a failure can cost."""

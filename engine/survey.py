@@ -147,13 +147,11 @@ class SurveyWorker:
         self._kernels = kernels
         self._pipeline = Pipeline(plan, sources, memory, kernels, meter, remote)
 
-    def survey(
-        self, shards: Sequence[int], round_: Round, publish: Callable[[Sequence[SurveyPart]], None]
-    ) -> None:
+    def survey(self, shards: Sequence[int], round_: Round, publish: Callable[[Sequence[SurveyPart]], None]) -> None:
         """Call `publish` with one part per model for every shard."""
         for shard in shards:
             parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
-            self._pipeline.run(parts.jobs(), lambda job, data: None, lambda job: None)
+            self._pipeline.run(parts.jobs())
             publish(parts.parts())
 
 
@@ -191,7 +189,7 @@ class _ShardSurvey:
         if self._round.kind == "moments":
             return [statistics]
 
-        def found(i: int, median: float, high: float, all_zero: bool) -> None:
+        def found(i: int, median: float, high: float, _all_zero: bool) -> None:
             self._quantiles[state.task.name, i] = (median, high)
 
         orders = [order for i in state.present for order in quantile_orders(state, i, found)]
@@ -296,9 +294,7 @@ def threshold_searches(plan: Plan) -> list[RankSearch]:
     for i in range(len(plan.models)):
         densities = {task.settings.densities[i] for task in tasks if task.settings is not None}
         if len(densities) != 1:
-            raise RecipeError(
-                "`scope: model` needs one density per model, the recipe gives different ones by tensor"
-            )
+            raise RecipeError("`scope: model` needs one density per model, the recipe gives different ones by tensor")
         wanted = densities.pop()
         assert isinstance(wanted, float)
         searches.append(RankSearch(min(int(wanted * numel) + 1, numel), LEVELS_32))

@@ -29,8 +29,8 @@ class WindowData:
 
     window: Window
     raws: Sequence[NDArray[np.uint8] | None]
-    """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the source ends
-    earlier, None where there is no such source."""
+    """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the
+    source ends earlier, None where there is no such source."""
     out: NDArray[np.uint8] | None
     """uint8 bytes of elements [own_begin, own_end) in the output dtype; None in passes that only gather statistics."""
 
@@ -72,11 +72,7 @@ class Workspace:
     def bytes_for(models: int, elements: int, real_bytes: int, histograms: int) -> int:
         """Bytes of one workspace, for the memory plan."""
         reals = (4 + models) * real_bytes
-        return (
-            elements * (reals + models + 3)
-            + 24 * (elements // ROW_ELEMENTS + 1)
-            + histograms * HISTOGRAM_BINS * 8
-        )
+        return elements * (reals + models + 3) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
 
 
 @dataclass(slots=True)
@@ -115,9 +111,7 @@ class TensorState:
         models = len(task.models)
         self.selector = self._selector(models)
         self.grain = self.selector.grain if self.selector else 1
-        self.windows = cut_windows(
-            task.numel, window_elements(slab_bytes, task.widest_bytes, self.grain), self.grain
-        )
+        self.windows = cut_windows(task.numel, window_elements(slab_bytes, task.widest_bytes, self.grain), self.grain)
         self.tile = tile_elements(self.grain)
         self.tally = Tally([0] * (models + 1), [0] * models)
         self.rows: list[NDArray[np.float64] | None] = [None] * models
@@ -132,24 +126,19 @@ class TensorState:
             return None
         keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in self.plan.positions)
         densities = [d if isinstance(d, float) else 0.0 for d in settings.densities]
-        return Selector(
-            settings.method.selection, self.kernels, keys, densities, [None] * models, [None] * models
-        )
+        return Selector(settings.method.selection, self.kernels, keys, densities, [None] * models, [None] * models)
 
     @property
     def stat_tile(self) -> int:
         """Tile size of loops that take statistics: rows stay whole."""
         return self.tile if self.tile % ROW_ELEMENTS == 0 else tile_elements(1)
 
-    def load(
-        self, data: WindowData, workspace: Workspace, begin: int, end: int, nonfinite: list[int]
-    ) -> None:
+    def load(self, data: WindowData, workspace: Workspace, begin: int, end: int, nonfinite: list[int]) -> None:
         """Decode the reference and every model's task vector of elements [begin, end) into the workspace.
 
         A model that ends earlier (fewer rows of a padded vocabulary) has t = 0 beyond its end.
 
-        Args:
-            nonfinite: per source, the number of NaN and Inf of these elements is added here.
+        The number of NaN and Inf among these elements is added to `nonfinite`, per source.
         """
         length = end - begin
         base = workspace.base[:length]
@@ -212,9 +201,7 @@ class TensorState:
                 ranks[i] = ledger.before(data.window.index)
         return ranks
 
-    def _publish_equals(
-        self, data: WindowData, workspace: Workspace, models: list[int], new: list[int]
-    ) -> None:
+    def _publish_equals(self, data: WindowData, workspace: Workspace, models: list[int], new: list[int]) -> None:
         assert self.selector is not None
         earlier = [i for i in models if i not in new] if self.selector.claims_matter else []
         ranks = self.start_ranks(data, workspace, earlier)
@@ -230,18 +217,14 @@ class TensorState:
             assert ledger is not None
             ledger.publish(data.window.index, counts[i])
 
-    def mask_tile(
-        self, workspace: Workspace, begin: int, end: int, models: list[int], ranks: list[int]
-    ) -> Array:
+    def mask_tile(self, workspace: Workspace, begin: int, end: int, models: list[int], ranks: list[int]) -> Array:
         """Write the masks of `models` for elements [begin, end); returns the claims they make together (u8)."""
         assert self.selector is not None
         length = end - begin
         claims = workspace.claims[:length]
         claims[:] = 0
         for i in models:
-            self.selector.mask(
-                i, workspace.task_vectors[i][:length], begin, claims, workspace.masks[i][:length], ranks
-            )
+            self.selector.mask(i, workspace.task_vectors[i][:length], begin, claims, workspace.masks[i][:length], ranks)
         return claims
 
     def new_ledger(self) -> EqualLedger:

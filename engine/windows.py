@@ -34,7 +34,7 @@ class Window:
 
 
 def tile_elements(grain: int) -> int:
-    """Tile size that is a multiple of both rows and grain where one of at most MAX_TILE_ELEMENTS exists, else of the grain."""
+    """Tile size: a multiple of rows and grain where one of at most MAX_TILE_ELEMENTS exists, else of the grain."""
     both = math.lcm(ROW_ELEMENTS, grain)
     unit = both if both <= MAX_TILE_ELEMENTS else grain
     return max(unit, TILE_ELEMENTS // unit * unit)

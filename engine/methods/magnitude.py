@@ -10,14 +10,12 @@ from .stages import Blocks, ModelThreshold, Rescale, TaskVectorMerge, Top
 def magnitude(
     *, conflict: Literal["none", "sequential"], rescale: Rescale, normalize: bool, lambda_: float
 ) -> TaskVectorMerge:
-    """W0 + lambda * sum of w_i times the int(d N) largest elements of t_i; `sequential` lets models choose one by one."""
+    """W0 + lambda * sum of w_i times the int(d N) largest elements of t_i; `sequential` lets models choose in turn."""
     selection = Top(sequential=conflict == "sequential")
     return TaskVectorMerge(selection, rescale, "sum", normalize, lambda_)
 
 
-def ties(
-    *, scope: Literal["tensor", "model"], rescale: Rescale, normalize: bool, lambda_: float
-) -> TaskVectorMerge:
+def ties(*, scope: Literal["tensor", "model"], rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
     """Trim, elect a sign, merge what agrees (TIES, arXiv 2306.01708)."""
     selection = ModelThreshold() if scope == "model" else Top()
     return TaskVectorMerge(selection, rescale, "ties", normalize, lambda_)

@@ -54,7 +54,7 @@ class TaskVectorMerge:
     rescale: Rescale = "none"
     """What kept values are divided by: nothing, the density, or the share of the norm that was kept."""
     consensus: Consensus = "sum"
-    """`ties`: only values that agree with the sign of the weighted sum. `overlap_ties`: the same, averaged, where masks overlap."""
+    """`ties`: values that agree with the sign of the weighted sum. `overlap_ties`: their mean, where masks overlap."""
     normalize: bool = False
     """Divide by the sum of weights (of the agreeing weights under `ties`)."""
     lambda_: float = 1.0

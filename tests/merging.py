@@ -1,0 +1,101 @@
+"""Small real merges for tests: write checkpoints, run the engine in this process, read the result back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from anabranch.cluster.runner import LocalRunner, Outcome, run
+from anabranch.engine.commit import Output
+from anabranch.engine.inputs import open_inputs
+from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.meter import Meter
+from anabranch.engine.recipe import load_recipe
+from anabranch.engine.storage import open_store
+
+Tensors = Mapping[str, torch.Tensor]
+MIB = 1 << 20
+
+
+class Quiet:
+    """Progress that nobody watches."""
+
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        pass
+
+    def shard_done(self, shard: int) -> None:
+        pass
+
+
+def write_checkpoint(folder: Path, tensors: Tensors, shards: int = 1, config: dict[str, Any] | None = None) -> Path:
+    """A checkpoint as Hugging Face writes it, cut into `shards` files of about equally many tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "test", "torch_dtype": "float32"}))
+    names = list(tensors)
+    if shards == 1:
+        save_file({n: tensors[n].contiguous() for n in names}, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        members = names[i::shards]
+        save_file({n: tensors[n].contiguous() for n in members}, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(members, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
+    return path
+
+
+def merge(recipe: Path, out: Path, threads: int = 2, limit_mib: int = 1024, kernels: Any = None) -> Outcome:
+    """One merge in this process."""
+    inputs = open_inputs(load_recipe(recipe), recipe.parent)
+    output = Output(inputs.plan, open_store(str(out), create=True))
+    runner = LocalRunner(inputs, output, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
+    return run(inputs, output, runner, Quiet())
+
+
+def load_output(out: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a merged checkpoint, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(out.glob("*.safetensors")):
+        found.update(load_file(file))
+    return found
+
+
+def merge_tensors(
+    folder: Path,
+    base: Tensors | None,
+    models: Sequence[Tensors],
+    recipe: Mapping[str, Any],
+    weights: Sequence[float] | None = None,
+    densities: Sequence[Any] | None = None,
+    **run_options: Any,
+) -> dict[str, torch.Tensor]:
+    """Write the checkpoints, merge them by the recipe (without its `models` and `base_model`), return the result."""
+    entries = []
+    for i, tensors in enumerate(models):
+        write_checkpoint(folder / f"model{i}", tensors)
+        parameters: dict[str, Any] = {}
+        if weights is not None:
+            parameters["weight"] = weights[i]
+        if densities is not None:
+            parameters["density"] = densities[i]
+        entries.append({"model": str(folder / f"model{i}"), "parameters": parameters})
+    whole = dict(recipe) | {"models": entries}
+    if base is not None:
+        write_checkpoint(folder / "base", base)
+        whole["base_model"] = str(folder / "base")
+    merge(write_recipe(folder / "recipe.yml", whole), folder / "out", **run_options)
+    return load_output(folder / "out")
