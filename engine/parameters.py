@@ -125,7 +125,8 @@ class _Lookup(Generic[Made]):
         self._owner = owner
         values = [rule.value for setting in rules.values() for rule in setting]
         self._has_gradient = any(isinstance(value, tuple) for value in values)
-        plain = all(setting[0].filter is None for setting in rules.values()) and not self._has_gradient
+        self._filtered = [field for field, setting in self._rules.items() if setting[0].filter is not None]
+        plain = not self._filtered and not self._has_gradient
         self._constant = self._resolve("", 0.0) if plain else None
         self._made: dict[tuple[object, ...], Made] = {}
 
@@ -133,7 +134,7 @@ class _Lookup(Generic[Made]):
         if self._constant is not None:
             return self._constant
         position = layer_position(tensor_name, self._num_layers) if self._has_gradient else 0.0
-        key = (position, *(self._match(field, tensor_name) for field in self._rules))
+        key = (position, *(self._match(field, tensor_name) for field in self._filtered))
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._resolve(tensor_name, position)

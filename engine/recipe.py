@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import RecipeError
-from .recipe_schema import DTYPES, ModelEntry, Output, Recipe
+from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Problem, did_you_mean, read_document, shorten
 from .settings import LATER_METHODS, METHODS, PARAMETERS, Rule, Setting, TadropDensity, Value, read_parameters
 
 __all__ = [
-    "DTYPES",
+    "OUTPUT_DTYPES",
     "ModelEntry",
     "Output",
     "Recipe",
@@ -128,6 +128,8 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
         for entry in recipe.models
     ]
     result["parameters"] = {name: _plain_setting(rules_of(recipe, name)) for name in shared}
+    if "rescale_norm" in shared and not _may_be(recipe, "rescale", True):
+        result["parameters"]["rescale_norm"] = "none"
     result["exclude"] = sorted(set(recipe.exclude))
     for key in ("seed", "nonfinite", "overflow", "strict", "extra_tensors", "vocab"):
         result[key] = getattr(recipe, key)

@@ -22,7 +22,7 @@ from pydantic import (
 from .recipe_text import did_you_mean, shorten
 from .settings import Setting
 
-DTYPES: Mapping[str, str] = {
+OUTPUT_DTYPES: Mapping[str, str] = {
     "float64": "F64",
     "float32": "F32",
     "float16": "F16",
@@ -59,10 +59,9 @@ def _dtype(raw: Any) -> Any:
     if raw is None:
         return None
     name = raw.removeprefix("torch.") if isinstance(raw, str) else raw
-    if name not in DTYPES:
-        raise ValueError(
-            f"expected one of {', '.join(DTYPES)}, got {shorten(raw)}{did_you_mean(raw, DTYPES)}"
-        )
+    if name not in OUTPUT_DTYPES:
+        near = did_you_mean(raw, OUTPUT_DTYPES)
+        raise ValueError(f"expected one of {', '.join(OUTPUT_DTYPES)}, got {shorten(raw)}{near}")
     return name
 
 
@@ -145,7 +144,7 @@ class Recipe(BaseModel):
     def output_dtype(self) -> str | None:
         """The safetensors name of the output dtype; None: each tensor keeps the base's."""
         chosen = self.out_dtype or self.dtype
-        return DTYPES[chosen] if chosen else None
+        return OUTPUT_DTYPES[chosen] if chosen else None
 
     def excludes(self, tensor_name: str) -> bool:
         """Whether a tensor is copied from the base instead of merged."""

@@ -14,8 +14,8 @@ from .errors import RecipeError
 
 MAX_RECIPE_BYTES = 1 << 20
 """Recipes are written by hand; anything larger is another kind of file."""
-MAX_VALUES = 100_000
-"""Values after aliases are expanded: a few nested aliases can stand for billions."""
+MAX_VALUES = 20_000
+"""Values, counted before and after aliases are expanded: a few nested aliases can stand for billions."""
 MAX_PROBLEMS_SHOWN = 10
 
 KeyPath = tuple[str | int, ...]
@@ -98,6 +98,16 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes only; numbers are YAML 1.2's: 1e-3 is a number, 010 is ten, 1:30 and dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's form)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES} values")
+        return super().compose_node(parent, index)
 
 
 _TAG = "tag:yaml.org,2002:"
