@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import cast
-
 import numpy as np
 
 from . import density
@@ -171,11 +169,9 @@ def check_overflow(state: TensorState) -> None:
 
 def normalizer(weights: tuple[float, ...], real: str) -> float:
     """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
-    kind = np.float64 if real == "f64" else np.float32
-    total = kind(0)
-    for weight in weights:
-        total = kind(total + kind(weight))
-    return 1.0 if abs(total) < 1e-8 else float(total)
+    terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
+    total = float(np.add.accumulate(terms)[-1])
+    return 1.0 if abs(total) < 1e-8 else total
 
 
 class LinearPass:
@@ -280,7 +276,7 @@ class TensorFold:
             return [CopyPass(state)]
         if isinstance(settings.method, LinearMerge):
             return [LinearPass(state, settings.method, settings.weights)]
-        method = cast(TaskVectorMerge, settings.method)
+        method = settings.method
         passes = [*self._density_passes(), *self._order_passes(method)]
         if method.rescale in ("l1", "l2"):
             if not any(isinstance(p, MomentsPass) for p in passes):
@@ -322,9 +318,9 @@ class TensorFold:
         self._divide_by_density()
 
     def _divide_by_density(self) -> None:
-        method = cast(TaskVectorMerge, self.state.task.settings.method) if self.state.task.settings else None
+        method = self.state.task.settings.method if self.state.task.settings else None
         selector = self.state.selector
-        if method is not None and selector is not None and method.rescale == "density":
+        if isinstance(method, TaskVectorMerge) and selector is not None and method.rescale == "density":
             self.state.divisors = [d if d > 0 else 1.0 for d in selector.densities]
 
     def _order_passes(self, method: TaskVectorMerge) -> list[Pass]:

@@ -216,7 +216,7 @@ class _Run:
         file = checkpoint.files[location.file]
         with self._meter.measure("read", len(into)):
             self._stores[source].read_into(
-                file.name, location.info.offset + begin, memoryview(into), version=file.version
+                file.name, location.info.offset + begin, into.data, version=file.version
             )
 
     # -- folding -------------------------------------------------------------------------------------------------

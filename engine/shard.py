@@ -53,9 +53,9 @@ class ShardSink:
 
     def write(self, data: NDArray[np.uint8]) -> None:
         with self._meter.measure("hash", len(data)):
-            self._digest.update(data)
+            self._digest.update(data.data)
         with self._meter.measure("write", len(data)):
-            self._writer.write(memoryview(data))
+            self._writer.write(data.data)
         self._written += len(data)
 
     def commit(self) -> Receipt:
