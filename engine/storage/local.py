@@ -1,0 +1,423 @@
+"""Files of a local (or mounted) folder: positioned reads, and writes that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+
+from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
+from . import (
+    DEFAULT_READ_LIMIT_BYTES,
+    TEMPORARY_PREFIX,
+    TEMPORARY_SUFFIX,
+    FileInfo,
+    Leftover,
+    check_name,
+)
+
+MAX_CALL_BYTES = 2_147_479_552
+"""Linux moves at most this many bytes in one read or write."""
+
+MAX_IDLE_FILES = 64
+"""Open files kept for the next read; far below the usual limit of 1024 descriptors per process."""
+
+FILE_MODE = 0o644
+"""Mode of new files before the umask."""
+
+_TEMPORARY = re.compile(
+    re.escape(TEMPORARY_PREFIX) + r"(?P<name>.+)-[A-Za-z0-9_]+\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX)
+)
+
+_NEEDS_RESOURCES = {
+    errno.ENOSPC: "Free some space, then run the same command again; it goes on where it stopped.",
+    errno.EDQUOT: "Raise the quota, then run the same command again; it goes on where it stopped.",
+    errno.EFBIG: "Raise the file size limit (ulimit -f) or use a smaller shard_size.",
+    errno.EROFS: "The file system is read-only; choose another output folder.",
+    errno.EACCES: "Give this user permission, or choose another folder.",
+    errno.EPERM: "Give this user permission, or choose another folder.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENFILE: "The system has too many open files.",
+    errno.ENOMEM: "Free some memory.",
+    errno.ENAMETOOLONG: "Choose a shorter output path.",
+}
+
+
+def translate(error: OSError, where: str) -> Exception:
+    """The exception that a user should see for an operating system error at `where`."""
+    if isinstance(error, (AnabranchError, FileNotFoundError)):
+        return error
+    text = f"{where}: {error.strerror or error}"
+    if error.errno in _NEEDS_RESOURCES:
+        return ResourceError(text, _NEEDS_RESOURCES[error.errno])
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST):
+        return ResourceError(text, "Something else is in the way; choose another folder or move it.")
+    return TemporaryError(text, "Check the disk or mount, then run the same command again.")
+
+
+@contextlib.contextmanager
+def _translated(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        replacement = translate(error, where)
+        if replacement is error:
+            raise
+        raise replacement from error
+
+
+class LocalStore:
+    """A folder of the file system."""
+
+    def __init__(self, path: str, *, create: bool = False) -> None:
+        self._root = os.path.abspath(os.path.expanduser(path))
+        self._files = _OpenFiles()
+        if create:
+            with _translated(self._root):
+                _make_folder(self._root)
+                probe = self._temporary("probe", "probe")
+                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+                os.unlink(probe)
+
+    def __repr__(self) -> str:
+        return f"LocalStore({self._root!r})"
+
+    @property
+    def url(self) -> str:
+        """The absolute path."""
+        return self._root
+
+    def path(self, name: str) -> str:
+        """Absolute path of a file."""
+        return os.path.join(self._root, check_name(name))
+
+    def info(self, name: str) -> FileInfo:
+        """See `Store.info`."""
+        path = self.path(name)
+        with _translated(path):
+            return _file_info(os.stat(path), path)
+
+    def list(self, folder: str = "") -> list[str]:
+        """See `Store.list`; all but folders count, so that a broken link is seen and not skipped."""
+        path = self.path(folder) if folder else self._root
+        try:
+            with _translated(path), os.scandir(path) as entries:
+                names = [entry.name for entry in entries if not entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        prefix = f"{folder}/" if folder else ""
+        return sorted(prefix + name for name in names if not _TEMPORARY.fullmatch(name))
+
+    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
+        """See `Store.read_into`; files opened for a given version stay open for the next read."""
+        path = self.path(name)
+        with _translated(path):
+            if version is None:
+                descriptor, _ = _open_for_reading(path)
+                try:
+                    _read_fully(descriptor, offset, into, path)
+                finally:
+                    os.close(descriptor)
+                return
+            with self._files.borrow(path, version) as descriptor:
+                _read_fully(descriptor, offset, into, path)
+                _check_version(_file_info(os.fstat(descriptor), path), version, path)
+
+    def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
+        """See `Store.read_bytes`."""
+        path = self.path(name)
+        with _translated(path):
+            descriptor, info = _open_for_reading(path)
+            try:
+                if info.size > limit_bytes:
+                    raise InputError(f"{path}: {info.size} bytes, expected at most {limit_bytes}")
+                data = bytearray(info.size)
+                _read_fully(descriptor, 0, memoryview(data), path)
+                return bytes(data)
+            finally:
+                os.close(descriptor)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`: a link to a complete temporary file, O_EXCL alone could leave half a file."""
+        path = self.path(name)
+        with _translated(path):
+            temporary = self._write_temporary(name, data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                _unlink(temporary)
+            _sync_folder(os.path.dirname(path))
+            return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See `Store.replace`."""
+        path = self.path(name)
+        with _translated(path):
+            temporary = self._write_temporary(name, data)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                _unlink(temporary)
+                raise
+            _sync_folder(os.path.dirname(path))
+
+    def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> LocalWriter:
+        """See `Store.writer`; the temporary file lies beside the final one, and attributes are not kept."""
+        del attributes
+        path = self.path(name)
+        assert re.fullmatch(r"[A-Za-z0-9_]+", run_id), f"bad run id {run_id!r}"
+        with _translated(path):
+            return LocalWriter(path, self._temporary(name, run_id), size)
+
+    def attributes(self, name: str) -> Mapping[str, str] | None:
+        """None: receipts say what local files are."""
+        del name
+        return None
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        path = self.path(name)
+        with _translated(path):
+            _unlink(path)
+
+    def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
+        """See `Store.leftovers`: temporary files of these names."""
+        wanted = set(names)
+        found = []
+        for folder in sorted({os.path.dirname(name) for name in wanted}):
+            path = os.path.join(self._root, folder)
+            with contextlib.suppress(FileNotFoundError), _translated(path), os.scandir(path) as entries:
+                found += [
+                    leftover
+                    for entry in entries
+                    if (match := _TEMPORARY.fullmatch(entry.name))
+                    and (name := os.path.join(folder, match["name"])) in wanted
+                    and (leftover := _leftover(entry, name, folder)) is not None
+                    and leftover.age_seconds >= older_than_seconds
+                ]
+        return tuple(sorted(found))
+
+    def delete_leftover(self, leftover: Leftover) -> None:
+        """See `Store.delete_leftover`."""
+        assert _TEMPORARY.fullmatch(os.path.basename(leftover.token)), f"not a temporary: {leftover.token!r}"
+        self.delete(leftover.token)
+
+    def free_bytes(self) -> int | None:
+        """Free space of the file system that holds the folder, or will hold it."""
+        path = self._root
+        while not os.path.exists(path):
+            path = os.path.dirname(path)
+        with _translated(path):
+            return shutil.disk_usage(path).free
+
+    def _temporary(self, name: str, run_id: str) -> str:
+        """A fresh path: twins of one run, and a retry after a kill, never share a temporary file."""
+        folder, base = os.path.split(self.path(name))
+        token = secrets.token_hex(4)
+        return os.path.join(folder, f"{TEMPORARY_PREFIX}{base}-{run_id}.{token}{TEMPORARY_SUFFIX}")
+
+    def _write_temporary(self, name: str, data: bytes) -> str:
+        """Write and sync a temporary file beside `name`; returns its path."""
+        path = self._temporary(name, "small")
+        descriptor = _create_file(path)
+        try:
+            _write_fully(descriptor, memoryview(data))
+            os.fsync(descriptor)
+        except BaseException:
+            _unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+        return path
+
+
+class LocalWriter:
+    """A temporary file that `commit` syncs and renames."""
+
+    def __init__(self, path: str, temporary: str, size: int) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._size = size
+        self._written = 0
+        self._descriptor: int | None = _create_file(temporary)
+
+    def write(self, data: memoryview | bytes) -> None:
+        """See `Writer.write`."""
+        assert self._descriptor is not None, "write after commit or discard"
+        view = memoryview(data).cast("B")
+        with _translated(self._path):
+            _write_fully(self._descriptor, view)
+        self._written += len(view)
+
+    def commit(self) -> None:
+        """See `Writer.commit`: sync, rename, sync the folder."""
+        assert self._descriptor is not None, "commit after commit or discard"
+        if self._written != self._size:
+            raise IntegrityError(f"{self._path}: {self._written} bytes were written, expected {self._size}")
+        with _translated(self._path):
+            os.fsync(self._descriptor)
+            self._close()
+            os.replace(self._temporary, self._path)
+            _sync_folder(os.path.dirname(self._path))
+
+    def discard(self) -> None:
+        """See `Writer.discard`."""
+        self._close()
+        with _translated(self._temporary):
+            _unlink(self._temporary)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _OpenFiles:
+    """Open descriptors by path, so that thousands of positioned reads of a shard open it once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
+        self._idle_count = 0
+
+    @contextlib.contextmanager
+    def borrow(self, path: str, version: str) -> Iterator[int]:
+        """A descriptor of the file in exactly this version, for one thread at a time."""
+        key = (path, version)
+        with self._lock:
+            descriptors = self._idle.get(key)
+            descriptor = descriptors.pop() if descriptors else None
+            if descriptor is not None:
+                self._idle_count -= 1
+                if not descriptors:
+                    del self._idle[key]
+        if descriptor is None:
+            descriptor, info = _open_for_reading(path)
+            try:
+                _check_version(info, version, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        try:
+            yield descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._give_back(key, descriptor)
+
+    def _give_back(self, key: tuple[str, str], descriptor: int) -> None:
+        surplus = None
+        with self._lock:
+            self._idle.setdefault(key, []).append(descriptor)
+            self._idle.move_to_end(key)
+            self._idle_count += 1
+            if self._idle_count > MAX_IDLE_FILES:
+                oldest, descriptors = next(iter(self._idle.items()))
+                surplus = descriptors.pop()
+                self._idle_count -= 1
+                if not descriptors:
+                    del self._idle[oldest]
+        if surplus is not None:
+            os.close(surplus)
+
+    def __del__(self) -> None:
+        for descriptors in self._idle.values():
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _open_for_reading(path: str) -> tuple[int, FileInfo]:
+    # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return descriptor, _file_info(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _file_info(status: os.stat_result, path: str) -> FileInfo:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: expected a regular file, found a folder, device or pipe")
+    return FileInfo(status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+
+
+def _check_version(info: FileInfo, version: str, path: str) -> None:
+    if info.version != version:
+        raise InputError(
+            f"{path}: changed while in use (modification time and size {info.version}, expected {version})",
+            "Restore the file, or start a new output from the changed inputs.",
+        )
+
+
+def _read_fully(descriptor: int, offset: int, into: memoryview, path: str) -> None:
+    view = into.cast("B")
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done : done + MAX_CALL_BYTES]], offset + done)
+        if count == 0:
+            size = os.fstat(descriptor).st_size
+            raise InputError(f"{path}: ends at byte {size}, expected {offset + len(view)} bytes")
+        done += count
+
+
+def _create_file(path: str) -> int:
+    """Open a new file for writing; its folder is made when missing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, FILE_MODE)
+    except FileNotFoundError:
+        _make_folder(os.path.dirname(path))
+        return os.open(path, flags, FILE_MODE)
+
+
+def _write_fully(descriptor: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.write(descriptor, view[done : done + MAX_CALL_BYTES])
+
+
+def _make_folder(path: str) -> None:
+    """Like os.makedirs, with every new entry made durable."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_folder(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, "exists and is not a folder", path)
+    _sync_folder(parent)
+
+
+def _sync_folder(path: str) -> None:
+    """Make renames and links in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _leftover(entry: os.DirEntry[str], name: str, folder: str) -> Leftover | None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    age_seconds = max(0.0, time.time() - status.st_mtime)
+    return Leftover(name, os.path.join(folder, entry.name), age_seconds, status.st_size)
