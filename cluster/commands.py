@@ -1,0 +1,241 @@
+"""What the commands do, without a command line: open, check, run. `import anabranch` offers the same functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..engine.commit import Output
+from ..engine.errors import OutputConflictError, RecipeError, ResourceError
+from ..engine.inputs import Inputs, open_inputs
+from ..engine.kernels import Kernels
+from ..engine.manifest import PLAN_NAME
+from ..engine.memory import MemoryPlan, plan_memory
+from ..engine.meter import Meter
+from ..engine.recipe import load_recipe
+from ..engine.storage import Store, open_store
+from .machine import available_cores, peak_rss_bytes
+from .merge_report import MergeReport
+from .plan_report import PlanReport, State
+from .progress import Silent
+from .runner import LocalRunner, Progress, Runner, run
+
+DEFAULT_MEMORY_BYTES = 2 << 30
+TABLES_BYTES_PER_TENSOR = 1000
+"""Room for receipts, tables, index and manifest, generously."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a merge is carried out; changes no byte of its output."""
+
+    workers: int | None = None
+    """Fold threads, or actors on a cluster; None: as many as the machine or the cluster has room for."""
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    """Limit of one worker process."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    ray: str = ""
+    """'' (this process), 'local', 'auto', or the address of a cluster."""
+    insecure_cluster: bool = False
+    """Use a cluster that asks nobody for a token."""
+
+    @property
+    def threads(self) -> int:
+        """Fold threads of one process."""
+        return 1 if self.ray else self.workers or available_cores()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with its inputs open and its output looked at; nothing has been written."""
+
+    recipe: str
+    inputs: Inputs
+    output: Output
+    memory: MemoryPlan
+    report: PlanReport
+
+
+def prepare(recipe: str | Path, out: str | Path, execution: Execution) -> Job:
+    """Open a recipe's inputs, make the plan, and look at what the output directory already has.
+
+    Raises:
+        RecipeError, InputError: what the plan refuses.
+        OutputConflictError: the output belongs to another plan.
+        ResourceError: the memory limit cannot hold the smallest worker.
+    """
+    path = Path(recipe)
+    inputs = open_inputs(load_recipe(path), path.parent)
+    output = Output(inputs.plan, open_store(os.fspath(out)))
+    state, finished = _progress_of(output)
+    memory = plan_memory(inputs.plan, execution.memory_bytes, execution.threads, inputs.is_remote)
+    to_write = sum(shard.size for i, shard in enumerate(inputs.plan.shards) if i not in finished)
+    report = PlanReport(
+        recipe=str(recipe),
+        plan=inputs.plan,
+        out=output.store.url,
+        state=state,
+        finished_shards=finished,
+        memory=memory,
+        is_remote=inputs.is_remote,
+        disk_needed_bytes=0 if state == "finished" else to_write + TABLES_BYTES_PER_TENSOR * len(inputs.plan.tasks),
+        disk_free_bytes=output.store.free_bytes(),
+    )
+    return Job(str(recipe), inputs, output, memory, report)
+
+
+def _progress_of(output: Output) -> tuple[State, frozenset[int]]:
+    """How far an output is, without writing."""
+    if output.manifest() is not None:
+        return "finished", frozenset(range(len(output.plan.shards)))
+    found = _plan_found(output.store)
+    if found is None and output.store.list():
+        raise OutputConflictError(
+            f"{output.store.url} is not empty and holds no plan of a merge", "name an empty or new directory"
+        )
+    if found is None:
+        return "new", frozenset()
+    if found != output.plan.plan_id:
+        raise OutputConflictError(
+            f"{output.store.url} belongs to another plan: expected {output.plan.plan_id[:16]}, found {found[:16]}",
+            "recipe or inputs differ from those of the run that started there: use another output directory, or remove "
+            "this one if you do not need it",
+        )
+    return "started", frozenset(output.receipts())
+
+
+def _plan_found(store: Store) -> str | None:
+    """The id of the plan that an output directory belongs to; None where nobody has claimed it."""
+    try:
+        return str(json.loads(store.read_bytes(PLAN_NAME))["plan_id"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return "(unreadable)"
+
+
+def check_disk(jobs: Sequence[Job]) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        ResourceError: less space is free than the outputs together still need.
+    """
+    free = [job.report.disk_free_bytes for job in jobs if job.report.disk_free_bytes is not None]
+    needed = sum(job.report.disk_needed_bytes for job in jobs if job.report.disk_free_bytes is not None)
+    if free and needed > min(free):
+        raise ResourceError(
+            f"{jobs[0].output.store.url}: {needed} bytes are still to be written, {min(free)} are free",
+            "free some space or use another output directory; `anabranch gc OUT` finds left-over temporaries",
+        )
+
+
+# -- the functions of `import anabranch` -----------------------------------------------------------------------------
+
+
+def plan(
+    recipe: str | Path, out: str | Path, *, memory_bytes: int = DEFAULT_MEMORY_BYTES, workers: int | None = None
+) -> PlanReport:
+    """What a merge would read, write and need; nothing is written.
+
+    Raises:
+        AnabranchError: what the merge would refuse.
+    """
+    job = prepare(recipe, out, Execution(workers, memory_bytes))
+    check_disk([job])
+    return job.report
+
+
+def merge(
+    recipe: str | Path,
+    out: str | Path,
+    execution: Execution | None = None,
+    *,
+    progress: Progress | None = None,
+    meter: Meter | None = None,
+) -> MergeReport:
+    """Merge what a recipe names into a directory; a run that was interrupted goes on where it stopped.
+
+    Raises:
+        AnabranchError: what stopped the merge; the same call goes on from there.
+    """
+    execution = execution or Execution()
+    job = prepare(recipe, out, execution)
+    check_disk([job])
+    return merge_job(job, execution, progress or Silent(), meter or Meter())
+
+
+def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) -> MergeReport:
+    """Carry out a prepared merge whose disk space has been checked."""
+    begin = time.perf_counter()
+    output = Output(job.inputs.plan, open_store(job.output.store.url, create=True))
+    with open_runner(job.inputs, output, execution, meter) as runner:
+        outcome = run(job.inputs, output, runner, progress)
+    return MergeReport(
+        recipe=job.recipe,
+        out=output.store.url,
+        plan=job.inputs.plan,
+        outcome=outcome,
+        meter=meter,
+        memory=job.memory,
+        is_remote=job.inputs.is_remote,
+        wall_seconds=time.perf_counter() - begin,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+@contextmanager
+def open_runner(inputs: Inputs, output: Output, execution: Execution, meter: Meter) -> Iterator[Runner]:
+    """Where the work is done: this process, or a Ray cluster."""
+    if not execution.ray:
+        kernels = make_kernels(execution.device)
+        yield LocalRunner(inputs, output, execution.threads, execution.memory_bytes, kernels, meter)
+        return
+    from .ray_runner import ray_session  # type: ignore[import-not-found, unused-ignore]
+
+    with ray_session(inputs, output, execution, meter) as runner:
+        yield runner
+
+
+def make_kernels(device: str) -> Kernels:
+    """The arithmetic of a device.
+
+    Raises:
+        ResourceError: no CUDA device is usable here.
+    """
+    if device == "cpu":
+        from ..engine.kernels.cpu import CpuKernels
+
+        return CpuKernels()
+    import torch
+
+    from ..engine.kernels.reference import TorchKernels
+
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "--device cuda: torch finds no usable CUDA device",
+            "run on a machine with one and with torch's CUDA build, or without --device; the result is the same",
+        )
+    return TorchKernels("cuda")
+
+
+def outputs_of(recipes: Sequence[str], out: str) -> list[str]:
+    """Where each recipe's merge goes: OUT itself, or OUT/<the recipe file's name> where there are several.
+
+    Raises:
+        RecipeError: two recipe files have the same name.
+    """
+    if len(recipes) == 1:
+        return [out]
+    stems = [Path(recipe).stem for recipe in recipes]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise RecipeError(
+            f"several recipes are called {twice[0]!r}, so their outputs would have the same name", "rename one of them"
+        )
+    return [f"{out.rstrip('/')}/{stem}" for stem in stems]

@@ -1,0 +1,37 @@
+"""What this process may use of its machine, and what it has used."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Quota and period in microseconds; how containers limit processor time without hiding cores."""
+STATUS = Path("/proc/self/status")
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, at least 1; a container's quota counts, rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far.
+
+    Linux's own count for this program comes first: what getrusage gives starts at the size of the process that started
+    this one.
+    """
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,0 +1,133 @@
+"""What a merge did and where its time went, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.filesize import decimal
+
+from ..engine.memory import MemoryPlan
+from ..engine.meter import PHASES, Meter, Phase
+from ..engine.pipeline import LOCAL_READERS, REMOTE_READERS
+from ..engine.plan import Plan
+from .plan_report import duration
+from .runner import Outcome
+
+ADVICE = {
+    "read": "reading the inputs",
+    "fold": "arithmetic",
+    "emit": "hashing and writing the output",
+    "publish": "making shards durable",
+}
+"""What each kind of thread spends its time with."""
+BOUND_FROM = 0.5
+"""Below this share of the time nobody is the bottleneck: the merge was too short to say."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """A finished merge."""
+
+    recipe: str
+    out: str
+    plan: Plan
+    outcome: Outcome
+    meter: Meter
+    memory: MemoryPlan
+    is_remote: bool
+    wall_seconds: float
+    peak_rss_bytes: int
+
+    @property
+    def threads(self) -> dict[Phase, int]:
+        """Threads of each kind; hashing and writing share one."""
+        readers = REMOTE_READERS if self.is_remote else LOCAL_READERS
+        return {"read": readers, "fold": self.memory.threads, "hash": 1, "write": 1, "publish": 1, "wait": 0}
+
+    def busy(self) -> dict[str, float]:
+        """Share of the run that each kind of thread worked."""
+        usage, wall = self.meter.usage, max(self.wall_seconds, 1e-9)
+        seconds = {
+            "read": usage["read"].seconds / self.threads["read"],
+            "fold": usage["fold"].seconds / self.threads["fold"],
+            "emit": usage["hash"].seconds + usage["write"].seconds,
+            "publish": usage["publish"].seconds,
+        }
+        return {kind: value / wall for kind, value in seconds.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, sizes in bytes; `phases` adds up over all threads."""
+        manifest = self.outcome.manifest
+        return {
+            "outcome": "already complete" if self.outcome.already_complete else "done",
+            "plan_id": self.plan.plan_id,
+            "recipe": self.recipe,
+            "out": self.out,
+            "shards": len(self.plan.shards),
+            "shards_merged": len(self.outcome.merged_shards),
+            "shards_resumed": len(self.outcome.resumed_shards),
+            "merged_tensors": manifest.merged_tensors,
+            "copied_tensors": manifest.copied_tensors,
+            "seconds": round(self.wall_seconds, 3),
+            "read_bytes": self.meter.usage["read"].bytes,
+            "written_bytes": self.meter.usage["write"].bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "memory_limit_bytes": self.memory.limit_bytes,
+            "threads": self.memory.threads,
+            "phases": {
+                phase: {"seconds": round(usage.seconds, 3), "bytes": usage.bytes, "calls": usage.calls}
+                for phase, usage in self.meter.usage.items()
+            },
+            "busy": {kind: round(share, 3) for kind, share in self.busy().items()},
+            "models": manifest.summary,
+            "warnings": manifest.warnings,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        manifest = self.outcome.manifest
+        if self.outcome.already_complete:
+            yield f"{self.out} is already complete; nothing was done (`anabranch verify` reads it again)"
+            return
+        yield f"merged into {self.out}"
+        resumed = f" ({len(self.outcome.resumed_shards)} were there)" if self.outcome.resumed_shards else ""
+        yield (
+            f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} copied, "
+            f"{len(self.plan.shards)} shards{resumed}"
+        )
+        for row in manifest.summary:
+            yield from self._model_lines(row)
+        for warning in manifest.warnings:
+            yield f"  warning: {warning}"
+        yield (
+            f"  {duration(self.wall_seconds)}, peak memory {self.peak_rss_bytes >> 20} MiB "
+            f"of {self.memory.limit_bytes >> 20} MiB"
+        )
+        yield from self._phase_lines()
+
+    def _model_lines(self, row: dict[str, Any]) -> Iterator[str]:
+        shared = ", ".join(f"{share:.1%} with model {other}" for other, share in row["overlap"].items())
+        overlap = f"; positions shared: {shared}" if shared else ""
+        yield f"  model {row['model']} {row['url']}: {row['kept_fraction']:.1%} kept{overlap}"
+
+    def _phase_lines(self) -> Iterator[str]:
+        yield f"  {'phase':<8} {'threads':>7} {'seconds':>9} {'GB/s each':>9} {'bytes':>9}"
+        for phase in PHASES:
+            usage = self.meter.usage[phase]
+            if not usage.calls:
+                continue
+            speed = f"{usage.bytes / usage.seconds / 1e9:.2f}" if usage.bytes and usage.seconds else "-"
+            size = decimal(usage.bytes) if usage.bytes else "-"
+            threads = str(self.threads[phase] or "-")
+            yield f"  {phase:<8} {threads:>7} {usage.seconds:>9.2f} {speed:>9} {size:>9}"
+        yield f"  {self._bound()}"
+
+    def _bound(self) -> str:
+        kind, share = max(self.busy().items(), key=lambda item: item[1])
+        if share < BOUND_FROM:
+            return "no kind of thread was busy for half of the time: starting and finishing took most of it"
+        return f"bound by {ADVICE[kind]}: its threads were busy {min(share, 1.0):.0%} of the time"
