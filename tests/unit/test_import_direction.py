@@ -16,30 +16,45 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module may import modules of its own or a lower number. Folders stand for all their files.
 LAYERS = {
     "engine.errors": 0,
+    "engine.windows": 1,  # arithmetic on element numbers
     "engine.order": 1,  # arithmetic on histograms
+    "engine.density": 1,  # arithmetic on statistics
+    "engine.meter": 1,
     "engine.kernels": 1,
     "engine.storage": 1,
     "engine.methods": 2,
     "engine.select": 3,  # masks from stages, kernels and order statistics
     "engine.header": 3,
     "engine.recipe": 3,
+    "engine.recipe_text": 3,
+    "engine.recipe_schema": 3,
+    "engine.settings": 3,
+    "engine.parameters": 3,
     "engine.manifest": 3,
     "engine.checkpoint": 4,
     "engine.plan": 5,
-    "engine.survey": 6,
-    "engine.fold": 6,
-    "engine.shard": 7,
-    "engine.commit": 8,
-    "engine.verify": 9,
-    "engine": 10,  # the package itself may offer what lies below it
-    "cluster": 11,
-    "": 12,  # `import anabranch` offers plan, merge, survey and verify
+    "engine.tensor": 6,  # one tensor's state between passes
+    "engine.scans": 7,
+    "engine.memory": 7,
+    "engine.pipeline": 8,
+    "engine.survey": 9,
+    "engine.fold": 9,
+    "engine.shard": 10,
+    "engine.tables": 10,
+    "engine.commit": 11,
+    "engine.inputs": 12,  # opens what a recipe names
+    "engine.verify": 12,
+    "engine": 13,  # the package itself may offer what lies below it
+    "cluster": 14,
+    "": 15,  # `import anabranch` offers plan, merge, survey and verify
 }
 
 # These may import nothing of ours but what is listed, on top of their own folder.
 ONLY = {
     "engine.errors": set(),
-    "engine.order": {"engine.errors"},
+    "engine.windows": set(),
+    "engine.order": set(),
+    "engine.density": set(),
     "engine.kernels": {"engine.errors"},
     "engine.storage": {"engine.errors"},
     "engine.methods": {"engine.errors", "engine.kernels"},
