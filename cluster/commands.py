@@ -196,10 +196,10 @@ def open_runner(inputs: Inputs, output: Output, execution: Execution, meter: Met
         kernels = make_kernels(execution.device)
         yield LocalRunner(inputs, output, execution.threads, execution.memory_bytes, kernels, meter)
         return
-    from .ray_runner import ray_session  # type: ignore[import-not-found, unused-ignore]
+    from .ray_runner import RayRunner, ray_session
 
-    with ray_session(inputs, output, execution, meter) as runner:
-        yield runner
+    with ray_session(execution.ray, execution.insecure_cluster):
+        yield RayRunner(inputs, output, execution.workers, execution.memory_bytes, execution.device, meter)
 
 
 def make_kernels(device: str) -> Kernels:

@@ -1,0 +1,332 @@
+"""Ray actors do the work, the scheduler decides: Ray's events go in, its actions come out. Weights never travel."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from ..engine.commit import Output
+from ..engine.errors import AnabranchError, RecipeError, ResourceError, TemporaryError
+from ..engine.inputs import Inputs
+from ..engine.manifest import Receipt
+from ..engine.memory import plan_memory
+from ..engine.meter import Meter, Phase
+from ..engine.plan import Plan
+from ..engine.survey import Round, Survey
+from .events import (
+    Action,
+    Event,
+    Finish,
+    LookedUp,
+    LookUp,
+    LookUpFailed,
+    SlotsChanged,
+    StartTask,
+    StartWorker,
+    Stop,
+    StopWorker,
+    Task,
+    TaskDone,
+    TaskFailed,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from .limits import Limits
+from .ray_worker import Done, Failed, WorkerOptions, make_worker
+from .runner import fold_bytes
+from .scheduler import Scheduler
+
+NODES_POLL_SECONDS = 1.0
+"""How often the cluster is asked for its nodes: new ones are used and lost ones are noticed this soon."""
+LOOKS_AT_ONCE = 8
+"""Receipts read at the same time while outcomes are unknown."""
+
+
+@contextmanager
+def ray_session(address: str, insecure: bool) -> Iterator[None]:
+    """Connect to Ray for the time of a merge.
+
+    Args:
+        address: `local` starts an embedded Ray with a token of its own, `auto` and others use a running cluster.
+        insecure: accept a cluster without token authentication.
+
+    Raises:
+        RecipeError: the cluster has no authentication and `insecure` is not set.
+        TemporaryError: the cluster cannot be reached.
+    """
+    if address == "local":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    elif os.environ.get("RAY_AUTH_MODE") != "token" and not insecure:
+        raise RecipeError(
+            f"--ray {address}: this cluster is used without token authentication, so anyone who reaches its ports can "
+            "run code on it",
+            "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
+        )
+    try:
+        ray.init(
+            address=None if address == "local" else address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayRunner:
+    """Surveys and merges shards on Ray actors, one shard at a time each.
+
+    Args:
+        inputs: plan and sources.
+        output: the output directory, which every node must reach under its URL.
+        workers: actors at most; None: as many as the cluster holds.
+        limit_bytes: memory limit of each actor.
+        device: `cpu` or `cuda`.
+        meter: gets the seconds and bytes of all actors.
+        limits: deadlines and retries.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        output: Output,
+        workers: int | None,
+        limit_bytes: int,
+        device: str,
+        meter: Meter,
+        limits: Limits | None = None,
+    ) -> None:
+        self._plan = inputs.plan
+        self._output = output
+        self._workers = workers
+        self._meter = meter
+        self._limits = limits or Limits()
+        self.memory = plan_memory(inputs.plan, limit_bytes, 1, inputs.is_remote)
+        self._options = WorkerOptions(output.store.url, self.memory, device, inputs.is_remote)
+        self._check_fits(cluster_slots(self._options))
+
+    def _check_fits(self, slots: int) -> None:
+        # Ray would wait without a word for resources that no node has.
+        if slots < 1:
+            need = f"{self._options.num_cpus} CPU and {self.memory.limit_bytes >> 20} MiB"
+            raise ResourceError(
+                f"no node of the Ray cluster holds a worker: each needs {need}" + self._options.gpu_text,
+                "lower --memory or add larger nodes",
+            )
+
+    def survey(self, shards: Sequence[int], round_: Round, done: Callable[[int], None]) -> None:
+        round_ref = ray.put(round_)
+        _Drive(
+            self._tasks(shards),
+            self,
+            start=lambda worker, shard: worker.survey.remote(shard, round_ref),
+            look=lambda shard: True if self._output.survey_parts(round_, shard) is not None else None,
+            done=lambda shard, _: done(shard),
+        ).run()
+
+    def merge(self, shards: Sequence[int], survey: Survey | None, done: Callable[[Receipt], None]) -> None:
+        survey_ref = ray.put(survey)
+        _Drive(
+            self._tasks(shards),
+            self,
+            start=lambda worker, shard: worker.merge.remote(shard, survey_ref),
+            look=self._output.receipt,
+            done=lambda _, receipt: done(receipt),
+        ).run()
+
+    def _tasks(self, shards: Sequence[int]) -> list[Task]:
+        plan = self._plan
+        return [
+            Task(shard, fold_bytes(plan, [shard]) + plan.shards[shard].size, plan.shards[shard].name)
+            for shard in shards
+        ]
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def slots(self) -> int:
+        """Workers that the cluster holds now, within the user's limit."""
+        slots = cluster_slots(self._options)
+        return slots if self._workers is None else min(slots, self._workers)
+
+    def start_worker(self, plan_ref: Any, number: int, run_id: str) -> Any:
+        name = f"anabranch-{self._plan.plan_id[:8]}-{run_id}-{number}"
+        return make_worker(self._options, name).remote(plan_ref, self._options)
+
+    def add_usage(self, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
+        for phase, (seconds, size, calls) in usage.items():
+            total = self._meter.usage[phase]
+            total.seconds, total.bytes, total.calls = total.seconds + seconds, total.bytes + size, total.calls + calls
+
+
+def cluster_slots(options: WorkerOptions) -> int:
+    """Workers that fit the resources of all living nodes."""
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            slots += int(min(resources.get(name, 0.0) / amount for name, amount in options.resources.items()))
+    return slots
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call to an actor that is not answered yet."""
+
+    worker: int
+    task: int | None
+    """None: the worker's first sign of life."""
+    run: int = 0
+
+
+class _Drive:
+    """One run of the scheduler over some shards.
+
+    Args:
+        tasks: one per shard.
+        runner: what workers are made of.
+        start: hands a shard to a worker.
+        look: the shard's receipt in the output, or None.
+        done: called once per shard with its receipt.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        runner: RayRunner,
+        start: Callable[[Any, int], Any],
+        look: Callable[[int], Any],
+        done: Callable[[int, Any], None],
+    ) -> None:
+        self._scheduler = Scheduler(tasks, limits=runner.limits)
+        self._runner = runner
+        self._start = start
+        self._look = look
+        self._done = done
+        self._finished: set[int] = set()
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._looks: dict[Future[Any], LookUp] = {}
+        self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
+        self._plan_ref = ray.put(runner.plan)
+        self._run_id = secrets.token_hex(3)
+        self._error: AnabranchError | None = None
+        self._over = False
+
+    def run(self) -> None:
+        """Returns when every shard has its receipt; raises what the scheduler stops with."""
+        nodes_at = 0.0
+        try:
+            while not self._over:
+                if time.monotonic() >= nodes_at:
+                    self._tell(SlotsChanged(time.monotonic(), self._runner.slots()))
+                    nodes_at = time.monotonic() + NODES_POLL_SECONDS
+                self._wait(min(nodes_at, self._scheduler.wake_at or nodes_at))
+                self._tell(Tick(time.monotonic()))
+        finally:
+            for actor in self._actors.values():
+                ray.kill(actor)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._error is not None:
+            raise self._error
+
+    def _wait(self, until: float) -> None:
+        timeout = min(max(until - time.monotonic(), 0.0), 0.05 if self._looks else NODES_POLL_SECONDS)
+        if self._calls:
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout)
+            for ref in ready:
+                self._answered(ref, self._calls.pop(ref))
+        else:
+            time.sleep(timeout)
+        for future in [f for f in self._looks if f.done()]:
+            self._looked(future, self._looks.pop(future))
+
+    # -- answers become events -----------------------------------------------------------------------------------
+
+    def _answered(self, ref: Any, call: _Call) -> None:
+        now = time.monotonic()
+        try:
+            answer = ray.get(ref, timeout=10)
+        except (RayActorError, GetTimeoutError) as error:
+            self._tell(WorkerLost(now, call.worker, _first_line(error)))
+            return
+        except RayTaskError as error:
+            answer = Failed(TemporaryError(_first_line(error)) if call.task is None else _bug(error))
+        if call.task is None:
+            lost = isinstance(answer, Failed)
+            self._tell(WorkerLost(now, call.worker, str(answer)) if lost else WorkerJoined(now, call.worker))
+        elif isinstance(answer, Failed):
+            self._tell(TaskFailed(now, call.task, call.run, answer.error))
+        else:
+            assert isinstance(answer, Done)
+            self._runner.add_usage(answer.usage)
+            self._settle(call.task, answer.receipt)
+            self._tell(TaskDone(now, call.task, call.run))
+
+    def _looked(self, future: Future[Any], look: LookUp) -> None:
+        now = time.monotonic()
+        try:
+            receipt = future.result()
+        except AnabranchError as error:
+            self._tell(LookUpFailed(now, look.task, look.look, error))
+            return
+        if receipt is not None:
+            self._settle(look.task, receipt)
+        self._tell(LookedUp(now, look.task, look.look, receipt is not None))
+
+    def _settle(self, shard: int, receipt: Any) -> None:
+        if shard not in self._finished:
+            self._finished.add(shard)
+            self._done(shard, receipt)
+
+    # -- actions become calls ------------------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        for action in self._scheduler.handle(event):
+            self._carry_out(action)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case StartWorker(worker=number):
+                actor = self._runner.start_worker(self._plan_ref, number, self._run_id)
+                self._actors[number] = actor
+                self._calls[actor.ready.remote()] = _Call(number, None)
+            case StartTask(task=task, worker=number, run=run):
+                self._calls[self._start(self._actors[number], task)] = _Call(number, task, run)
+            case StopWorker(worker=number):
+                ray.kill(self._actors.pop(number))
+                self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
+            case LookUp(task=task):
+                self._looks[self._pool.submit(self._look, task)] = action
+            case Stop(error=error):
+                self._error, self._over = error, True
+            case Finish():
+                self._over = True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _bug(error: RayTaskError) -> AnabranchError:
+    return AnabranchError(f"a worker failed in a way that is not foreseen: {error.cause!r}", "please report this")
