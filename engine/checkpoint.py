@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .errors import InputError
-from .header import Header, TensorInfo, header_length, parse_header, parse_index
+from .header import (
+    Header,
+    TensorInfo,
+    header_length,
+    parse_header,
+    parse_index,
+    without_garbage_collection,
+)
 from .storage import Store, open_store
 
 SINGLE_FILE = "model.safetensors"
@@ -124,11 +131,12 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     if store is None:
         store = open_store(model_url(url))
     names = store.list()
-    selection = _select_files(store, names)
-    opened = _read_headers(store, selection.files)
-    tensors = _collect_tensors(store.url, opened)
-    if selection.weight_map is not None:
-        _check_index(f"{store.url}/{selection.index_file}", selection.weight_map, opened, tensors)
+    with without_garbage_collection():
+        selection = _select_files(store, names)
+        opened = _read_headers(store, selection.files)
+        tensors = _collect_tensors(store.url, opened)
+        if selection.weight_map is not None:
+            _check_index(f"{store.url}/{selection.index_file}", selection.weight_map, opened, tensors)
     if not tensors:
         raise InputError(f"{store.url}: the checkpoint has no tensors")
     weights = {name for name in names if _is_weight_file(name)}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, TensorSpec, deserialize, serialize
 
+from anabranch.engine import header
 from anabranch.engine.errors import InputError
 from anabranch.engine.header import DTYPES, build_header, header_length, parse_header
 
@@ -23,7 +24,11 @@ ZEROS = ctypes.create_string_buffer(1 << 12)
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12).filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 tensor_sets = st.dictionaries(names, st.tuples(st.sampled_from(sorted(LIBRARY_NAMES)), shapes), max_size=8)
-metadata = st.one_of(st.just({}), st.dictionaries(st.text(max_size=5), st.text(max_size=8), min_size=1, max_size=1))
+metadata = st.one_of(
+    st.just({}),
+    st.just({"format": "pt"}),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=8), min_size=1, max_size=1),
+)
 
 
 def library_bytes(tensors, entries) -> tuple[bytes, list[tuple[str, str, tuple[int, ...]]]]:
@@ -55,9 +60,22 @@ def test_our_header_is_byte_for_byte_the_library_s(tensors, entries):
 def test_whatever_the_library_writes_is_accepted(tensors, entries):
     whole, written = library_bytes(tensors, entries)
     length = header_length(whole[:8], len(whole), "f")
-    header = parse_header(whole[:length], len(whole), "f")
-    assert {(t.name, t.dtype, t.shape) for t in header.tensors} == set(written)
-    assert dict(header.metadata) == entries
+    parsed = parse_header(whole[:length], len(whole), "f")
+    assert {(t.name, t.dtype, t.shape) for t in parsed.tensors} == set(written)
+    assert dict(parsed.metadata) == entries
+
+
+@given(tensor_sets, metadata)
+def test_the_fast_way_reads_what_the_general_way_reads(tensors, entries):
+    whole, _ = library_bytes(tensors, entries)
+    (length,) = struct.unpack("<Q", whole[:8])
+    text = whole[8 : 8 + length]
+    fast = header._parse_plain(text)
+    plain_metadata = not entries or (entries.keys() == {"format"} and entries["format"].isalpha())
+    if tensors and plain_metadata and b"\\" not in text:
+        assert fast is not None
+    if fast is not None:
+        assert fast == header._parse_any(text, "f")
 
 
 def accepted(text: bytes, data_bytes: int) -> bool:
@@ -124,6 +142,9 @@ def test_a_damaged_header_is_never_accepted_when_the_library_rejects_it(tensors,
             )
         )
     data_bytes = len(whole) - 8 - length
+    fast = header._parse_plain(bytes(text))
+    if fast is not None:
+        assert fast == header._parse_any(bytes(text), "f")
     if accepted(bytes(text), data_bytes):
         assert library_accepts(bytes(text), data_bytes)
 
