@@ -253,8 +253,9 @@ class Scheduler:
 
     def _settle(self, state: _State) -> None:
         """Queue the task if it needs a run, or a twin because its only run is late."""
-        if state.done or state.entry or state.look:
+        if state.done or state.look:
             return
+        assert state.entry is None
         spent = state.failures >= self._limits.attempts
         if not state.runs:
             if spent:
