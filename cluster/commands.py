@@ -196,9 +196,11 @@ def open_runner(inputs: Inputs, output: Output, execution: Execution, meter: Met
         kernels = make_kernels(execution.device)
         yield LocalRunner(inputs, output, execution.threads, execution.memory_bytes, kernels, meter)
         return
-    from .ray_runner import RayRunner, ray_session
+    from .ray_session import ray_session
 
     with ray_session(execution.ray, execution.insecure_cluster):
+        from .ray_runner import RayRunner
+
         yield RayRunner(inputs, output, execution.workers, execution.memory_bytes, execution.device, meter)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ..engine.commit import Output
-from ..engine.errors import AnabranchError, RecipeError, ResourceError, TemporaryError
+from ..engine.errors import AnabranchError, ResourceError, TemporaryError
 from ..engine.inputs import Inputs
 from ..engine.manifest import Receipt
 from ..engine.memory import plan_memory
@@ -52,42 +50,6 @@ LOOKS_AT_ONCE = 8
 """Receipts read at the same time while outcomes are unknown."""
 
 
-@contextmanager
-def ray_session(address: str, insecure: bool) -> Iterator[None]:
-    """Connect to Ray for the time of a merge.
-
-    Args:
-        address: `local` starts an embedded Ray with a token of its own, `auto` and others use a running cluster.
-        insecure: accept a cluster without token authentication.
-
-    Raises:
-        RecipeError: the cluster has no authentication and `insecure` is not set.
-        TemporaryError: the cluster cannot be reached.
-    """
-    if address == "local":
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    elif os.environ.get("RAY_AUTH_MODE") != "token" and not insecure:
-        raise RecipeError(
-            f"--ray {address}: this cluster is used without token authentication, so anyone who reaches its ports can "
-            "run code on it",
-            "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
-        )
-    try:
-        ray.init(
-            address=None if address == "local" else address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-            logging_level="warning",
-        )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 class RayRunner:
     """Surveys and merges shards on Ray actors, one shard at a time each.
 
@@ -118,6 +80,7 @@ class RayRunner:
         self._limits = limits or Limits()
         self.memory = plan_memory(inputs.plan, limit_bytes, 1, inputs.is_remote)
         self._options = WorkerOptions(output.store.url, self.memory, device, inputs.is_remote)
+        self._spare: list[Any] = []
         self._check_fits(cluster_slots(self._options))
 
     def _check_fits(self, slots: int) -> None:
@@ -170,8 +133,15 @@ class RayRunner:
         return slots if self._workers is None else min(slots, self._workers)
 
     def start_worker(self, plan_ref: Any, number: int, run_id: str) -> Any:
+        """An actor that an earlier phase left idle, or a new one."""
+        if self._spare:
+            return self._spare.pop()
         name = f"anabranch-{self._plan.plan_id[:8]}-{run_id}-{number}"
         return make_worker(self._options, name).remote(plan_ref, self._options)
+
+    def spare_workers(self, actors: Sequence[Any]) -> None:
+        """Keep idle actors for the next phase: each has its kernels loaded and its inputs open."""
+        self._spare += actors
 
     def add_usage(self, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
         for phase, (seconds, size, calls) in usage.items():
@@ -244,11 +214,18 @@ class _Drive:
                 self._wait(min(nodes_at, self._scheduler.wake_at or nodes_at))
                 self._tell(Tick(time.monotonic()))
         finally:
-            for actor in self._actors.values():
-                ray.kill(actor)
+            self._release_workers()
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._error is not None:
             raise self._error
+
+    def _release_workers(self) -> None:
+        busy = {call.worker for call in self._calls.values()}
+        finished = self._over and self._error is None
+        self._runner.spare_workers([a for n, a in self._actors.items() if finished and n not in busy])
+        for number, actor in self._actors.items():
+            if not finished or number in busy:
+                ray.kill(actor)
 
     def _wait(self, until: float) -> None:
         timeout = min(max(until - time.monotonic(), 0.0), 0.05 if self._looks else NODES_POLL_SECONDS)
