@@ -123,8 +123,9 @@ class BufferPool:
     def __init__(self, slab_bytes: int, slabs: int) -> None:
         self.slab_bytes = slab_bytes
         self.slabs = slabs
+        self.made = 0
+        """Buffers that exist."""
         self._free: list[NDArray[np.uint8]] = []
-        self._made = 0
         self._closed = False
         self._changed = threading.Condition()
 
@@ -135,18 +136,23 @@ class BufferPool:
             PoolClosed: the run is being stopped.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._free or self._made < self.slabs)
+            self._changed.wait_for(lambda: self._closed or self._free or self.made < self.slabs)
             if self._closed:
                 raise PoolClosed
             if self._free:
                 return self._free.pop()
-            self._made += 1
+            self.made += 1
         return np.empty(self.slab_bytes, np.uint8)
 
     def release(self, slabs: Sequence[NDArray[np.uint8]]) -> None:
         with self._changed:
             self._free.extend(slabs)
             self._changed.notify_all()
+
+    @property
+    def free(self) -> int:
+        """Buffers that nobody holds."""
+        return len(self._free)
 
     def close(self) -> None:
         with self._changed:
