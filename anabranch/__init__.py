@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cluster.commands import Execution, merge, plan
+    from .cluster.commands import Execution, merge, plan, survey, verify
 
-__all__ = ["Execution", "merge", "plan"]
+__all__ = ["Execution", "merge", "plan", "survey", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,14 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from ..engine.errors import AnabranchError, Interrupted, ResourceError
+from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
+
+if TYPE_CHECKING:
+    from ..engine.verify import Loading, Problem, Verification
 
 Command = TypeVar("Command", bound=Callable[..., None])
 RESUMES = "the same command goes on where it stopped"
@@ -40,8 +43,8 @@ def reported(command: Command) -> Command:
     def wrapper(*args: Any, debug: bool, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own ways to end
         except BaseException as error:  # noqa: BLE001 - every way to end has an exit code
             if debug:
                 import traceback
@@ -71,6 +74,8 @@ def _explained(error: BaseException, debug: bool) -> AnabranchError:
         return ResourceError(
             "the machine has no memory left", f"free some, or use fewer workers or a smaller --memory; {RESUMES}"
         )
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{error.filename or error}: vanished while it was in use", RESUMES)
     where = "see the traceback above" if debug else "run it again with --debug for a traceback"
     return AnabranchError(
         f"this is a bug in anabranch: {type(error).__name__}: {error}", f"{where}, and report it with the recipe"
@@ -119,17 +124,22 @@ def plan(recipe: str, out: str, workers: int | None, memory: int, as_json: bool)
 @click.option("--ray", metavar="local|auto|ADDRESS", default="", help="Merge on a Ray cluster.")
 @click.option("--insecure-cluster", is_flag=True, help="Use a cluster without token authentication.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--profile", metavar="FILE", help="Write a trace for chrome://tracing or ui.perfetto.dev.")
+@click.option(
+    "--profile",
+    type=click.File("w", lazy=False),
+    metavar="FILE",
+    help="Write a trace for chrome://tracing or ui.perfetto.dev.",
+)
 @json_option
 @reported
-def merge(recipes: tuple[str, ...], out: str, profile: str | None, as_json: bool, **options: Any) -> None:
+def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: bool, **options: Any) -> None:
     """Merge the models of RECIPE into OUT; goes on where an interrupted run stopped.
 
     Several recipes are merged one after the other, each into OUT/<name of its recipe file>.
     """
     from ..engine.meter import Meter
     from .commands import Execution, check_disk, merge_job, outputs_of, prepare
-    from .progress import open_progress
+    from .progress import folded_bytes, open_progress
     from .trace import write_trace
 
     execution = Execution(memory_bytes=options.pop("memory"), **options)
@@ -139,7 +149,7 @@ def merge(recipes: tuple[str, ...], out: str, profile: str | None, as_json: bool
     meters = [Meter(keep_spans=profile is not None) for _ in jobs]
     for job, meter in zip(jobs, meters, strict=True):
         names = [shard.name for shard in job.inputs.plan.shards]
-        with open_progress(meter, names, silent=as_json) as progress:
+        with open_progress(folded_bytes(meter), as_json, names) as progress:
             reports.append(merge_job(job, execution, progress, meter))
         if not as_json:
             click.echo(str(reports[-1]))
@@ -148,6 +158,116 @@ def merge(recipes: tuple[str, ...], out: str, profile: str | None, as_json: bool
     if as_json:
         results = [report.as_json() for report in reports]
         click.echo(json.dumps(results[0] if len(results) == 1 else {"outcome": "done", "merges": results}))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", required=True, metavar="FILE", help="Parquet table: a row per model and tensor.")
+@click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
+@memory_option
+@json_option
+@reported
+def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> None:
+    """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
+    from ..engine.meter import Meter
+    from ..engine.storage import open_store
+    from ..engine.tables import write_table
+    from .commands import survey as take_survey
+    from .progress import folded_bytes, open_progress
+
+    meter = Meter()
+    folder, slash, name = out.rpartition("/")
+    store = open_store(folder + slash or ".", create=True)
+    with open_progress(folded_bytes(meter), as_json) as progress:
+        report = take_survey(recipe, memory_bytes=memory, workers=workers, progress=progress, meter=meter)
+    store.replace(name, write_table(report.table))
+    click.echo(
+        json.dumps(report.as_json() | {"out": out}) if as_json else f"{report}\n{len(report.rows)} rows in {out}"
+    )
+
+
+@cli.command()
+@click.argument("out")
+@click.option("--load", is_flag=True, help="Also load the output into its model with accelerate and transformers.")
+@click.option("--workers", type=click.IntRange(min=1), help="Files read at the same time; default: all cores.")
+@json_option
+@reported
+def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
+    """Read every byte of OUT again and compare it with its manifest."""
+    from ..engine.storage import open_store
+    from ..engine.verify import check_loading, problems_error, read_manifest
+    from ..engine.verify import verify as read_again
+    from .machine import available_cores
+    from .progress import Tally, open_progress
+
+    store, tally = open_store(out), Tally()
+    manifest = read_manifest(store)
+    with open_progress(tally.read, as_json) as progress:
+        progress.phase("verify", sum(entry.size for entry in manifest.files.values()), 0)
+        found = read_again(store, workers or available_cores(), tally.add, manifest)
+    loading = check_loading(store.url) if load and not found.problems else None
+    problems = [*found.problems, *(loading.problems if loading else ())]
+    if as_json:
+        click.echo(json.dumps(_verification_json(found, loading, problems)))
+        raise click.exceptions.Exit(IntegrityError.exit_code if problems else 0)
+    for problem in problems:
+        click.echo(f"{problem.file}: {problem.text}")
+    if problems:
+        raise problems_error(store.url, problems)
+    click.echo(f"{store.url}: {found.files} files, {found.size_bytes} bytes are what was written")
+    if loading is not None:
+        click.echo(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
+
+
+def _verification_json(found: Verification, loading: Loading | None, problems: list[Problem]) -> dict[str, Any]:
+    return {
+        "outcome": "damaged" if problems else "whole",
+        "plan_id": found.plan_id,
+        "files": found.files,
+        "bytes": found.size_bytes,
+        "problems": [{"file": problem.file, "text": problem.text} for problem in problems],
+        "architecture": loading.architecture if loading else None,
+        "loaded_tensors": loading.tensors if loading else None,
+        "tied": loading.tied if loading else None,
+    }
+
+
+@cli.command()
+@click.argument("out")
+@click.option("--yes", is_flag=True, help="Remove them.")
+@json_option
+@reported
+def gc(out: str, yes: bool, as_json: bool) -> None:
+    """List what killed runs left in OUT more than a day ago, and with --yes remove it."""
+    from ..engine.storage import open_store
+    from .leftovers import find_leftovers
+
+    store = open_store(out)
+    found = find_leftovers(store)
+    for leftover in found:
+        if yes:
+            store.delete_leftover(leftover)
+        if not as_json:
+            hours = round(leftover.age_seconds / 3600)
+            click.echo(f"{'removed' if yes else 'found'} {leftover.token}: {leftover.size} bytes, {hours} hours old")
+    if as_json:
+        rows = [leftover._asdict() for leftover in found]
+        click.echo(json.dumps({"outcome": "removed" if yes else "listed", "leftovers": rows}))
+    elif not found:
+        click.echo(f"{store.url}: nothing is left over")
+    elif not yes:
+        click.echo(f"{sum(leftover.size for leftover in found)} bytes; remove them with --yes")
+
+
+@cli.command()
+@click.option("--out", metavar="DIR", help="Where models and merges go; default: a folder for temporary files.")
+@click.option("--fresh", is_flag=True, help="Train again what an earlier demo has trained.")
+@reported
+def demo(out: str | None, fresh: bool) -> None:
+    """Train small models on real data, merge them several ways and print the accuracy of each."""
+    from .demo import main as run_demo  # type: ignore[import-not-found, unused-ignore]
+
+    run_demo(out=out, fresh=fresh)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -15,18 +15,26 @@ from ..engine.commit import Output
 from ..engine.errors import OutputConflictError, RecipeError, ResourceError
 from ..engine.inputs import Inputs, open_inputs
 from ..engine.kernels import Kernels
-from ..engine.manifest import PLAN_NAME
+from ..engine.manifest import PLAN_NAME, SurveyPart
 from ..engine.memory import MemoryPlan, plan_memory
 from ..engine.meter import Meter
+from ..engine.methods.stages import TaskVectorMerge
+from ..engine.plan import TensorTask
 from ..engine.recipe import load_recipe
 from ..engine.storage import Store, open_store
+from ..engine.survey import Round, SurveyWorker
+from ..engine.verify import Verification
+from ..engine.verify import verify as verify_store
 from .machine import available_cores, peak_rss_bytes
 from .merge_report import MergeReport
 from .plan_report import PlanReport, State
 from .progress import Silent
 from .runner import LocalRunner, Progress, Runner, run
+from .survey_report import SurveyReport, make_survey_report
 
 DEFAULT_MEMORY_BYTES = 2 << 30
+QUANTILES_PASSES = 3
+"""Moments, and two levels of histograms."""
 TABLES_BYTES_PER_TENSOR = 1000
 """Room for receipts, tables, index and manifest, generously."""
 
@@ -187,6 +195,55 @@ def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) 
         wall_seconds=time.perf_counter() - begin,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def survey(
+    recipe: str | Path,
+    *,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    meter: Meter | None = None,
+) -> SurveyReport:
+    """Take the statistics of every task vector of a recipe; needs no output directory.
+
+    Raises:
+        RecipeError: the recipe's method has no task vectors.
+        AnabranchError: what a merge of the recipe would refuse.
+    """
+    path = Path(recipe)
+    inputs = open_inputs(load_recipe(path), path.parent)
+    made = inputs.plan
+    shards = [i for i, shard in enumerate(made.shards) if any(_has_task_vectors(made.tasks[j]) for j in shard.tasks)]
+    if not shards:
+        raise RecipeError(f"{recipe}: {made.recipe.merge_method} merges no task vectors, so there is nothing to survey")
+    execution = Execution(workers, memory_bytes)
+    memory = plan_memory(made, memory_bytes, execution.threads, inputs.is_remote)
+    meter, progress = meter or Meter(), progress or Silent()
+    worker = SurveyWorker(made, inputs.stores, memory, make_kernels("cpu"), meter, inputs.is_remote)
+    total = sum(QUANTILES_PASSES * task.read_bytes for task in made.tasks if _has_task_vectors(task))
+    progress.phase("survey", total, 0)
+    parts: list[SurveyPart] = []
+
+    def keep(found: Sequence[SurveyPart]) -> None:
+        parts.extend(found)
+        progress.shard_done(found[0].shard)
+
+    worker.survey(shards, Round("quantiles"), keep)
+    return make_survey_report(made, parts)
+
+
+def _has_task_vectors(task: TensorTask) -> bool:
+    return task.settings is not None and isinstance(task.settings.method, TaskVectorMerge)
+
+
+def verify(out: str | Path, *, workers: int | None = None) -> Verification:
+    """Read every byte of a finished output again and compare it with the manifest.
+
+    Raises:
+        IntegrityError: the output is not finished. What is damaged is in the result.
+    """
+    return verify_store(open_store(os.fspath(out)), workers or available_cores())
 
 
 @contextmanager

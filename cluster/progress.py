@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self, TextIO
 
@@ -15,7 +15,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from ..engine.meter import Meter
 from .plan_report import duration
-from .runner import Phase
 
 LINE_SECONDS = 5.0
 """Between two lines where there is no terminal."""
@@ -24,18 +23,41 @@ LINE_SECONDS = 5.0
 class Silent:
     """Progress that nobody watches."""
 
-    def phase(self, name: Phase, total_bytes: int, done_bytes: int) -> None:
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
         pass
 
     def shard_done(self, shard: int) -> None:
         pass
 
 
-class Counter:
-    """Bytes of inputs that the current phase has looked at, taken from the meter that the fold threads report to."""
+BytesDone = Callable[[], int]
+"""Bytes that all threads together have worked through so far; asked for a few times per second."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+
+class Tally:
+    """Bytes that several threads add up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        with self._lock:
+            self._bytes += size_bytes
+
+    def read(self) -> int:
+        return self._bytes
+
+
+class Counter:
+    """How far the current phase is.
+
+    Args:
+        bytes_done: the count that the working threads keep.
+    """
+
+    def __init__(self, bytes_done: BytesDone) -> None:
+        self._bytes_done = bytes_done
         self._before = 0
         self.name = ""
         self.total = 0
@@ -45,13 +67,13 @@ class Counter:
 
     def start(self, name: str, total_bytes: int, done_bytes: int) -> None:
         self.name, self.total, self.resumed = name, total_bytes, done_bytes
-        self._before = self._meter.usage["fold"].bytes
+        self._before = self._bytes_done()
         self.began = time.monotonic()
 
     @property
     def done(self) -> int:
         """Bytes done, at most the total: windows that overlap are read a little more than once."""
-        return min(self.total, self.resumed + self._meter.usage["fold"].bytes - self._before)
+        return min(self.total, self.resumed + self._bytes_done() - self._before)
 
     @property
     def bytes_per_second(self) -> float:
@@ -68,28 +90,30 @@ class LineProgress:
     """Plain lines: one per phase and finished shard, and one every few seconds between them.
 
     Args:
-        meter: gets the fold threads' bytes.
-        shards: names of the output's shards.
+        bytes_done: the count that the working threads keep.
+        shards: names of the output's shards, where the progress is about shards.
         stream: where the lines go.
         line_seconds: time between lines.
     """
 
-    def __init__(self, meter: Meter, shards: Sequence[str], stream: TextIO, line_seconds: float = LINE_SECONDS) -> None:
-        self._counter = Counter(meter)
+    def __init__(
+        self, bytes_done: BytesDone, shards: Sequence[str], stream: TextIO, line_seconds: float = LINE_SECONDS
+    ) -> None:
+        self._counter = Counter(bytes_done)
         self._shards = shards
         self._stream = stream
         self._line_seconds = line_seconds
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
 
-    def phase(self, name: Phase, total_bytes: int, done_bytes: int) -> None:
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
         self._counter.start(name, total_bytes, done_bytes)
         size = f" {decimal(total_bytes)}" if total_bytes else ""
         resumed = f", {decimal(done_bytes)} done before" if done_bytes else ""
         self._write(f"{name}{size}{resumed}")
 
     def shard_done(self, shard: int) -> None:
-        self._write(f"{self._counter.name} {self._shards[shard]} done{self._state()}")
+        self._write(f"{self._counter.name} {_shard_name(self._shards, shard)} done{self._state()}")
 
     def _state(self) -> str:
         counter = self._counter
@@ -134,10 +158,9 @@ class _MeterBar(Progress):
 class BarProgress:
     """A bar with throughput and time left; finished phases stay above it."""
 
-    def __init__(self, meter: Meter, shards: Sequence[str], console: Console) -> None:
-        self._counter = Counter(meter)
+    def __init__(self, bytes_done: BytesDone, shards: Sequence[str], console: Console) -> None:
+        self._counter = Counter(bytes_done)
         self._shards = shards
-        self._finished = 0
         self._bar = _MeterBar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -148,17 +171,15 @@ class BarProgress:
             refresh_per_second=4,
         )
 
-    def phase(self, name: Phase, total_bytes: int, done_bytes: int) -> None:
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
         self._complete()
         self._counter.start(name, total_bytes, done_bytes)
-        self._finished = 0
         self._bar.counter = None
         self._bar.add_task(name, total=total_bytes or None, completed=done_bytes)
         self._bar.counter = self._counter
 
     def shard_done(self, shard: int) -> None:
-        self._finished += 1
-        text = f"{self._counter.name} ({self._shards[shard]} done)"
+        text = f"{self._counter.name} ({_shard_name(self._shards, shard)} done)"
         self._bar.update(self._bar.task_ids[-1], description=text)
 
     def _complete(self) -> None:
@@ -177,14 +198,31 @@ class BarProgress:
         self._bar.stop()
 
 
+def _shard_name(shards: Sequence[str], shard: int) -> str:
+    return shards[shard] if shards else f"part {shard + 1}"
+
+
 @contextmanager
-def open_progress(meter: Meter, shards: Sequence[str], silent: bool) -> Iterator[LineProgress | BarProgress | Silent]:
-    """The progress that fits where standard error goes."""
+def open_progress(
+    bytes_done: BytesDone, silent: bool, shards: Sequence[str] = ()
+) -> Iterator[LineProgress | BarProgress | Silent]:
+    """The progress that fits where standard error goes.
+
+    Args:
+        bytes_done: the count that the working threads keep.
+        silent: show nothing.
+        shards: names of the output's shards, where the progress is about shards.
+    """
     if silent:
         yield Silent()
     elif sys.stderr.isatty():
-        with BarProgress(meter, shards, Console(stderr=True)) as bar:
+        with BarProgress(bytes_done, shards, Console(stderr=True)) as bar:
             yield bar
     else:
-        with LineProgress(meter, shards, sys.stderr) as lines:
+        with LineProgress(bytes_done, shards, sys.stderr) as lines:
             yield lines
+
+
+def folded_bytes(meter: Meter) -> BytesDone:
+    """The count for merges and surveys: bytes of inputs that fold threads have looked at."""
+    return lambda: meter.usage["fold"].bytes

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TextIO
 
 from ..engine.meter import Meter
 
 
-def write_trace(path: str | Path, meters: Sequence[Meter]) -> None:
+def write_trace(file: TextIO, meters: Sequence[Meter]) -> None:
     """Write the meters' spans as Chrome trace events: one row per thread, times in microseconds from the first span.
 
     Args:
-        path: the file.
+        file: an open text file.
         meters: made with `keep_spans`; one per merge of this process.
     """
     spans = [span for meter in meters for span in meter.spans]
@@ -36,4 +36,4 @@ def write_trace(path: str | Path, meters: Sequence[Meter]) -> None:
         }
         for span in spans
     ]
-    Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
+    json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)

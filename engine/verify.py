@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES
-from .errors import InputError, IntegrityError, ResourceError
+from .errors import InputError, IntegrityError, RecipeError, ResourceError
 from .header import Header, check_file_name, header_length, parse_header, parse_index
 from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, canonical_json, decode_manifest
 from .storage import Store
@@ -44,14 +44,13 @@ class Verification:
     problems: tuple[Problem, ...]
     """By file; empty when the output is whole."""
 
-    def raise_for_problems(self) -> None:
-        """Raise IntegrityError when anything is wrong."""
-        if self.problems:
-            count = len(self.problems)
-            raise IntegrityError(
-                f"{self.url}: {count} {'problem' if count == 1 else 'problems'} found",
-                "remove the damaged files and anabranch.manifest.json, then run the merge again: it makes what is gone",
-            )
+
+def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
+    """What to raise when an output is not whole."""
+    return IntegrityError(
+        f"{url}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found",
+        "remove the damaged files and anabranch.manifest.json, then run the merge again: it makes what is gone",
+    )
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -262,9 +261,12 @@ def check_loading(folder: str) -> Loading:
         folder: a local output directory that `verify` found whole.
 
     Raises:
+        RecipeError: the output is not a local directory.
         ResourceError: transformers is not installed.
         IntegrityError: config.json names no architecture that the installed transformers has.
     """
+    if "://" in folder:
+        raise RecipeError(f"--load needs a local directory, got {folder}", "copy the output to a disk first")
     model, architecture = _empty_model(folder)
     from accelerate.utils import find_tied_parameters
 
@@ -321,6 +323,7 @@ def _name_problems(folder: str, model_class: Any, architecture: str) -> list[Pro
         "unexpected_keys": f"the shards have tensors that {architecture} does not know",
         "mismatched_keys": f"the shards have tensors of another shape than {architecture}",
     }
+    info["mismatched_keys"] = [name for name, *_ in info["mismatched_keys"]]
     return [Problem("config.json", f"{text}: {_some(sorted(info[key]))}") for key, text in texts.items() if info[key]]
 
 
@@ -341,6 +344,6 @@ def _load_shard(model: Any, shard: Path, problems: list[Problem]) -> int:
     return len(names)
 
 
-def _some(names: Sequence[object]) -> str:
-    shown = ", ".join(str(name) for name in names[:MAX_LISTED])
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
     return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
