@@ -11,7 +11,8 @@ import numpy.typing as npt
 from .compile import jit
 
 WIDE = {"F32": np.float32, "F64": np.float64}
-RAW = {"F64": np.float64, "F32": np.float32, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8}
+RAW = {**WIDE, "F16": np.uint16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8}
+"""What numpy calls the elements of each dtype: numbers, or codes of the formats that it does not know."""
 
 
 class Narrow(NamedTuple):
@@ -22,7 +23,7 @@ class Narrow(NamedTuple):
     largest: np.uint32
     """code of the largest finite value"""
     overflow: np.uint32
-    """code of what lies beyond it"""
+    """code of what rounds beyond it; the sign is kept"""
     nan: np.uint32
     sign_shift: np.uint32
     """how far the fp32 sign bit moves to the right"""
@@ -68,17 +69,26 @@ def count_nonfinite(values: Any) -> int:
     """Number of NaN and infinite elements; one quick pass when there are none."""
     some = False
     for i in range(values.size):
-        some |= not (values[i] - values[i] == 0)
+        some |= values[i] - values[i] != 0
     total = 0
     if some:
         for i in range(values.size):
-            total += not (values[i] - values[i] == 0)
+            total += values[i] - values[i] != 0
+    return total
+
+
+@jit
+def count_matching(codes: Any, exponent: Any) -> int:
+    """Number of codes whose exponent bits are all ones."""
+    total = 0
+    for i in range(codes.size):
+        total += (codes[i] & exponent) == exponent
     return total
 
 
 @jit
 def read_wide(raw: Any, base: Any, subtract: bool, out: Any) -> int:
-    """raw F32 or F64 -> out = raw (- base)."""
+    """F32 or F64 -> out = value, or value - base; returns the number of non-finite values, as all readers do."""
     if subtract:
         for i in range(out.size):
             out[i] = raw[i] - base[i]
@@ -90,7 +100,7 @@ def read_wide(raw: Any, base: Any, subtract: bool, out: Any) -> int:
 
 @jit
 def read_bf16(raw: Any, base: Any, subtract: bool, out: Any) -> int:
-    """raw u16 -> out = value (- base)."""
+    """BF16 is the upper half of fp32."""
     some = False
     if subtract:
         for i in range(out.size):
@@ -102,11 +112,7 @@ def read_bf16(raw: Any, base: Any, subtract: bool, out: Any) -> int:
             bits = np.uint32(np.uint32(raw[i]) << np.uint32(16))
             some |= (bits & INFINITE) == INFINITE
             out[i] = bits.view(np.float32)
-    total = 0
-    if some:
-        for i in range(out.size):
-            total += (raw[i] & 0x7F80) == 0x7F80
-    return total
+    return count_matching(raw, np.uint16(0x7F80)) if some else 0
 
 
 @jit
@@ -124,7 +130,7 @@ def half_to_float(code: Any) -> Any:
 
 @jit
 def read_f16(raw: Any, base: Any, subtract: bool, out: Any) -> int:
-    """raw u16 -> out = value (- base)."""
+    """F16 by integer arithmetic, which vectorises."""
     some = False
     if subtract:
         for i in range(out.size):
@@ -134,139 +140,150 @@ def read_f16(raw: Any, base: Any, subtract: bool, out: Any) -> int:
         for i in range(out.size):
             some |= (raw[i] & 0x7C00) == 0x7C00
             out[i] = half_to_float(raw[i])
-    total = 0
-    if some:
-        for i in range(out.size):
-            total += (raw[i] & 0x7C00) == 0x7C00
-    return total
+    return count_matching(raw, np.uint16(0x7C00)) if some else 0
 
 
 @jit
 def read_table(raw: Any, table: Any, base: Any, subtract: bool, out: Any) -> int:
-    """raw u8, values of its 256 codes -> out = value (- base)."""
+    """An 8-bit format by its table of 256 values."""
+    some = False
+    for i in range(out.size):
+        value = table[raw[i]]
+        some |= value - value != 0
+        out[i] = value - base[i] if subtract else value
     total = 0
-    if subtract:
+    if some:
         for i in range(out.size):
             value = table[raw[i]]
-            total += not (value - value == 0)
-            out[i] = value - base[i]
-    else:
-        for i in range(out.size):
-            value = table[raw[i]]
-            total += not (value - value == 0)
-            out[i] = value
+            total += value - value != 0
     return total
 
 
 @jit
 def to_float32_odd(value: Any) -> Any:
-    """float64 -> float32 rounded to odd, so that a second rounding to a narrow format gives the once-rounded result."""
+    """float64 -> float32 rounded to odd: rounding that again to a narrow format gives the once-rounded result.
+
+    A float32 comes back as it is (the compiler sees it and removes the rest).
+    """
     nearest = np.float32(value)
-    back = np.float64(nearest)
     bits = np.float32(nearest).view(np.uint32)
-    inexact = back != value and value == value
-    if inexact and (bits & ONE) == 0:
-        bits = np.uint32(bits + ONE) if abs(back) < abs(value) else np.uint32(bits - ONE)
-    return np.uint32(bits).view(np.float32)
+    inexact = (nearest != value) & (value == value)
+    step = ONE if abs(nearest) < abs(value) else np.uint32(0xFFFFFFFF)
+    moved = np.uint32(bits + step)
+    odd = moved if inexact & ((bits & ONE) == 0) else bits
+    return np.uint32(odd).view(np.float32)
 
 
 @jit
-def encode(value: Any, narrow: Any, clamp: bool) -> Any:
+def encode(value: Any, narrow: Any, limit: Any) -> Any:
     """float32 -> code of a narrow format, rounded to nearest even.
 
-    What lies beyond the largest finite value becomes that value if `clamp`, else the overflow code; NaN becomes the
-    positive quiet NaN.
+    What rounds beyond the largest finite value becomes `limit` with its sign; NaN becomes the positive quiet NaN.
     """
     bits = np.float32(value).view(np.uint32)
     magnitude = np.uint32(bits & MAGNITUDE)
     drop = np.uint32(np.uint32(23) - narrow.mantissa_bits)
     # Adding a power of two whose ulp is the format's smallest subnormal rounds a subnormal result correctly.
     magic = np.uint32(np.uint32(np.uint32(128) - narrow.bias + drop) << np.uint32(23))
-    sum_ = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(magic).view(np.float32))
-    tiny = np.uint32(sum_.view(np.uint32) - magic)
+    lifted = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(magic).view(np.float32))
+    tiny = np.uint32(lifted.view(np.uint32) - magic)
     odd = np.uint32(np.uint32(magnitude >> drop) & ONE)
     rebias = np.uint32(np.uint32(np.uint32(127) - narrow.bias) << np.uint32(23))
     half = np.uint32(np.uint32(ONE << np.uint32(drop - ONE)) - ONE)
     normal = np.uint32(np.uint32(magnitude - rebias + half + odd) >> drop)
     smallest_normal = np.uint32(np.uint32(np.uint32(128) - narrow.bias) << np.uint32(23))
     code = tiny if magnitude < smallest_normal else normal
-    if code > narrow.largest or magnitude >= INFINITE:
-        code = narrow.largest if clamp else narrow.overflow
-    signed = np.uint32(code | np.uint32(np.uint32(bits & SIGN) >> narrow.sign_shift))
-    return narrow.nan if magnitude > INFINITE or code == narrow.nan else signed
+    code = limit if code > narrow.largest else code
+    code = np.uint32(code | np.uint32(np.uint32(bits & SIGN) >> narrow.sign_shift))
+    return narrow.nan if magnitude > INFINITE else code
+
+
+@jit
+def magnitude_of(narrow: Any) -> Any:
+    """The mask that clears the sign of a code."""
+    return np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
 
 
 @jit
 def write_narrow(own: Any, same: bool, base: Any, acc: Any, active: Any, narrow: Any, saturate: bool, out: Any) -> int:
     """Codes of base + acc where active, else `own` (the base's codes, if `same`) or the base rounded."""
-    magnitude = np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
-    some = False
-    for i in range(out.size):
-        value = base[i] + acc[i] if active[i] != 0 else base[i]
-        clamp = saturate and (active[i] != 0 or base[i] - base[i] == 0)
-        code = encode(to_float32_odd(value), narrow, clamp)
-        code = np.uint32(own[i]) if same and active[i] == 0 else code
-        some |= np.uint32(code & magnitude) > narrow.largest
-        out[i] = code
-    total = 0
-    if some:
+    magnitude = magnitude_of(narrow)
+    limit = narrow.largest if saturate else narrow.overflow
+    worst = np.uint32(0)
+    if same:
         for i in range(out.size):
-            finite = (out[i] & magnitude) <= narrow.largest
-            total += not finite and (active[i] != 0 or base[i] - base[i] == 0)
+            code = np.uint32(encode(to_float32_odd(base[i] + acc[i]), narrow, limit))
+            kept = np.uint32(own[i])
+            code = code if active[i] != 0 else kept
+            worst = max(worst, np.uint32(code & magnitude))
+            out[i] = code
+    else:
+        for i in range(out.size):
+            before, after, changed = base[i], base[i] + acc[i], active[i] != 0
+            clamped = limit if changed | (before - before == 0) else narrow.overflow
+            code = np.uint32(encode(to_float32_odd(after if changed else before), narrow, clamped))
+            worst = max(worst, np.uint32(code & magnitude))
+            out[i] = code
+    total = 0
+    if worst > narrow.largest:
+        for i in range(out.size):
+            changed = (active[i] != 0) | (base[i] - base[i] == 0)
+            total += ((out[i] & magnitude) > narrow.largest) & changed
     return total
 
 
 @jit
 def round_narrow(values: Any, narrow: Any, saturate: bool, out: Any) -> int:
     """Codes of values."""
-    magnitude = np.uint32(np.uint32(SIGN >> narrow.sign_shift) - ONE)
-    some = False
+    magnitude = magnitude_of(narrow)
+    limit = narrow.largest if saturate else narrow.overflow
+    worst = np.uint32(0)
     for i in range(out.size):
-        code = encode(to_float32_odd(values[i]), narrow, saturate)
-        some |= np.uint32(code & magnitude) > narrow.largest
+        code = np.uint32(encode(to_float32_odd(values[i]), narrow, limit))
+        worst = max(worst, np.uint32(code & magnitude))
         out[i] = code
     total = 0
-    if some:
+    if worst > narrow.largest:
         for i in range(out.size):
             total += (out[i] & magnitude) > narrow.largest
     return total
 
 
 @jit
+def clamp_wide(rounded: Any, value: Any, largest: Any, nan: Any, clamp: bool) -> Any:
+    """What F32 or F64 holds for a rounded value."""
+    limited = largest if rounded > largest else (-largest if rounded < -largest else rounded)
+    finite = limited if clamp else rounded
+    return finite if value == value else nan
+
+
+@jit
 def write_wide(
     own: Any, same: bool, base: Any, acc: Any, active: Any, largest: Any, nan: Any, saturate: bool, out: Any
 ) -> int:
-    """The same for F32 and F64; largest and nan are of out's type."""
-    total = 0
+    """F32 or F64 of base + acc where active, else `own` or the base; largest and nan are of out's type."""
+    kind = out.dtype.type
+    some = False
     for i in range(out.size):
-        value = base[i] + acc[i] if active[i] != 0 else base[i]
-        out[i] = value
-        rounded = out[i]
-        if not (rounded - rounded == 0):
-            repair = active[i] != 0 or value - value == 0
-            if not (rounded == rounded):
-                out[i] = nan
-            elif saturate and repair:
-                out[i] = largest if rounded > 0 else -largest
-            total += repair and not (saturate and rounded == rounded)
-        if same and active[i] == 0:
-            out[i] = own[i]
+        before, after, changed, kept = base[i], base[i] + acc[i], active[i] != 0, own[i]
+        value = after if changed else before
+        clamp = saturate & (changed | (before - before == 0))
+        rounded = clamp_wide(kind(value), value, largest, nan, clamp)
+        some |= rounded - rounded != 0
+        out[i] = kept if same & (not changed) else rounded
+    total = 0
+    if some:
+        for i in range(out.size):
+            changed = (active[i] != 0) | (base[i] - base[i] == 0)
+            total += (out[i] - out[i] != 0) & changed
     return total
 
 
 @jit
 def round_wide(values: Any, largest: Any, nan: Any, saturate: bool, out: Any) -> int:
-    """values as F32 or F64."""
-    total = 0
+    """F32 or F64 of values."""
+    kind = out.dtype.type
     for i in range(out.size):
-        out[i] = values[i]
-        rounded = out[i]
-        if not (rounded - rounded == 0):
-            if not (rounded == rounded):
-                out[i] = nan
-                total += 1
-            elif saturate:
-                out[i] = largest if rounded > 0 else -largest
-            else:
-                total += 1
-    return total
+        value = values[i]
+        out[i] = clamp_wide(kind(value), value, largest, nan, saturate)
+    return count_nonfinite(out)

@@ -75,6 +75,7 @@ def _round(values: Tensor, dtype: str, clamp: Tensor) -> tuple[Tensor, Tensor]:
     if dtype == "F8_E4M3":
         beyond = single.abs() > LARGEST_TO_E4M3
         unclamped = torch.full_like(rounded.view(form.bits), form.nan)
+        unclamped = torch.where(values < 0, unclamped - 128, unclamped)  # the sign bit
     else:
         beyond = rounded.double().isinf()
         unclamped = rounded.view(form.bits)

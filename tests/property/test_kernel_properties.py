@@ -177,7 +177,9 @@ KNOWN_ANSWERS = [  # published with the generator (Random123, philox4x32 10)
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_philox_known_answers(counter, key, expected):
-    assert list(philox(*map(np.uint64, counter + key))) == expected
+    words = np.array(counter, np.uint64)[:, None]
+    philox(words, *map(np.uint64, key))
+    assert (words[:, 0] & np.uint64(ONES)).tolist() == expected
     assert torch_philox([torch.tensor([word]) for word in counter], *key)[:, 0].tolist() == expected
 
 

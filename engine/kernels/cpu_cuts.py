@@ -1,0 +1,94 @@
+"""Order statistics and cuts of whole tensors on the CPU: histograms of integer keys, and masks from the key they find.
+
+`bits` are t's bit patterns as signed integers; `largest` is the largest of that type, which also clears the sign.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compile import jit
+
+CHUNK = 2048
+
+
+@jit
+def count_all(bits: Any, largest: Any, shift: int, width: int, counts: Any) -> None:
+    """A histogram of every key."""
+    low = (1 << width) - 1
+    for i in range(bits.size):
+        counts[((bits[i] & largest) >> shift) & low] += 1
+
+
+@jit
+def count_some(
+    bits: Any, largest: Any, claims: Any, level: int, shift: int, width: int, prefix: int, counts: Any
+) -> None:
+    """A histogram of the keys below one prefix and at one claim level (claims empty: any).
+
+    Chosen bins are first packed into a list without a branch, as a branch would be mispredicted too often.
+    """
+    low = (1 << width) - 1
+    bins = np.empty(CHUNK, np.uint16)
+    for start in range(0, bits.size, CHUNK):
+        part, claim = bits[start : start + CHUNK], claims[start : start + CHUNK]
+        chosen = 0
+        for i in range(part.size):
+            key = part[i] & largest
+            bins[chosen] = (key >> shift) & low
+            at_level = claim[i] == level if claim.size else True
+            chosen += np.int64(((key >> shift) >> width == prefix) & at_level)
+        for i in range(chosen):
+            counts[bins[i]] += 1
+
+
+@jit
+def count_equal(bits: Any, largest: Any, claims: Any, level: Any, key: Any) -> int:
+    """Number of elements with one key, at one claim level (claims empty: any)."""
+    total = 0
+    if claims.size == 0:
+        for i in range(bits.size):
+            total += (bits[i] & largest) == key
+    else:
+        for i in range(bits.size):
+            total += ((bits[i] & largest) == key) & (claims[i] == level)
+    return total
+
+
+@jit
+def cut_chunk(bits: Any, largest: Any, claims: Any, level: Any, key: Any, keep_equals: bool, mask: Any) -> int:
+    """The mask of a few elements whose equals are all kept or all dropped; returns the number of equals."""
+    total = np.uint32(0)
+    if claims.size == 0:
+        for i in range(bits.size):
+            magnitude = bits[i] & largest
+            mask[i] = (magnitude > key) | ((magnitude == key) & keep_equals)
+            total = np.uint32(total + np.uint32(magnitude == key))
+    else:
+        for i in range(bits.size):
+            magnitude, claim = bits[i] & largest, claims[i]
+            above = (magnitude > key) | ((magnitude == key) & keep_equals)
+            mask[i] = ((claim == level) & above) | ((claim < level) & (magnitude != 0))
+            total = np.uint32(total + np.uint32((magnitude == key) & (claim == level)))
+    return np.int64(total)  # type: ignore[return-value]
+
+
+@jit
+def mask_top(
+    bits: Any, largest: Any, claims: Any, level: Any, key: Any, keep_equal: int, equal_before: int, mask: Any
+) -> int:
+    """`Kernels.mask_top`. Only the one chunk in which the share of equals runs out is looked at element by element."""
+    rank = equal_before
+    for start in range(0, bits.size, CHUNK):
+        part, claim, kept = bits[start : start + CHUNK], claims[start : start + CHUNK], mask[start : start + CHUNK]
+        equals = cut_chunk(part, largest, claim, level, key, rank < keep_equal, kept)
+        if rank < keep_equal < rank + equals:
+            share = keep_equal - rank
+            for i in range(part.size):
+                if (part[i] & largest) == key and (claim.size == 0 or claim[i] == level):
+                    kept[i] = share > 0
+                    share -= 1
+        rank += equals
+    return rank - equal_before

@@ -1,0 +1,123 @@
+"""Elementwise sums on the CPU: statistics in the defined order, and the folding of task vectors into an accumulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import ROW
+from .compile import jit
+
+EIGHTH = ROW // 8
+
+
+@jit
+def zero_nonfinite(t: Any, base: Any) -> None:
+    """t = +0.0 where t or base is not finite."""
+    zero = t.dtype.type(0)
+    for i in range(t.size):
+        value, reference = t[i], base[i]
+        t[i] = value if (value - value == 0) & (reference - reference == 0) else zero
+
+
+@jit
+def fold(sums: Any) -> float:
+    """Add the upper half to the lower half until one number is left."""
+    half = sums.size // 2
+    while half:
+        lower, upper = sums[:half], sums[half : 2 * half]
+        for j in range(half):
+            lower[j] += upper[j]
+        half >>= 1
+    return sums[0]  # type: ignore[no-any-return]
+
+
+@jit
+def moments(t: Any, rows: Any) -> None:
+    """Sums of |t|, t^2 and t^4 of each row. The first three foldings happen in registers."""
+    first, second, fourth = np.empty(EIGHTH), np.empty(EIGHTH), np.empty(EIGHTH)
+    padded = np.zeros(ROW, t.dtype)
+    wide = np.float64
+    for row in range(rows.shape[0]):
+        x = t[row * ROW : (row + 1) * ROW]
+        if x.size < ROW:
+            padded[: x.size] = x
+            x = padded
+        x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
+        x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
+        for j in range(EIGHTH):
+            a0, a1, a2, a3 = wide(x0[j]), wide(x1[j]), wide(x2[j]), wide(x3[j])
+            a4, a5, a6, a7 = wide(x4[j]), wide(x5[j]), wide(x6[j]), wide(x7[j])
+            even = (abs(a0) + abs(a4)) + (abs(a2) + abs(a6))
+            first[j] = even + ((abs(a1) + abs(a5)) + (abs(a3) + abs(a7)))
+            b0, b1, b2, b3, b4, b5, b6, b7 = a0 * a0, a1 * a1, a2 * a2, a3 * a3, a4 * a4, a5 * a5, a6 * a6, a7 * a7
+            second[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
+            even = (b0 * b0 + b4 * b4) + (b2 * b2 + b6 * b6)
+            fourth[j] = even + ((b1 * b1 + b5 * b5) + (b3 * b3 + b7 * b7))
+        rows[row, 0], rows[row, 1], rows[row, 2] = fold(first), fold(second), fold(fourth)
+
+
+@jit
+def accumulate(acc: Any, t: Any, mask: Any, divide: bool, divisor: Any, weight: Any, active: Any) -> None:
+    """acc += t / divisor * weight where mask (empty: everywhere) and t != 0. Adding -0.0 changes no number."""
+    nothing = acc.dtype.type(-0.0)
+    if mask.size == 0:
+        for i in range(acc.size):
+            value = t[i]
+            x = (value / divisor if divide else value) * weight
+            acc[i] += x if value != 0 else nothing
+            active[i] |= np.uint8(value != 0)
+    else:
+        for i in range(acc.size):
+            value = t[i]
+            x = (value / divisor if divide else value) * weight
+            keep = (mask[i] != 0) & (value != 0)
+            acc[i] += x if keep else nothing
+            active[i] |= np.uint8(keep)
+
+
+@jit
+def accumulate_agreeing(
+    acc: Any, weight_sum: Any, count: Any, signs: Any, t: Any, mask: Any, divisor: Any, weight: Any
+) -> None:
+    """The same where the sign agrees; mask may not be empty."""
+    nothing = acc.dtype.type(-0.0)
+    for i in range(acc.size):
+        x = t[i] / divisor * weight
+        keep = (mask[i] != 0) & (((x > 0) & (signs[i] >= 0)) | ((x < 0) & (signs[i] < 0)))
+        acc[i] += x if keep else nothing
+        weight_sum[i] += weight if keep else nothing
+        count[i] += np.uint8(keep)
+
+
+@jit
+def divide(acc: Any, denominator: Any) -> None:
+    """acc /= denominator, 0 counting as 1."""
+    kind = acc.dtype.type
+    for i in range(acc.size):
+        by = kind(denominator[i])
+        acc[i] /= by if by != 0 else kind(1)
+
+
+@jit
+def divide_by(acc: Any, denominator: Any) -> None:
+    """acc /= number."""
+    for i in range(acc.size):
+        acc[i] /= denominator
+
+
+@jit
+def scale(acc: Any, factor: Any) -> None:
+    """acc *= number."""
+    for i in range(acc.size):
+        acc[i] *= factor
+
+
+@jit
+def pair_overlap(a: Any, b: Any) -> int:
+    """Number of ones in both."""
+    total = 0
+    for i in range(a.size):
+        total += a[i] & b[i]
+    return total
