@@ -20,7 +20,7 @@ State = Literal["new", "started", "finished"]
 READ_BYTES_PER_SECOND = 1.0e9
 WRITE_BYTES_PER_SECOND = 0.5e9
 REMOTE_BYTES_PER_SECOND = 0.2e9
-FOLD_BYTES_PER_SECOND = 0.5e9
+FOLD_BYTES_PER_SECOND = 0.25e9
 """Per thread, of input bytes of one pass."""
 SURVEY_PASSES = {"": 0, "moments": 1, "quantiles": 3, "threshold": 2}
 MAX_LISTED = 5

@@ -1,0 +1,290 @@
+"""The commands as a user runs them: plan, merge, again, verify, and every exit code on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anabranch.cluster import commands
+from anabranch.engine.storage.local import LocalStore
+
+from ..merging import load_output, write_checkpoint
+from .conftest import Command, Workplace
+
+SHARDS = 4
+
+
+def test_plan_says_what_a_merge_would_do_and_writes_nothing(anabranch: Command, workplace: Workplace) -> None:
+    result = anabranch("plan", workplace.recipe_path, workplace.out, "--workers", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "20 merged, 1 copied" in result.stdout
+    assert "excluded: model.embed_tokens.weight" in result.stdout
+    assert "limit 2048 MiB" in result.stdout
+    assert "roughly 1 s" in result.stdout
+    assert not workplace.out.exists()
+
+
+def test_plan_as_json_agrees_with_what_the_merge_then_does(anabranch: Command, workplace: Workplace) -> None:
+    planned = json.loads(anabranch("plan", workplace.recipe_path, workplace.out, "--json").stdout)
+    done = json.loads(anabranch("merge", workplace.recipe_path, workplace.out, "--json").stdout)
+    assert planned["plan_id"] == done["plan_id"]
+    assert planned["state"] == "new"
+    assert (planned["merged_tensors"], done["merged_tensors"]) == (20, 20)
+    assert planned["copied"] == {"excluded": ["model.embed_tokens.weight"]}
+    assert planned["read_bytes"] == done["read_bytes"]
+    assert planned["write_bytes"] == done["written_bytes"]
+    assert [shard["name"] for shard in planned["shards"]] == sorted(f.name for f in workplace.out.glob("*.safetensors"))
+    for shard in planned["shards"]:
+        assert (workplace.out / shard["name"]).stat().st_size == shard["bytes"]
+    assert done["peak_rss_bytes"] > 0
+    assert done["phases"]["fold"]["bytes"] == planned["fold_bytes"]
+
+
+def test_merge_then_again_then_verify(anabranch: Command, workplace: Workplace) -> None:
+    first = anabranch("merge", workplace.recipe_path, workplace.out)
+    assert first.exit_code == 0, first.stderr
+    assert f"merged into {workplace.out}" in first.stdout
+    assert "20 tensors merged, 1 copied" in first.stdout
+    assert "25.0% kept" in first.stdout
+    assert "fold" in first.stdout
+    assert f"model-00001-of-0000{SHARDS}.safetensors done" in first.stderr
+    before = workplace.files()
+    second = anabranch("merge", workplace.recipe_path, workplace.out)
+    assert second.exit_code == 0
+    assert "already complete" in second.stdout
+    assert workplace.files() == before
+    verified = anabranch("verify", workplace.out)
+    assert verified.exit_code == 0, verified.output
+    assert "are what was written" in verified.stdout
+
+
+def test_the_merged_values_are_those_of_the_recipe(anabranch: Command, workplace: Workplace, llamas: Path) -> None:
+    recipe = workplace.write(merge_method="task_arithmetic", parameters={})
+    assert anabranch("merge", recipe, workplace.out).exit_code == 0
+    base, first, second = (load_output(llamas / name) for name in ("base", "model0", "model1"))
+    merged = load_output(workplace.out)
+    assert merged.keys() == base.keys()
+    for name, tensor in merged.items():
+        b, one, two = (source[name].float() for source in (base, first, second))
+        expected = (b + ((one - b) * 1.0 + (two - b) * 0.5)).bfloat16() if "embed" not in name else base[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_nothing_about_the_execution_changes_a_byte(anabranch: Command, workplace: Workplace) -> None:
+    assert anabranch("merge", workplace.recipe_path, workplace.out, "--workers", 1).exit_code == 0
+    other = workplace.folder / "other"
+    result = anabranch("merge", workplace.recipe_path, other, "--workers", 3, "--memory", "512MiB")
+    assert result.exit_code == 0, result.stderr
+    assert workplace.files(other) == workplace.files()
+
+
+def test_a_shard_that_vanished_is_made_again(anabranch: Command, workplace: Workplace) -> None:
+    assert anabranch("merge", workplace.recipe_path, workplace.out).exit_code == 0
+    whole = workplace.files()
+    (workplace.out / "anabranch.manifest.json").unlink()
+    (workplace.out / f"model-00002-of-0000{SHARDS}.safetensors").unlink()
+    planned = anabranch("plan", workplace.recipe_path, workplace.out)
+    assert f"{SHARDS - 1} of {SHARDS} shards are there" in planned.stdout
+    again = json.loads(anabranch("merge", workplace.recipe_path, workplace.out, "--json").stdout)
+    assert (again["shards_merged"], again["shards_resumed"]) == (1, SHARDS - 1)
+    assert workplace.files() == whole
+
+
+def test_several_recipes_go_into_folders_of_their_names(anabranch: Command, workplace: Workplace) -> None:
+    half = workplace.write("half.yml", parameters={"density": 0.5, "block": 32})
+    result = anabranch("merge", half, workplace.recipe_path, workplace.out, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert [merge["out"] for merge in report["merges"]] == [str(workplace.out / n) for n in ("half", "recipe")]
+    for name in ("half", "recipe"):
+        assert anabranch("verify", workplace.out / name).exit_code == 0
+
+
+def test_recipes_of_one_name_are_refused(anabranch: Command, workplace: Workplace) -> None:
+    other = workplace.folder / "elsewhere"
+    workplace.write("elsewhere/recipe.yml")
+    result = anabranch("merge", workplace.recipe_path, other / "recipe.yml", workplace.out)
+    assert result.exit_code == 2
+    assert "several recipes are called 'recipe'" in result.stderr
+
+
+# -- ways to end badly -------------------------------------------------------------------------------------------------
+
+
+def test_an_output_of_another_recipe_is_refused(anabranch: Command, workplace: Workplace) -> None:
+    assert anabranch("merge", workplace.recipe_path, workplace.out).exit_code == 0
+    before = workplace.files()
+    other = workplace.write("other.yml", parameters={"density": 0.5, "block": 32})
+    for command in ("plan", "merge"):
+        result = anabranch(command, other, workplace.out)
+        assert result.exit_code == 5, command
+        assert result.stderr.startswith("error: ")
+        assert "another plan" in result.stderr
+    assert workplace.files() == before
+
+
+def test_an_unfinished_output_of_another_recipe_is_refused(anabranch: Command, workplace: Workplace) -> None:
+    assert anabranch("merge", workplace.recipe_path, workplace.out).exit_code == 0
+    (workplace.out / "anabranch.manifest.json").unlink()
+    other = workplace.write("other.yml", parameters={"density": 0.5, "block": 32})
+    for command in ("plan", "merge"):
+        result = anabranch(command, other, workplace.out)
+        assert result.exit_code == 5, command
+        assert "belongs to another plan" in result.stderr
+
+
+def test_a_folder_with_other_files_is_refused(anabranch: Command, workplace: Workplace) -> None:
+    workplace.out.mkdir()
+    (workplace.out / "thesis.txt").write_text("mine")
+    for command in ("plan", "merge"):
+        result = anabranch(command, workplace.recipe_path, workplace.out)
+        assert result.exit_code == 5, command
+        assert "holds no plan" in result.stderr
+    assert [path.name for path in workplace.out.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unknown_recipe_key_is_exit_2(anabranch: Command, workplace: Workplace) -> None:
+    result = anabranch("merge", workplace.write("typo.yml", densty=0.3), workplace.out)
+    assert result.exit_code == 2
+    assert "densty" in result.stderr
+    assert not workplace.out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("merge", "recipe.yml"), ("plan", "a", "b", "--memory", "lots"), ("verify",), ("nonsense",)]
+)
+def test_wrong_usage_is_exit_2(anabranch: Command, arguments: tuple[str, ...]) -> None:
+    assert anabranch(*arguments).exit_code == 2
+
+
+def test_a_truncated_input_is_exit_3(anabranch: Command, workplace: Workplace, llamas: Path) -> None:
+    damaged = workplace.folder / "damaged"
+    shutil.copytree(llamas / "model1", damaged)
+    shard = damaged / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    models = [workplace.recipe["models"][0], {"model": str(damaged), "parameters": {"weight": 1.0}}]
+    result = anabranch("merge", workplace.write(models=models), workplace.out)
+    assert result.exit_code == 3
+    assert str(shard) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not workplace.out.exists()
+
+
+def test_a_value_that_is_no_number_is_exit_3_and_nothing_looks_finished(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    tensors = load_output(llamas / "model1")
+    tensors["model.norm.weight"][3] = torch.nan
+    write_checkpoint(workplace.folder / "nan", tensors)
+    models = [workplace.recipe["models"][0], {"model": str(workplace.folder / "nan"), "parameters": {"weight": 1.0}}]
+    result = anabranch("merge", workplace.write(models=models), workplace.out)
+    assert result.exit_code == 3
+    assert "model.norm.weight" in result.stderr
+    assert anabranch("verify", workplace.out).exit_code == 4
+
+
+def test_too_small_a_memory_limit_is_exit_6(anabranch: Command, workplace: Workplace) -> None:
+    for command in ("plan", "merge"):
+        result = anabranch(command, workplace.recipe_path, workplace.out, "--memory", "100MiB")
+        assert result.exit_code == 6, command
+        assert "the limit is 100 MiB" in result.stderr
+        assert "--memory" in result.stderr
+    assert not workplace.out.exists()
+
+
+def test_too_small_a_disk_is_exit_6_before_anything_is_written(
+    anabranch: Command, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 50_000)
+    for command in ("plan", "merge"):
+        result = anabranch(command, workplace.recipe_path, workplace.out)
+        assert result.exit_code == 6, command
+        assert "50000 are free" in result.stderr
+    assert not workplace.out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_cuda_device_is_exit_6(anabranch: Command, workplace: Workplace) -> None:
+    result = anabranch("merge", workplace.recipe_path, workplace.out, "--device", "cuda")
+    assert result.exit_code == 6
+    assert "CUDA" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "goes on where it stopped"),
+        (MemoryError(), 6, "no memory left"),
+        (FileNotFoundError(2, "gone", "/x/model.safetensors"), 3, "/x/model.safetensors: vanished"),
+        (ZeroDivisionError("oops"), 1, "this is a bug in anabranch: ZeroDivisionError: oops"),
+    ],
+)
+def test_every_other_end_has_its_exit_code_too(
+    anabranch: Command,
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    exit_code: int,
+    text: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "run", fail)
+    result = anabranch("merge", workplace.recipe_path, workplace.out)
+    assert result.exit_code == exit_code
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    debug = anabranch("merge", workplace.recipe_path, workplace.out, "--debug")
+    assert debug.exit_code == exit_code
+    assert "Traceback" in debug.stderr
+
+
+def test_json_also_says_what_went_wrong(anabranch: Command, workplace: Workplace) -> None:
+    result = anabranch("merge", workplace.recipe_path, workplace.out, "--memory", "100MiB", "--json")
+    problem = json.loads(result.stdout)
+    assert (problem["outcome"], problem["exit_code"], result.exit_code) == ("failed", 6, 6)
+    assert "the limit is 100 MiB" in problem["error"]
+
+
+# -- interrupted -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_merge_says_so_and_goes_on(
+    anabranch: Command, tmp_path: Path, workplace: Workplace, number: signal.Signals
+) -> None:
+    """The signal comes after the first shard of many; what the next run makes equals an undisturbed run."""
+    generator = torch.Generator().manual_seed(1)
+    for name in ("base", "model"):
+        tensors = {f"t{i:03d}": torch.randn(64, 64, generator=generator) for i in range(300)}
+        write_checkpoint(tmp_path / name, tensors)
+    many = workplace.write(
+        base_model=str(tmp_path / "base"),
+        models=[{"model": str(tmp_path / "model"), "parameters": {"weight": 1.0}}],
+        output={"shard_size": "16KB"},
+    )
+    command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(many), str(workplace.out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith("left"):  # a shard is done, others are not
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+        assert process.wait(60) == 130, rest
+    assert "error: interrupted\n  the same command goes on where it stopped" in rest
+    assert not (workplace.out / "anabranch.manifest.json").exists()
+    assert not list(workplace.out.rglob("*.tmp"))
+    resumed = json.loads(anabranch("merge", many, workplace.out, "--json").stdout)
+    assert resumed["shards_resumed"] > 0
+    assert resumed["shards_merged"] > 0
+    assert anabranch("merge", many, tmp_path / "undisturbed").exit_code == 0
+    assert workplace.files() == workplace.files(tmp_path / "undisturbed")
