@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+
 import numpy as np
 
 from . import density
@@ -38,18 +39,13 @@ class FoldPass:
         kept = [0] * len(state.task.models)
         overlaps = dict.fromkeys(combinations(state.present, 2), 0)
         overflowed = 0
-        together = state.stat_tile == state.tile
         for begin, end in tiles(window.own_begin, window.own_end, state.tile):
             state.load(data, workspace, begin, end, nonfinite)
-            if self._sums and together:
+            if self._sums:
                 self._sums.add(workspace, begin, end)
             self._select(workspace, begin, end, ranks, kept, overlaps)
             self._combine(workspace, end - begin)
             overflowed += self._write(data, workspace, begin, end)
-        if self._sums and not together:
-            for begin, end in tiles(window.begin, window.end, state.stat_tile):
-                state.load(data, workspace, begin, end, [0] * len(nonfinite))
-                self._sums.add(workspace, begin, end)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
             add_into(state.tally.kept, kept)

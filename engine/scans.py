@@ -21,25 +21,62 @@ MEDIAN, HIGH = 0.5, 0.99
 class RowSums:
     """Sums of |t|, t^2 and t^4 of every present model's task vector, in the one defined order (ALGORITHMS 1.4).
 
-    Rows have places of their own, so any thread may add any tile.
+    Rows have places of their own, so any thread may add any tile. A row that two tiles share waits for its other part.
     """
 
     def __init__(self, state: TensorState) -> None:
         self._state = state
         rows = -(-state.task.numel // ROW_ELEMENTS)
         self._rows = {i: np.zeros((rows, 3), np.float64) for i in state.present}
+        self._parts: dict[tuple[int, int], _SharedRow] = {}
+        """By model and row."""
 
     def add(self, workspace: Workspace, begin: int, end: int) -> None:
-        """Add the workspace's task vectors of elements [begin, end); begin is a multiple of ROW_ELEMENTS."""
-        first, count = begin // ROW_ELEMENTS, -(-(end - begin) // ROW_ELEMENTS)
+        """Add the workspace's task vectors of elements [begin, end); every element of the tensor is added once."""
+        whole_begin = min(-(-begin // ROW_ELEMENTS) * ROW_ELEMENTS, end)
+        whole_end = end if end == self._state.task.numel else end // ROW_ELEMENTS * ROW_ELEMENTS
+        whole_end = max(whole_end, whole_begin)
+        for i in self._rows:
+            t = workspace.task_vectors[i]
+            if whole_begin < whole_end:
+                self._add_rows(i, t[whole_begin - begin : whole_end - begin], whole_begin, workspace)
+            for first, last in ((begin, whole_begin), (whole_end, end)):
+                if first < last:
+                    self._add_part(i, t[first - begin : last - begin], first, workspace)
+
+    def _add_rows(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
+        first, count = begin // ROW_ELEMENTS, -(-len(t) // ROW_ELEMENTS)
         device_rows = workspace.rows[: 3 * count].reshape(count, 3)
-        for i, rows in self._rows.items():
-            self._state.kernels.moments(workspace.task_vectors[i][: end - begin], device_rows)
-            rows[first : first + count] = host(device_rows)
+        self._state.kernels.moments(t, device_rows)
+        self._rows[i][first : first + count] = host(device_rows)
+
+    def _add_part(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
+        row, place = divmod(begin, ROW_ELEMENTS)
+        length = min(ROW_ELEMENTS, self._state.task.numel - row * ROW_ELEMENTS)
+        with self._state.lock:
+            if (i, row) not in self._parts:
+                self._parts[i, row] = _SharedRow(self._state.kernels.empty(length, self._state.real), length)
+            part = self._parts[i, row]
+            part.values[place : place + len(t)] = t
+            part.missing -= len(t)
+            if part.missing:
+                return
+            del self._parts[i, row]
+        self._add_rows(i, part.values, row * ROW_ELEMENTS, workspace)
 
     def total(self) -> list[NDArray[np.float64] | None]:
         """Per model: f64 [3], or None for a model without the tensor."""
+        assert not self._parts, "every element was added"
         return [fold_rows(self._rows[i]) if i in self._rows else None for i in range(len(self._state.task.models))]
+
+
+@dataclass(slots=True)
+class _SharedRow:
+    """A row whose elements come with several tiles, because blocks of n:m are no divisors of rows."""
+
+    values: Array
+    missing: int
+    """Elements that are not there yet."""
 
 
 class MomentsPass:
