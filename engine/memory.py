@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import ResourceError
 from .plan import Plan, TensorTask, grain, passes_over
 from .tensor import Workspace
-from .windows import ROW_ELEMENTS, tile_elements
+from .windows import ROW_ELEMENTS, least_window_elements, tile_elements
 
 FIXED_BYTES = 250 << 20
 """Interpreter, numpy, numba with its compiled kernels, pyarrow for the tables; measured 170 to 230 MiB."""
@@ -95,8 +95,7 @@ def _costs(plan: Plan) -> _Costs:
         histograms = 2 * models * models if passes > 2 else 0
         elements = tile_elements(grain(task.settings))
         workspace = max(workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms))
-        overhang = 0 if elements % ROW_ELEMENTS == 0 else grain(task.settings)
-        least_slab = max(least_slab, (ROW_ELEMENTS + overhang) * task.widest_bytes)
+        least_slab = max(least_slab, least_window_elements(grain(task.settings)) * task.widest_bytes)
         several = several or passes > 1
     doubles = any(task.is_double for task in plan.tasks)
     rows = 24 * models * (largest // ROW_ELEMENTS + 1) * 2

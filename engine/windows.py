@@ -40,17 +40,20 @@ def tile_elements(grain: int) -> int:
     return max(unit, TILE_ELEMENTS // unit * unit)
 
 
+def least_window_elements(grain: int) -> int:
+    """What one buffer must hold at least: windows start at rows, and tiles of whole rows and grains are not cut."""
+    both = math.lcm(ROW_ELEMENTS, grain)
+    return both if both <= MAX_TILE_ELEMENTS else ROW_ELEMENTS + grain
+
+
 def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
-    """The largest window, in elements, whose bytes (with a grain's overhang) fit one slab; at least one row."""
-    tile = tile_elements(grain)
+    """The largest window, in elements, whose bytes (with a grain's overhang) fit one slab."""
     room = slab_bytes // element_bytes
+    assert room >= least_window_elements(grain), "the memory plan asks for large enough buffers"
+    both, tile = math.lcm(ROW_ELEMENTS, grain), tile_elements(grain)
     if tile % ROW_ELEMENTS == 0:
-        return (
-            room // tile * tile
-            if room >= tile
-            else max(room // math.lcm(ROW_ELEMENTS, grain), 1) * math.lcm(ROW_ELEMENTS, grain)
-        )
-    return max((room - grain) // ROW_ELEMENTS, 1) * ROW_ELEMENTS
+        return room // tile * tile if room >= tile else room // both * both
+    return (room - grain) // ROW_ELEMENTS * ROW_ELEMENTS
 
 
 def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:
