@@ -1,0 +1,373 @@
+"""The merge as the documentation defines it, on whole tensors, by sorts: slow, plain, written apart from the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+
+SAFETENSORS_TYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+DEFAULTS = {
+    "task_arithmetic": {"normalize": False},
+    "magnitude": {"normalize": False, "conflict": "none"},
+    "ties": {"normalize": True, "density": 1.0, "scope": "tensor", "rescale_norm": "l1"},
+    "cabs": {"normalize": False, "block": 256, "tail": "keep", "overlap": "allow", "overlap_merge": "sum"},
+    "dare_linear": {"normalize": False, "density": 1.0, "rescale": True},
+    "dare_ties": {"normalize": False, "density": 1.0, "rescale": True},
+    "linear": {"normalize": True},
+}
+
+
+class Overflow(Exception):
+    """A result lies beyond the output dtype."""
+
+
+class NotFinite(Exception):
+    """A merged input holds NaN or Inf."""
+
+
+def merge(base, models, recipe, weights, densities):
+    """The merged tensors by name, or Overflow, or NotFinite.
+
+    Args:
+        base: tensors by name; None for `linear`, whose reference is the first model.
+        models: tensors by name, per model.
+        recipe: a recipe without models; parameters under "parameters".
+        weights: per model.
+        densities: per model: a number, or {"tadrop": {...}}.
+    """
+    return _Merge(base if base is not None else models[0], models, recipe, weights, densities).run()
+
+
+class _Merge:
+    def __init__(self, reference, models, recipe, weights, densities):
+        self.reference, self.models, self.weights, self.densities = reference, models, weights, densities
+        self.recipe, self.method = recipe, recipe["merge_method"]
+        given = {"lambda": 1.0, "rescale": False, "rescale_norm": "none"} | DEFAULTS[self.method]
+        self.p = given | recipe.get("parameters", {})
+        self.saturate = recipe.get("overflow") == "saturate"
+        self.keep_base = recipe.get("nonfinite") == "keep-base"
+
+    def run(self):
+        merged = [name for name in self.reference if self._is_merged(name)]
+        self.budgets = self._tadrop_budgets(merged)
+        self.thresholds = self._model_thresholds(merged)
+        return {name: self._tensor(name, name in merged) for name in self.reference}
+
+    def _is_merged(self, name):
+        reference = self.reference[name]
+        excluded = any(fnmatchcase(name, pattern) for pattern in self.recipe.get("exclude", ()))
+        present = any(name in model for model in self.models)
+        return reference.is_floating_point() and reference.numel() > 0 and present and not excluded
+
+    def out_dtype(self, name):
+        wanted = self.recipe.get("out_dtype") or self.recipe.get("dtype")
+        return SAFETENSORS_TYPES[wanted] if wanted else self.reference[name].dtype
+
+    def _tensor(self, name, is_merged):
+        reference = self.reference[name]
+        if not is_merged:
+            return reference.to(self.out_dtype(name)) if reference.is_floating_point() else reference
+        flat = self._linear(name) if self.method == "linear" else self._task_vectors(name)
+        return flat.reshape(reference.shape)
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def real(self, name):
+        """fp64 when any input of the tensor is F64, else fp32."""
+        inputs = [self.reference[name], *(model[name] for model in self.models if name in model)]
+        return np.float64 if any(tensor.dtype == torch.float64 for tensor in inputs) else np.float32
+
+    def values(self, tensor, real):
+        return tensor.reshape(-1).to(torch.float64 if real is np.float64 else torch.float32).numpy().copy()
+
+    def deltas(self, name):
+        """t_i of every model; all 0 where it lacks the tensor, 0 beyond the rows that it has."""
+        real = self.real(name)
+        base = self.values(self.reference[name], real)
+        found = []
+        for model in self.models:
+            t = np.zeros(base.size, real)
+            if name in model:
+                values = self.values(model[name], real)[: base.size]
+                with np.errstate(invalid="ignore", over="ignore"):
+                    t[: values.size] = values - base[: values.size]
+                if not self.keep_base and not np.isfinite(values).all():
+                    raise NotFinite(name)
+            if self.keep_base:
+                t[~np.isfinite(t)] = 0
+            found.append(t)
+        if not self.keep_base and not np.isfinite(base).all():
+            raise NotFinite(name)
+        return base, found
+
+    # -- whole-model statistics ----------------------------------------------------------------------------------------
+
+    def _tadrop_budgets(self, merged):
+        budgets = {}
+        for i, wanted in enumerate(self.densities):
+            if not isinstance(wanted, dict) or "mean" not in wanted["tadrop"]:
+                continue
+            names = [name for name in merged if name in self.models[i]]
+            u = {name: redundancy(self.deltas(name)[1][i], wanted["tadrop"]) for name in names}
+            known = [name for name in names if not math.isnan(u[name])]
+            size = {name: self.reference[name].numel() for name in names}
+            budgets[i] = dict.fromkeys(names, 0.0)
+            if known:
+                sparsity = budget([u[n] for n in known], [size[n] for n in known], wanted["tadrop"])
+                budgets[i] |= {name: 1.0 - s for name, s in zip(known, sparsity, strict=True)}
+        return budgets
+
+    def _model_thresholds(self, merged):
+        if self.p.get("scope") != "model":
+            return None
+        thresholds = []
+        for i, d in enumerate(self.densities):
+            whole = np.concatenate([np.abs(self.deltas(name)[1][i]) for name in merged])
+            place = max(whole.size - int(d * whole.size), 1)  # 1-based, from the smallest
+            thresholds.append(np.sort(whole)[place - 1])
+        return thresholds
+
+    def density(self, i, name, t):
+        wanted = self.densities[i]
+        if not isinstance(wanted, dict):
+            return float(wanted)
+        if "mean" in wanted["tadrop"]:
+            return self.budgets[i].get(name, 0.0)
+        u = redundancy(t, wanted["tadrop"])
+        return 0.0 if math.isnan(u) else 1.0 - min(u, 0.99)
+
+    # -- one tensor ----------------------------------------------------------------------------------------------------
+
+    def _linear(self, name):
+        real = self.real(name)
+        present = [i for i, model in enumerate(self.models) if name in model]
+        total = np.zeros(self.reference[name].numel(), real)
+        weights = [real(self.weights[i]) for i in present]
+        for i, w in zip(present, weights, strict=True):
+            values = self.values(self.models[i][name], real)
+            if not np.isfinite(values).all():
+                raise NotFinite(name)
+            total = total + values * w
+        if self.p["normalize"]:
+            total = total / denominator(weights, real)
+        return self._rounded(total, name)
+
+    def _task_vectors(self, name):
+        base, deltas = self.deltas(name)
+        real = base.dtype.type
+        present = [i for i, model in enumerate(self.models) if name in model]
+        densities = [self.density(i, name, deltas[i]) for i in range(len(deltas))]
+        masks = self._masks(name, deltas, densities, present)
+        kept = np.zeros(base.size, bool)
+        x = []
+        for i in present:
+            divisor = real(self._divisor(deltas[i], masks[i], densities[i]))
+            used = masks[i] & (deltas[i] != 0)
+            kept |= used
+            x.append(np.where(used, deltas[i] / divisor * real(self.weights[i]), real(0)))
+        total = self._combine(x, [real(self.weights[i]) for i in present], real)
+        if self.p["lambda"] != 1.0:
+            total = total * real(self.p["lambda"])
+        result = self._rounded(np.where(kept, base + total, base), name, unchecked=~kept & ~np.isfinite(base))
+        if self.out_dtype(name) == self.reference[name].dtype:
+            result = torch.where(torch.from_numpy(kept), result, self.reference[name].reshape(-1))
+        return result
+
+    def _combine(self, x, weights, real):
+        total = np.zeros(x[0].size, real)
+        for values in x:
+            total = total + values
+        by_sign = self.method in ("ties", "dare_ties") or self.p.get("overlap_merge") == "ties"
+        if not by_sign:
+            whole = denominator([real(w) for w in self.weights], real)
+            return total / whole if self.p["normalize"] else total
+        positive = total >= 0
+        agreed, weight_sum, count = np.zeros_like(total), np.zeros_like(total), np.zeros_like(total)
+        for values, w in zip(x, weights, strict=True):
+            agrees = (values != 0) & ((values > 0) == positive)
+            agreed = np.where(agrees, agreed + values, agreed)
+            weight_sum = np.where(agrees, weight_sum + w, weight_sum)
+            count = count + agrees
+        if self.method == "cabs":
+            return agreed / np.where(count == 0, real(1), count)
+        return agreed / np.where(weight_sum == 0, real(1), weight_sum) if self.p["normalize"] else agreed
+
+    def _divisor(self, t, mask, density):
+        if not self.p["rescale"] or self.method == "task_arithmetic":
+            return 1.0
+        if self.p["rescale_norm"] == "none":
+            return density if density > 0 else 1.0
+        power = 1 if self.p["rescale_norm"] == "l1" else 2
+        before, after = ordered_sum(t, power), ordered_sum(np.where(mask, t, t.dtype.type(0)), power)
+        share = after / before if before > 0 else 1.0
+        share = share if power == 1 else math.sqrt(share)
+        return share if share > 0 else 1.0
+
+    def _rounded(self, values, name, unchecked=False):
+        out = self.out_dtype(name)
+        if self.saturate:
+            largest = min(torch.finfo(out).max, float(np.finfo(values.dtype).max))
+            values = np.where(unchecked, values, np.clip(values, -largest, largest))
+        result = round_once(values, out)
+        finite = torch.isfinite(result.float() if out.itemsize < 4 else result).numpy()
+        if not (finite | unchecked).all():
+            raise Overflow(name)
+        return result
+
+    # -- masks ---------------------------------------------------------------------------------------------------------
+
+    def _masks(self, name, deltas, densities, present):
+        size = deltas[0].size
+        masks = [np.zeros(size, bool) for _ in deltas]
+        claims = np.zeros(size, np.int64)
+        sequential = self.p.get("conflict") == "sequential"
+        for i in present:
+            t, d = deltas[i], densities[i]
+            if self.method == "task_arithmetic":
+                masks[i][:] = True
+            elif self.method in ("dare_linear", "dare_ties"):
+                masks[i] = uniform(self.recipe.get("seed", 0), i, name, size) < d
+            elif self.method == "cabs":
+                masks[i] = self._blocks(t, claims, d)
+                claims += masks[i]
+            elif self.thresholds is not None:
+                masks[i] = np.abs(t) >= self.thresholds[i]
+            else:
+                candidates = np.flatnonzero(t) if sequential else np.arange(size)
+                used = claims if sequential else np.zeros(size, np.int64)
+                masks[i][candidates[magnitude_order(t[candidates], used[candidates])][: int(d * size)]] = True
+                claims += masks[i]
+        return masks
+
+    def _blocks(self, t, claims, d):
+        m = self.p["block"]
+        n = 0 if d <= 0 else min(max(math.floor(d * m + 0.5), 1), m)
+        tail = t.size - t.size % m
+        last = 0 if self.p["tail"] == "drop" else (n * (t.size % m) + m // 2) // m
+        candidates = np.flatnonzero((t != 0) & (claims == 0) if self.p["overlap"] == "never" else t)
+        block = candidates // m
+        order = np.lexsort((candidates, -np.abs(t[candidates]), claims[candidates], block))
+        first = np.searchsorted(block, block)  # candidates come block by block, before and after sorting
+        rank = np.arange(candidates.size) - first
+        places = candidates[order]
+        mask = np.zeros(t.size, bool)
+        mask[places[rank < np.where(places < tail, n, last)]] = True
+        return mask
+
+
+# -- the pieces --------------------------------------------------------------------------------------------------------
+
+
+def denominator(weights, real):
+    total = real(0)
+    for w in weights:
+        total = total + w
+    return real(1) if abs(total) < 1e-8 else total
+
+
+def magnitude_order(t, claims):
+    """Positions by claims ascending, |t| descending, index ascending."""
+    return np.lexsort((np.arange(t.size), -np.abs(t), claims))
+
+
+def round_once(values, dtype):
+    """One rounding to nearest even, also from fp64 to the short formats, where torch rounds twice."""
+    if values.dtype == np.float32 or dtype in (torch.float64, torch.float32):
+        return torch.from_numpy(values).to(dtype)
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    # Round to odd: a 24-bit value that remembers whether bits were lost rounds to fewer bits like the original.
+    inexact = np.isfinite(near) & (near.astype(np.float64) != values)
+    even = (near.view(np.uint32) & 1) == 0
+    toward = np.nextafter(near, np.where(values > near, np.inf, -np.inf).astype(np.float32))
+    return torch.from_numpy(np.where(inexact & even, toward, near)).to(dtype)
+
+
+def fold_halves(x):
+    """Sum along the last axis: the upper half is added to the lower half until one is left."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x[..., 0]
+
+
+def ordered_sum(t, power):
+    """Sum of |t|^power in fp64: windows of 2^20 elements as 256 rows of 4096, folded in halves; windows are added."""
+    a = np.abs(t.astype(np.float64))
+    terms = {1: a, 2: a * a, 4: (a * a) * (a * a)}[power]
+    padded = np.zeros(-(-t.size // (1 << 20)) << 20)
+    padded[: t.size] = terms
+    total = 0.0
+    for window in padded.reshape(-1, 256, 4096):
+        total = total + float(fold_halves(fold_halves(window)))
+    return total
+
+
+def redundancy(t, options):
+    """u of TADrop; NaN for an all-zero task vector."""
+    if not t.any():
+        return math.nan
+    statistic = options.get("statistic", "participation")
+    if statistic == "quantile":
+        a = np.sort(np.abs(t)).astype(np.float64)
+        median, high = (float(a[math.floor(q * (a.size - 1))]) for q in (0.5, 0.99))
+        return median / high if high > 0 else 0.0
+    squares = ordered_sum(t, 2)
+    if statistic == "kurtosis":
+        mean = squares / t.size
+        return mean * mean / (ordered_sum(t, 4) / t.size)
+    total = ordered_sum(t, 1)
+    return total * total / (t.size * squares)
+
+
+def budget(u, sizes, options):
+    """Sparsities whose mean, weighted by size, is 1 - mean."""
+    spread, total = options.get("spread", 0.1), math.fsum(sizes)
+    mu = math.fsum(n * x for n, x in zip(sizes, u, strict=True)) / total
+    sigma = math.sqrt(math.fsum(n * (x - mu) ** 2 for n, x in zip(sizes, u, strict=True)) / total)
+    z = [(x - mu) / sigma if sigma > 0 else 0.0 for x in u]
+    low, high = -20.0, 20.0
+    for _ in range(100):
+        c = (low + high) / 2
+        sparsity = [min(max(c + spread * value, 0.0), 0.99) for value in z]
+        if math.fsum(n / total * s for n, s in zip(sizes, sparsity, strict=True)) < 1.0 - options["mean"]:
+            low = c
+        else:
+            high = c
+    return [min(max((low + high) / 2 + spread * value, 0.0), 0.99) for value in z]
+
+
+def philox(key, counters):
+    """Philox4x32-10 (Salmon et al. 2011): u32 [n, 4] from u32 [n, 4]."""
+    mask = np.uint64(0xFFFFFFFF)
+    c = [counters[:, j].astype(np.uint64) for j in range(4)]
+    k0, k1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(10):
+        first, second = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        low, high = np.uint64(32), mask
+        c = [(second >> low) ^ c[1] ^ k0, second & high, (first >> low) ^ c[3] ^ k1, first & high]
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
+    return np.stack(c, axis=1).astype(np.uint32)
+
+
+def uniform(seed, position, name, size):
+    """u of every element of one model's tensor."""
+    text = json.dumps([seed, position, name], separators=(",", ":"), ensure_ascii=False)
+    key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<u4")
+    q = np.arange(-(-size // 4), dtype=np.uint64)
+    counters = np.zeros((q.size, 4), np.uint32)
+    counters[:, 0], counters[:, 1] = q & np.uint64(0xFFFFFFFF), q >> np.uint64(32)
+    words = philox(key, counters).reshape(-1)[:size]
+    return (words >> np.uint32(8)).astype(np.float64) * 2.0**-24

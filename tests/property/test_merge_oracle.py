@@ -1,0 +1,226 @@
+"""Whole merges against the plain oracle beside this file: every output byte; methods, options, dtypes, window sizes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.engine.errors import InputError
+
+from ..merging import merge_tensors
+from . import merge_oracle
+from .kernel_cases import examples
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+OUT_DTYPES = (None, None, "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+SHAPES = ((), (1,), (7,), (5, 9), (33,), (256,), (64, 33), (3, 17, 11), (4099,), (0,), (3, 0))
+SMALLEST_WINDOWS = mock.patch("anabranch.engine.memory.LARGEST_SLAB", 64 << 10)
+INTEGER_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def base_values(rng, shape, dtype):
+    values = np.asarray(rng.standard_normal(shape) * 0.5)
+    values = np.where(rng.random(shape) < 0.05, values * 0.0, values)  # zeros of both signs
+    return torch.from_numpy(values).to(dtype)
+
+
+def tuned(rng, base, dtype):
+    """A fine-tuned tensor: equal magnitudes, zeros, one dense and one heavy-tailed kind of change, or none at all."""
+    style = rng.integers(0, 5)
+    if style == 0:
+        return base.to(dtype)
+    size = tuple(base.shape)
+    change = {
+        1: lambda: rng.choice([-0.25, -0.125, 0.0, 0.125, 0.25], size),
+        2: lambda: rng.standard_normal(size) * 0.02,
+        3: lambda: rng.standard_t(2, size) * 0.01 * (rng.random(size) < 0.5),
+        4: lambda: rng.integers(-3, 4, size) * 2.0**-7,
+    }[int(style)]()
+    return (base.double() + torch.from_numpy(np.asarray(change))).to(dtype)
+
+
+def checkpoints(rng, shapes, dtypes, models):
+    """A base and models; dtypes[0] is the base's, the others are the models'."""
+    base = {f"layers.{i}.w": base_values(rng, shape, dtypes[0]) for i, shape in enumerate(shapes)}
+    return base, [{name: tuned(rng, t, dtypes[1 + i]) for name, t in base.items()} for i in range(models)]
+
+
+def assert_same_bytes(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        got = found[name]
+        assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape), name
+        view = INTEGER_VIEWS[tensor.dtype.itemsize]
+        a, b = got.reshape(-1).view(view), tensor.reshape(-1).contiguous().view(view)
+        places = torch.nonzero(a != b).reshape(-1)
+        assert len(places) == 0, (
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}: {len(places)} differ, first at {int(places[0])}: "
+            f"{got.reshape(-1)[places[0]]} instead of {tensor.reshape(-1)[places[0]]}"
+        )
+
+
+def check(base, models, recipe, weights, densities, **run_options):
+    """Merge and compare; where the oracle refuses, the engine must refuse too."""
+    given_densities = densities if "density" in recipe_takes(recipe) else None
+    whole = densities if given_densities else [1.0] * len(models)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run():
+            if recipe["merge_method"] == "linear":
+                return merge_tensors(Path(folder), None, models, recipe, weights, **run_options)
+            return merge_tensors(Path(folder), base, models, recipe, weights, given_densities, **run_options)
+
+        try:
+            reference = None if recipe["merge_method"] == "linear" else base
+            expected = merge_oracle.merge(reference, models, recipe, weights, whole)
+        except merge_oracle.Overflow:
+            with pytest.raises(InputError, match="beyond the range"):
+                run()
+            return
+        assert_same_bytes(run(), expected)
+
+
+def recipe_takes(recipe):
+    return () if recipe["merge_method"] in ("task_arithmetic", "linear") else ("density",)
+
+
+# -- strategies --------------------------------------------------------------------------------------------------------
+
+WEIGHTS = st.sampled_from([1.0, 0.7, 1.2, 0.0, -0.5, 1 / 3])
+DENSITIES = st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.3, 0.5, 0.77, 1.0])
+STATISTICS = st.sampled_from(["participation", "quantile", "kurtosis"])
+TADROP = st.one_of(
+    st.builds(lambda s: {"tadrop": {"statistic": s}}, STATISTICS),
+    st.builds(
+        lambda s, mean, spread: {"tadrop": {"statistic": s, "mean": mean, "spread": spread}},
+        STATISTICS,
+        st.sampled_from([0.1, 0.25, 0.6]),
+        st.sampled_from([0.0, 0.1, 0.3]),
+    ),
+)
+COMMON = {"lambda": st.sampled_from([1.0, 0.3, 1.5, -1.0]), "normalize": st.booleans()}
+RESCALE = st.sampled_from(
+    [{}, {"rescale": True, "rescale_norm": "none"}, {"rescale": False}]
+    + [{"rescale": True, "rescale_norm": norm} for norm in ("l1", "l2")]
+)
+OWN = {
+    "task_arithmetic": st.just({}),
+    "magnitude": st.fixed_dictionaries({"conflict": st.sampled_from(["none", "sequential"])}),
+    "ties": st.fixed_dictionaries({"scope": st.sampled_from(["tensor", "tensor", "model"])}),
+    "cabs": st.fixed_dictionaries(
+        {
+            "block": st.sampled_from([1, 3, 10, 32, 100, 256, 257, 999, 5000]),
+            "tail": st.sampled_from(["keep", "drop"]),
+            "overlap": st.sampled_from(["allow", "never"]),
+            "overlap_merge": st.sampled_from(["sum", "ties"]),
+        }
+    ),
+    "dare_linear": st.just({}),
+    "dare_ties": st.just({}),
+}
+
+
+@st.composite
+def recipes(draw, method):
+    """A recipe, weights and densities."""
+    models = draw(st.integers(1, 4))
+    own = draw(OWN[method])
+    parameters = {key: draw(value) for key, value in COMMON.items()} | own
+    if method != "task_arithmetic":
+        rescale = draw(RESCALE)
+        if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties"):
+            parameters |= {k: v for k, v in rescale.items() if rescale["rescale"] or k == "rescale"} if rescale else {}
+    if own.get("overlap_merge") == "ties":
+        parameters["normalize"] = False
+    density = DENSITIES if own.get("scope") == "model" else st.one_of(DENSITIES, DENSITIES, TADROP)
+    recipe = {"merge_method": method, "parameters": parameters, "seed": draw(st.integers(0, 2**63 - 1))}
+    out_dtype = draw(st.sampled_from(OUT_DTYPES))
+    if out_dtype:
+        recipe["out_dtype"] = out_dtype
+        recipe["overflow"] = draw(st.sampled_from(["error", "saturate"]))
+    weights = [draw(WEIGHTS) for _ in range(models)]
+    return recipe, weights, [draw(density) for _ in range(models)]
+
+
+@st.composite
+def inputs(draw, models, doubles=True):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    allowed = DTYPES if doubles else DTYPES[:3]
+    one = draw(st.sampled_from(allowed))
+    dtypes = draw(
+        st.one_of(
+            st.just([one] * (models + 1)), st.lists(st.sampled_from(allowed), min_size=models + 1, max_size=models + 1)
+        )
+    )
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
+    return checkpoints(rng, shapes, dtypes, models)
+
+
+@pytest.mark.parametrize("method", OWN)
+@given(data=st.data())
+@examples(25)
+def test_small_merges_equal_the_oracle(method, data):
+    recipe, weights, densities = data.draw(recipes(method))
+    doubles = recipe["parameters"].get("scope") != "model"
+    base, models = data.draw(inputs(len(weights), doubles))
+    check(base, models, recipe, weights, densities, threads=data.draw(st.integers(1, 2)))
+
+
+# -- tensors of many windows -------------------------------------------------------------------------------------------
+
+BIG = ((1 << 20) + 70_001,)
+"""More than one window of statistics, eight tiles, and more than sixty of the smallest buffers."""
+QUANTILE = {"tadrop": {"statistic": "quantile"}}
+LOCAL = {"tadrop": {}}
+BUDGET = {"tadrop": {"mean": 0.3, "spread": 0.2, "statistic": "kurtosis"}}
+CASES = {
+    "task_arithmetic": ({}, (1.0, 1.0)),
+    "magnitude": ({}, (0.2, LOCAL)),
+    "magnitude-sequential": ({"conflict": "sequential"}, (0.6, 0.6, QUANTILE)),
+    "magnitude-l2": ({"rescale": True, "rescale_norm": "l2"}, (0.1, 0.5)),
+    "ties": ({}, (0.2, 0.3, LOCAL)),
+    "ties-model": ({"scope": "model", "normalize": False}, (0.2, 0.35)),
+    "cabs-256": ({"block": 256}, (0.25, BUDGET)),
+    "cabs-3": ({"block": 3, "overlap_merge": "ties"}, (0.5, 0.5, 0.5)),
+    "cabs-10": ({"block": 10, "overlap": "never", "tail": "drop"}, (0.7, 0.7)),
+    "cabs-999": ({"block": 999}, (0.25, LOCAL, QUANTILE)),
+    "cabs-999-l1": ({"block": 999, "rescale": True, "rescale_norm": "l1"}, (0.25, 0.5)),
+    "cabs-65535-l2": ({"block": 65535, "rescale": True, "rescale_norm": "l2"}, (0.25, 0.25)),
+    "dare_linear": ({}, (0.1, 0.7)),
+    "dare_ties-l1": ({"rescale_norm": "l1"}, (0.1, LOCAL)),
+    "linear": ({}, (1.0, 1.0)),
+}
+
+
+def coarse(rng, dtype, models):
+    """Large tensors with few distinct magnitudes, so that every cut goes through many equal values."""
+    base = base_values(rng, BIG, dtype)
+    steps = [0.0, 0.0, 2.0**-6, -(2.0**-6), 2.0**-5, -(2.0**-5), 2.0**-4]
+    return {"w": base}, [
+        {"w": (base.double() + torch.from_numpy(rng.choice(steps, BIG))).to(dtype)} for _ in range(models)
+    ]
+
+
+def smooth(rng, dtype, models):
+    base = base_values(rng, BIG, dtype)
+    return {"w": base}, [
+        {"w": (base.double() + torch.from_numpy(rng.standard_t(3, BIG) * 0.01)).to(dtype)} for _ in range(models)
+    ]
+
+
+@pytest.mark.parametrize("kind", [coarse, smooth])
+@pytest.mark.parametrize("case", CASES)
+def test_many_windows_equal_the_oracle(case, kind):
+    parameters, densities = CASES[case]
+    dtype = torch.bfloat16 if kind is coarse else torch.float32
+    base, models = kind(np.random.default_rng(7), dtype, len(densities))
+    recipe = {"merge_method": case.split("-")[0], "parameters": parameters, "seed": 5}
+    with SMALLEST_WINDOWS:
+        check(base, models, recipe, (1.0, 0.7, -0.4)[: len(models)], densities, threads=3)
