@@ -127,9 +127,7 @@ def checkpoints(size: str, models: int, folder: Path = DEFAULT_FOLDER, seed: int
     return paths
 
 
-def _write_checkpoint(
-    path: Path, architecture: Architecture, wanted: Sequence[Tensor], number: int, seed: int
-) -> None:
+def _write_checkpoint(path: Path, architecture: Architecture, wanted: Sequence[Tensor], number: int, seed: int) -> None:
     """Write into a neighbouring folder, then rename: a folder that is there is whole."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

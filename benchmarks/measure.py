@@ -23,9 +23,7 @@ class Cost:
     seconds: float  # until the command has ended and what it wrote is on the disk
     cpu_seconds: float
     peak_bytes: int  # resident memory of the largest process
-    read_bytes: (
-        int  # handed over by read calls, from the disk or from memory; memory-mapped reads are not seen
-    )
+    read_bytes: int  # handed over by read calls, from the disk or from memory; memory-mapped reads are not seen
     disk_read_bytes: int
     disk_written_bytes: int
     others_cores: float  # processor cores that everything else on the machine used meanwhile

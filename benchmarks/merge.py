@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from .measure import CommandFailed, Cost, evict, run, warm
@@ -53,18 +54,14 @@ def recipe_text(method: str, base: Path, models: Sequence[Path], density: float,
     lines.append("models:")
     for number, model in enumerate(models):
         sparse = "" if method in DENSE else f", density: {density}"
-        lines.append(
-            f"  - {{model: {model}, parameters: {{weight: {0.6 - 0.1 * (number % 5):.1f}{sparse}}}}}"
-        )
+        lines.append(f"  - {{model: {model}, parameters: {{weight: {0.6 - 0.1 * (number % 5):.1f}{sparse}}}}}")
     if method == "cabs":
         lines += ["parameters: {block: 256}"]
     lines += [f"dtype: {dtype}", "out_dtype: bfloat16"]
     return "\n".join(lines) + "\n"
 
 
-def contenders(
-    options: argparse.Namespace, method: str, paths: Sequence[Path], work: Path
-) -> list[Contender]:
+def contenders(options: argparse.Namespace, method: str, paths: Sequence[Path], work: Path) -> list[Contender]:
     """Everyone who takes part in ``method``, the floor first."""
     base, *models = (path.resolve() for path in paths)
     inputs = [base, *models] if method != "linear" else models
@@ -105,9 +102,7 @@ def _shards_of(folders: Sequence[Path]) -> str:
     return " ".join(f"{folder}/*.safetensors" for folder in folders)
 
 
-def measure_method(
-    options: argparse.Namespace, method: str, paths: Sequence[Path]
-) -> list[dict[str, object]]:
+def measure_method(options: argparse.Namespace, method: str, paths: Sequence[Path]) -> list[dict[str, object]]:
     """Rows of results: one per contender and case."""
     work = WORK / "merge"
     shutil.rmtree(work, ignore_errors=True)
@@ -177,15 +172,14 @@ def facts(options: argparse.Namespace) -> dict[str, object]:
         ),
         platform.machine(),
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit.stdout.strip(),
         "processor": f"{model}, {os.cpu_count()} cores",
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "torch")),
         "size": options.size,
         "models": options.models,
         "density": options.density,
@@ -194,14 +188,12 @@ def facts(options: argparse.Namespace) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Merge synthetic models with Anabranch and with others, in turns."
-    )
+    parser = argparse.ArgumentParser(description="Merge synthetic models with Anabranch and with others, in turns.")
     parser.add_argument("--size", default="0.1b", help="see benchmarks/generate.py (default 0.1b)")
     parser.add_argument("--models", type=int, default=2, help="fine-tuned models to merge (default 2)")
     parser.add_argument("--methods", default="cabs,task_arithmetic,ties", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--contenders", default="floor,anabranch,torch,mergekit", help="also mergekit-fp32")
-    parser.add_argument("--memory", default="2GiB", help="limits for Anabranch, by commas: 512MiB,2GiB")
+    parser.add_argument("--memory", default="2GiB", help="limits for Anabranch, by commas: 2GiB,512MiB")
     parser.add_argument("--cases", default="warm,cold", help="inputs in the page cache, or not")
     parser.add_argument("--density", type=float, default=0.25)
     parser.add_argument("--repeats", type=int, default=3)
@@ -212,9 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown methods: {', '.join(sorted(unknown))}")
     if "mergekit" in options.contenders and not (MERGEKIT_BIN / "mergekit-yaml").exists():
-        parser.error(
-            "mergekit is not installed: run benchmarks/peers/setup.sh, or leave it out of --contenders"
-        )
+        parser.error("mergekit is not installed: run benchmarks/peers/setup.sh, or leave it out of --contenders")
 
     generate = [sys.executable, "-m", "benchmarks.generate", options.size, "--models", str(options.models)]
     listed = subprocess.run(generate, check=True, capture_output=True, text=True).stdout

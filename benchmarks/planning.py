@@ -70,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Seconds and memory of planning a catalog of many tensors.")
     parser.add_argument("--tensors", type=int, default=100_000)
     parser.add_argument("--models", type=int, default=5)
-    parser.add_argument(
-        "--shards", type=int, default=160, help="files of each checkpoint (models differ a little)"
-    )
+    parser.add_argument("--shards", type=int, default=160, help="files of each checkpoint (models differ a little)")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     WORK.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ HEADINGS = (
     "contender",
     "seconds",
     "x floor",
+    "x ours",
     "CPU s",
     "peak MiB",
     "disk read",
@@ -31,16 +32,27 @@ def median(row: Mapping[str, Any], key: str) -> float:
     return float(statistics.median(run[key] for run in row["runs"]))
 
 
+def paired_ratio(row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> str:
+    """Median over the rounds of this contender's seconds to the reference's in the same round."""
+    if reference is None:
+        return ""
+    pairs = zip(row["runs"], reference["runs"], strict=True)
+    return f"{statistics.median(run['seconds'] / other['seconds'] for run, other in pairs):.1f}"
+
+
+def _reference(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The first contender of the same method and case whose name starts with ``name``."""
+    same = [other for other in rows if (other["method"], other["case"]) == (row["method"], row["case"])]
+    return next((other for other in same if other["contender"].startswith(name)), None)
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """Medians and ratios; single runs stay in the JSON file."""
     facts, rows = results["facts"], results["rows"]
-    floors = {
-        (row["method"], row["case"]): median(row, "seconds") for row in rows if row["contender"] == "floor"
-    }
     about = (
         f"{facts['size']}, {facts['models']} models and their base, density {facts['density']}, "
         f"median of {facts['repeats']}; {facts['processor']}, {facts['memory_bytes'] / (1 << 30):.0f} GiB, "
-        f"Python {facts['python']}, {facts['date']}, commit {facts['commit']}. "
+        f"Python {facts['python']}, {facts['versions']}, {facts['date']}, commit {facts['commit']}. "
         f"Everything else on the machine used {_others(rows):.1f} cores meanwhile."
     )
     lines = [
@@ -50,14 +62,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"|{'---|' * 3}{'---:|' * (len(HEADINGS) - 3)}",
     ]
     for row in rows:
-        floor = floors.get((row["method"], row["case"]))
-        seconds = median(row, "seconds")
         cells = (
             row["method"],
             row["case"],
             row["contender"],
-            f"{seconds:.2f}",
-            f"{seconds / floor:.1f}" if floor else "",
+            f"{median(row, 'seconds'):.2f}",
+            paired_ratio(row, _reference(rows, row, "floor")),
+            paired_ratio(row, _reference(rows, row, "anabranch")),
             f"{median(row, 'cpu_seconds'):.1f}",
             f"{median(row, 'peak_bytes') / MIB:.0f}",
             f"{median(row, 'disk_read_bytes') / MIB:.0f}",
@@ -81,9 +92,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
 
     rows = results["rows"]
     panels = list(dict.fromkeys((row["method"], row["case"]) for row in rows))
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(8, 1.9 * len(panels)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 1.9 * len(panels)), squeeze=False, layout="constrained")
     for (method, case), axis in zip(panels, axes[:, 0], strict=True):
         shown = [row for row in rows if (row["method"], row["case"]) == (method, case)][::-1]
         seconds = [median(row, "seconds") for row in shown]
@@ -101,9 +110,7 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
         axis.set_xlim(0, 1.3 * max(seconds))
         axis.spines[["top", "right"]].set_visible(False)
     facts = results["facts"]
-    axes[-1, 0].set_xlabel(
-        f"seconds, median of {facts['repeats']} ({facts['size']}, {facts['models']} models)"
-    )
+    axes[-1, 0].set_xlabel(f"seconds, median of {facts['repeats']} ({facts['size']}, {facts['models']} models)")
     figure.savefig(path, dpi=150)
 
 

@@ -14,9 +14,7 @@ from mergekit.scripts.run_yaml import main
 
 
 @merge_method(name="cabs", contract=InputContract(base=BasePolicy.REQUIRED))
-def cabs(
-    group: TensorGroup, weight: PerNonBase[float], density: PerNonBase[float], block: int = 256
-) -> torch.Tensor:
+def cabs(group: TensorGroup, weight: PerNonBase[float], density: PerNonBase[float], block: int = 256) -> torch.Tensor:
     assert group.base is not None
     base = group.base.tensor
     total = torch.zeros_like(base)

@@ -26,9 +26,7 @@ class Checkpoint:
         self.folder = Path(folder)
         index = json.loads((self.folder / "model.safetensors.index.json").read_text())
         self.shard_of: dict[str, str] = index["weight_map"]
-        self.shards = {
-            name: safe_open(self.folder / name, "pt") for name in sorted(set(self.shard_of.values()))
-        }
+        self.shards = {name: safe_open(self.folder / name, "pt") for name in sorted(set(self.shard_of.values()))}
 
     def tensor(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self.shards[self.shard_of[name]].get_tensor(name)  # type: ignore[no-untyped-call]
