@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from ..engine.commit import Output
 from ..engine.errors import AnabranchError, ResourceError, TemporaryError
@@ -244,11 +244,11 @@ class _Drive:
         now = time.monotonic()
         try:
             answer = ray.get(ref, timeout=10)
-        except (RayActorError, GetTimeoutError) as error:
-            self._tell(WorkerLost(now, call.worker, _first_line(error)))
-            return
         except RayTaskError as error:
             answer = Failed(TemporaryError(_first_line(error)) if call.task is None else _bug(error))
+        except RayError as error:  # died, cannot be reached, or never started: the outcome is unknown
+            self._tell(WorkerLost(now, call.worker, _first_line(error)))
+            return
         if call.task is None:
             lost = isinstance(answer, Failed)
             self._tell(WorkerLost(now, call.worker, str(answer)) if lost else WorkerJoined(now, call.worker))

@@ -1,0 +1,174 @@
+"""A real Ray cluster of several nodes inside this machine, and checkpoints of many small shards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from ..merging import merge, write_checkpoint, write_recipe
+
+SHARDS = 14
+ROWS, COLUMNS = 1024, 1024
+NODE_MEMORY_BYTES = 2 << 30
+HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+"""A killed node is noticed after about two seconds instead of half a minute."""
+
+
+class Nodes:
+    """A cluster whose head takes no work and whose workers come and go."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, "include_dashboard": False}
+        )
+        self.members: list[Any] = []
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def resize(self, count: int) -> None:
+        while len(self.members) < count:
+            self.add()
+        while len(self.members) > count:
+            self.remove()
+
+    def add(self) -> None:
+        self.members.append(self._cluster.add_node(num_cpus=1, memory=NODE_MEMORY_BYTES))
+
+    def remove(self) -> None:
+        """Take a node's processes away without a word, as a lost machine does."""
+        self._cluster.remove_node(self.members.pop(), allow_graceful=False)
+
+    def worker_processes(self) -> list[psutil.Process]:
+        """Processes of this cluster's actors that merge."""
+        return [p for p in psutil.process_iter(["cmdline"]) if "ray::MergeWorker" in " ".join(p.info["cmdline"] or [])]
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Nodes]:
+    cluster = Nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@dataclass
+class Case:
+    """One recipe over small checkpoints, and what an undisturbed run in one process made of it."""
+
+    recipe: Path
+    expected: Path
+    folder: Path
+
+    def command(self, out: Path, address: str, *options: str) -> list[str]:
+        program = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(self.recipe), str(out)]
+        return [*program, "--ray", address, "--insecure-cluster", "--memory", "600MiB", *options]
+
+    def run(self, out: Path, address: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(out, address, *options), capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def start(self, out: Path, address: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(out, address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "cabs": {"merge_method": "cabs", "parameters": {"density": 0.25}},
+    "tadrop": {"merge_method": "ties", "parameters": {"density": {"tadrop": {"mean": 0.3}}}},
+}
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(tmp_path_factory, request.param)
+
+
+@pytest.fixture(scope="session")
+def cabs(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(tmp_path_factory, "cabs")
+
+
+def _case(factory: pytest.TempPathFactory, name: str) -> Case:
+    folder = factory.mktemp(f"cluster-{name}")
+    torch.manual_seed(0)
+    base = {f"layers.{i}.weight": torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for i in range(SHARDS)}
+    write_checkpoint(folder / "base", base, shards=3)
+    for i in range(2):
+        tuned = {n: t + 0.02 * torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for n, t in base.items()}
+        write_checkpoint(folder / f"model{i}", tuned, shards=2 + i)
+    recipe = RECIPES[name] | {
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "output": {"shard_size": 2 * ROWS * COLUMNS},
+    }
+    path = write_recipe(folder / "recipe.yml", recipe)
+    merge(path, folder / "expected")
+    return Case(path, folder / "expected", folder)
+
+
+@dataclass
+class When:
+    """Does something once, as soon as an output holds so many receipts."""
+
+    out: Path
+    receipts: int
+    action: Callable[[], None]
+    finished_before: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Inode and modification time of the shards that were finished when the action ran."""
+    happened: bool = False
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            finished = receipts(self.out)
+            if len(finished) >= self.receipts:
+                self.finished_before = {name: identity(self.out / name) for name in finished}
+                self.action()
+                self.happened = True
+                return
+            time.sleep(0.02)
+
+    def join(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+
+def receipts(out: Path) -> list[str]:
+    """Names of finished shards."""
+    return sorted(p.name.removesuffix(".json") for p in (out / ".anabranch/receipts").glob("*.json"))
+
+
+def identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def assert_same_output(found: Path, expected: Path) -> None:
+    """Every file but Parquet tables is equal byte for byte, and nothing else is there."""
+    names = {str(p.relative_to(expected)) for p in expected.rglob("*") if p.is_file()}
+    assert {str(p.relative_to(found)) for p in found.rglob("*") if p.is_file()} == names
+    for name in names:
+        if not name.endswith(".parquet"):
+            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
