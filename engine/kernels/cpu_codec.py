@@ -175,27 +175,32 @@ def to_float32_odd(value: Any) -> Any:
 
 
 @jit
-def encode(value: Any, narrow: Any, limit: Any) -> Any:
-    """float32 -> code of a narrow format, rounded to nearest even.
+def to_bf16(value: Any) -> Any:
+    """float32 -> BF16 code, rounded to nearest even; NaN becomes the positive quiet NaN."""
+    bits = np.float32(value).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & ONE)
+    code = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    return np.uint32(0x7FC0) if np.uint32(bits & MAGNITUDE) > INFINITE else code
 
-    What rounds beyond the largest finite value becomes `limit` with its sign; NaN becomes the positive quiet NaN.
-    """
+
+@jit
+def encode(value: Any, narrow: Any) -> Any:
+    """The same for any narrow format; what rounds beyond the largest finite value becomes the overflow code."""
+    if narrow.mantissa_bits == np.uint32(7):
+        return np.uint32(to_bf16(value))
     bits = np.float32(value).view(np.uint32)
     magnitude = np.uint32(bits & MAGNITUDE)
     drop = np.uint32(np.uint32(23) - narrow.mantissa_bits)
-    # Adding a power of two whose ulp is the format's smallest subnormal rounds a subnormal result correctly.
-    magic = np.uint32(np.uint32(np.uint32(128) - narrow.bias + drop) << np.uint32(23))
-    lifted = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(magic).view(np.float32))
-    tiny = np.uint32(lifted.view(np.uint32) - magic)
-    odd = np.uint32(np.uint32(magnitude >> drop) & ONE)
-    rebias = np.uint32(np.uint32(np.uint32(127) - narrow.bias) << np.uint32(23))
-    half = np.uint32(np.uint32(ONE << np.uint32(drop - ONE)) - ONE)
-    normal = np.uint32(np.uint32(magnitude - rebias + half + odd) >> drop)
     smallest_normal = np.uint32(np.uint32(np.uint32(128) - narrow.bias) << np.uint32(23))
-    code = tiny if magnitude < smallest_normal else normal
-    code = limit if code > narrow.largest else code
+    # The power of two at or below the value, or the smallest normal one. Adding it 2^drop times as large rounds to the
+    # format's last bit; what the sum has more than the addend is the mantissa, with the leading one of a normal number.
+    power = max(np.uint32(magnitude & INFINITE), smallest_normal)
+    addend = np.uint32(power + np.uint32(drop << np.uint32(23)))
+    rounded = np.float32(np.uint32(magnitude).view(np.float32) + np.uint32(addend).view(np.float32))
+    mantissa = np.uint32(rounded.view(np.uint32) - addend)
+    code = min(np.uint32(mantissa + np.uint32(np.uint32(power - smallest_normal) >> drop)), narrow.overflow)
     code = np.uint32(code | np.uint32(np.uint32(bits & SIGN) >> narrow.sign_shift))
-    return narrow.nan if magnitude > INFINITE else code
+    return np.uint32(narrow.nan) if magnitude > INFINITE else code
 
 
 @jit
@@ -205,30 +210,47 @@ def magnitude_of(narrow: Any) -> Any:
 
 
 @jit
+def settle(value: Any, counted: bool, narrow: Any, saturate: bool, out: Any, i: int) -> int:
+    """Clamp or count one non-finite code; returns 1 where it stays non-finite and is `counted`."""
+    if not counted:
+        return 0
+    if saturate and value == value:
+        sign = np.uint32(SIGN >> narrow.sign_shift) if value < 0 else np.uint32(0)
+        out[i] = np.uint32(narrow.largest | sign)
+        return 0
+    return 1
+
+
+@jit
 def write_narrow(own: Any, same: bool, base: Any, acc: Any, active: Any, narrow: Any, saturate: bool, out: Any) -> int:
     """Codes of base + acc where active, else `own` (the base's codes, if `same`) or the base rounded."""
     magnitude = magnitude_of(narrow)
-    limit = narrow.largest if saturate else narrow.overflow
     worst = np.uint32(0)
-    if same:
+    if same and narrow.mantissa_bits == np.uint32(7):
         for i in range(out.size):
-            code = np.uint32(encode(to_float32_odd(base[i] + acc[i]), narrow, limit))
-            kept = np.uint32(own[i])
+            code, kept = np.uint32(to_bf16(to_float32_odd(base[i] + acc[i]))), np.uint32(own[i])
+            code = code if active[i] != 0 else kept
+            worst = max(worst, np.uint32(code & magnitude))
+            out[i] = code
+    elif same:
+        for i in range(out.size):
+            code, kept = np.uint32(encode(to_float32_odd(base[i] + acc[i]), narrow)), np.uint32(own[i])
             code = code if active[i] != 0 else kept
             worst = max(worst, np.uint32(code & magnitude))
             out[i] = code
     else:
         for i in range(out.size):
-            before, after, changed = base[i], base[i] + acc[i], active[i] != 0
-            clamped = limit if changed | (before - before == 0) else narrow.overflow
-            code = np.uint32(encode(to_float32_odd(after if changed else before), narrow, clamped))
+            before, after = base[i], base[i] + acc[i]
+            code = np.uint32(encode(to_float32_odd(after if active[i] != 0 else before), narrow))
             worst = max(worst, np.uint32(code & magnitude))
             out[i] = code
     total = 0
     if worst > narrow.largest:
         for i in range(out.size):
-            changed = (active[i] != 0) | (base[i] - base[i] == 0)
-            total += ((out[i] & magnitude) > narrow.largest) & changed
+            if (out[i] & magnitude) > narrow.largest:
+                value = base[i] + acc[i] if active[i] != 0 else base[i]
+                counted = active[i] != 0 or (not same and value - value == 0)
+                total += settle(value, counted, narrow, saturate, out, i)
     return total
 
 
@@ -236,16 +258,16 @@ def write_narrow(own: Any, same: bool, base: Any, acc: Any, active: Any, narrow:
 def round_narrow(values: Any, narrow: Any, saturate: bool, out: Any) -> int:
     """Codes of values."""
     magnitude = magnitude_of(narrow)
-    limit = narrow.largest if saturate else narrow.overflow
     worst = np.uint32(0)
     for i in range(out.size):
-        code = np.uint32(encode(to_float32_odd(values[i]), narrow, limit))
+        code = np.uint32(encode(to_float32_odd(values[i]), narrow))
         worst = max(worst, np.uint32(code & magnitude))
         out[i] = code
     total = 0
     if worst > narrow.largest:
         for i in range(out.size):
-            total += (out[i] & magnitude) > narrow.largest
+            if (out[i] & magnitude) > narrow.largest:
+                total += settle(values[i], True, narrow, saturate, out, i)
     return total
 
 
