@@ -64,6 +64,7 @@ class Job:
     """A recipe with its inputs open and its output looked at; nothing has been written."""
 
     recipe: str
+    out: str
     inputs: Inputs
     output: Output
     memory: MemoryPlan
@@ -95,7 +96,7 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution) -> Job:
         disk_needed_bytes=0 if state == "finished" else to_write + TABLES_BYTES_PER_TENSOR * len(inputs.plan.tasks),
         disk_free_bytes=output.store.free_bytes(),
     )
-    return Job(str(recipe), inputs, output, memory, report)
+    return Job(str(recipe), os.fspath(out), inputs, output, memory, report)
 
 
 def _progress_of(output: Output) -> tuple[State, frozenset[int]]:
@@ -181,7 +182,7 @@ def merge(
 def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) -> MergeReport:
     """Carry out a prepared merge whose disk space has been checked."""
     begin = time.perf_counter()
-    output = Output(job.inputs.plan, open_store(job.output.store.url, create=True))
+    output = Output(job.inputs.plan, open_store(job.out, create=True))
     with open_runner(job.inputs, output, execution, meter) as runner:
         outcome = run(job.inputs, output, runner, progress)
     return MergeReport(
@@ -192,6 +193,7 @@ def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) 
         meter=meter,
         memory=job.memory,
         is_remote=job.inputs.is_remote,
+        on_cluster=bool(execution.ray),
         wall_seconds=time.perf_counter() - begin,
         peak_rss_bytes=peak_rss_bytes(),
     )

@@ -12,7 +12,7 @@ from ..engine.memory import MemoryPlan
 from ..engine.meter import PHASES, Meter, Phase
 from ..engine.pipeline import LOCAL_READERS, REMOTE_READERS
 from ..engine.plan import Plan
-from .plan_report import duration
+from .plan_report import counted, duration
 from .runner import Outcome
 
 ADVICE = {
@@ -37,8 +37,11 @@ class MergeReport:
     meter: Meter
     memory: MemoryPlan
     is_remote: bool
+    on_cluster: bool
+    """Whether the phases add up workers that came and went; shares of the time then mean nothing."""
     wall_seconds: float
     peak_rss_bytes: int
+    """Of this process, which on a cluster is only the driver."""
 
     @property
     def threads(self) -> dict[Phase, int]:
@@ -47,7 +50,9 @@ class MergeReport:
         return {"read": readers, "fold": self.memory.threads, "hash": 1, "write": 1, "publish": 1, "wait": 0}
 
     def busy(self) -> dict[str, float]:
-        """Share of the run that each kind of thread worked."""
+        """Share of the run that each kind of thread worked; empty for a cluster."""
+        if self.on_cluster:
+            return {}
         usage, wall = self.meter.usage, max(self.wall_seconds, 1e-9)
         seconds = {
             "read": usage["read"].seconds / self.threads["read"],
@@ -97,15 +102,16 @@ class MergeReport:
         resumed = f" ({len(self.outcome.resumed_shards)} were there)" if self.outcome.resumed_shards else ""
         yield (
             f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} copied, "
-            f"{len(self.plan.shards)} shards{resumed}"
+            f"{counted(len(self.plan.shards), 'shard')}{resumed}"
         )
         for row in manifest.summary:
             yield from self._model_lines(row)
         for warning in manifest.warnings:
             yield f"  warning: {warning}"
+        whose = " of the driver" if self.on_cluster else ""
         yield (
-            f"  {duration(self.wall_seconds)}, peak memory {self.peak_rss_bytes >> 20} MiB "
-            f"of {self.memory.limit_bytes >> 20} MiB"
+            f"  {duration(self.wall_seconds)}, peak memory{whose} {self.peak_rss_bytes >> 20} MiB; "
+            f"limit {self.memory.limit_bytes >> 20} MiB{' per worker' if self.on_cluster else ''}"
         )
         yield from self._phase_lines()
 
@@ -122,9 +128,10 @@ class MergeReport:
                 continue
             speed = f"{usage.bytes / usage.seconds / 1e9:.2f}" if usage.bytes and usage.seconds else "-"
             size = decimal(usage.bytes) if usage.bytes else "-"
-            threads = str(self.threads[phase] or "-")
+            threads = "-" if self.on_cluster or not self.threads[phase] else str(self.threads[phase])
             yield f"  {phase:<8} {threads:>7} {usage.seconds:>9.2f} {speed:>9} {size:>9}"
-        yield f"  {self._bound()}"
+        if not self.on_cluster:
+            yield f"  {self._bound()}"
 
     def _bound(self) -> str:
         kind, share = max(self.busy().items(), key=lambda item: item[1])

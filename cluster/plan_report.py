@@ -151,8 +151,8 @@ class PlanReport:
         yield f"plan {plan.plan_id[:16]}: {plan.recipe.merge_method} into {self.out}"
         for role, checkpoint in self._inputs():
             size = decimal(sum(file.size for file in checkpoint.files))
-            files = f"{len(checkpoint.files)} file{'s' * (len(checkpoint.files) != 1)}"
-            yield f"  {role:<9} {checkpoint.url}: {len(checkpoint.tensors)} tensors, {size} in {files}"
+            files = counted(len(checkpoint.files), "file")
+            yield f"  {role:<9} {checkpoint.url}: {counted(len(checkpoint.tensors), 'tensor')}, {size} in {files}"
         parameters = sum(task.numel for task in plan.tasks)
         copied = len(plan.tasks) - self.merged_tensors
         yield f"tensors     {self.merged_tensors} merged, {copied} copied; {parameters:,} parameters"
@@ -161,15 +161,14 @@ class PlanReport:
         yield from self._difference_lines()
         yield f"read        {decimal(plan.read_bytes)}{self._survey_text()}"
         largest = max(shard.size for shard in plan.shards)
-        yield f"write       {decimal(plan.write_bytes)} in {len(plan.shards)} shards of at most {decimal(largest)}"
+        shards = counted(len(plan.shards), "shard")
+        yield f"write       {decimal(plan.write_bytes)} in {shards} of at most {decimal(largest)}"
         if self.state == "started":
             yield f"resume      {len(self.finished_shards)} of {len(plan.shards)} shards are there"
         if self.state == "finished":
             yield "resume      the output is complete; merging again changes nothing"
-        yield (
-            f"memory      {self.memory.peak_bytes >> 20} MiB at most with {self.memory.threads} fold threads, "
-            f"limit {self.memory.limit_bytes >> 20} MiB"
-        )
+        peak, limit = self.memory.peak_bytes >> 20, self.memory.limit_bytes >> 20
+        yield f"memory      {peak} MiB at most with {counted(self.memory.threads, 'fold thread')}, limit {limit} MiB"
         free = "unknown or unlimited" if self.disk_free_bytes is None else decimal(self.disk_free_bytes)
         yield f"disk        {decimal(self.disk_needed_bytes)} needed, {free} free"
         yield f"time        {self._time_text()}"
@@ -207,6 +206,11 @@ def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:MAX_LISTED])
     return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 shard, 2 shards."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from anabranch.cluster import machine
-from anabranch.cluster.plan_report import duration, listed
+from anabranch.cluster.plan_report import counted, duration, listed
 from anabranch.cluster.progress import BarProgress, Counter, LineProgress, Silent, Tally, open_progress
 
 SHARDS = ["a.safetensors", "b.safetensors"]
@@ -116,6 +116,10 @@ def test_where_standard_error_goes_decides(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_nouns_agree_with_their_numbers() -> None:
+    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
 
 
 def test_long_lists_are_cut() -> None:
