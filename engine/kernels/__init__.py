@@ -1,7 +1,7 @@
-"""Arithmetic on one tile of a tensor: decode, select, accumulate, encode. Two implementations, equal bit for bit.
+"""Arithmetic on one tile of a tensor: decode, select, accumulate, encode.
 
-`cpu.CpuKernels` (numba, numpy arrays) is the fast one, `reference.TorchKernels` (torch, any device) the readable one.
-Nothing here imports numba or torch: import the implementation that you want.
+Two implementations, equal bit for bit: `cpu.CpuKernels` (numba, numpy arrays) is the fast one and
+`reference.TorchKernels` (torch, any device) the readable one. Nothing here imports numba or torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ WINDOW_ROWS = 256
 class Kernels(Protocol):
     """Operations on a tile: L consecutive elements of one tensor, as 1-D contiguous arrays; L >= 1.
 
-    `real` is float32, or float64 when any input of the tensor is F64. Task vectors t, accumulators and decoded bases are
-    `real`; masks, claims and `active` are uint8 (masks and `active` hold 0 or 1). Results are written in place. A key is
-    the bit pattern of |t| read as an unsigned integer (31 bits, or 63 for float64): it orders magnitudes. Every
-    product, quotient and sum is one IEEE operation, never fused; denormals are kept. NaN is always written as the positive
-    quiet NaN of the output dtype, so that bytes do not depend on the machine that made it.
+    `real` is float32, or float64 when any input of the tensor is F64. Task vectors t, accumulators and decoded
+    bases are `real`; masks, claims and `active` are uint8 (masks and `active` hold 0 or 1). Results are written in
+    place. A key is the bit pattern of |t| read as an unsigned integer (31 bits, or 63 for float64): it orders
+    magnitudes. Every product, quotient and sum is one IEEE operation, never fused; denormals are kept. A computed
+    NaN is written as the positive quiet NaN of the output dtype, so that bytes do not depend on the machine; which
+    elements a mask chooses among NaN is not defined, only that they are counted when they are decoded.
     """
 
     def empty(self, count: int, kind: Kind) -> Array:
@@ -42,7 +43,7 @@ class Kernels(Protocol):
         """Bytes back into host memory (CPU: nothing to do when both are the same memory)."""
 
     def decode(self, raw: Array, dtype: str, out: Array) -> int:
-        """Bytes of L elements of a safetensors float dtype -> real, exactly. Returns the number of non-finite elements."""
+        """Bytes of L elements of a float dtype -> real, exactly. Returns the number of non-finite elements."""
 
     def task_vector(self, raw: Array, dtype: str, base: Array, out: Array) -> int:
         """out = real(W) - base. Returns the number of non-finite elements of W."""
@@ -51,10 +52,10 @@ class Kernels(Protocol):
         """t = +0.0 where t or base is not finite."""
 
     def moments(self, t: Array, rows: Array) -> None:
-        """Sums of |t|, t^2 and t^4 (fp64) of each row of 4096 elements, folded in halves; rows is f64 [ceil(L / 4096), 3].
+        """Sums of |t|, t^2 and t^4 (fp64) of each row of 4096 elements, folded in halves.
 
-        t starts at a multiple of 4096 elements of its tensor; the last row is padded with +0.0. `fold_rows` adds the rows
-        of a whole tensor.
+        rows is f64 [ceil(L / 4096), 3]. t starts at a multiple of 4096 elements of its tensor; the last row is padded
+        with +0.0. `fold_rows` adds the rows of a whole tensor.
         """
 
     def histogram(
@@ -80,9 +81,10 @@ class Kernels(Protocol):
     ) -> int:
         """A cut through the whole tensor's order of magnitudes; claims None means all 0 (and level 0).
 
-        mask = 1 where claims < level and t != 0, or where claims == level and either the element's key is larger than
-        `key`, or equal to it and fewer than `keep_equal` equal elements come before it in the tensor (`equal_before` of
-        them before this tile). Every element of mask is written. Returns how many equal elements this tile holds.
+        mask = 1 where claims < level and t != 0, or where claims == level and either the element's key is larger
+        than `key`, or equal to it and fewer than `keep_equal` equal elements come before it in the tensor
+        (`equal_before` of them before this tile). Every element of mask is written. Returns how many equal elements
+        this tile holds.
         """
 
     def mask_blocks(
@@ -91,9 +93,9 @@ class Kernels(Protocol):
         """The n:m selection of CABS (arXiv 2503.01874): in each block of m elements keep n.
 
         Candidates are elements with t != 0 in the order claims ascending, |t| descending, index ascending; with
-        `overlap_never` only those with claims == 0. t starts at a block boundary. A last block of length L < m (only
-        the tensor's end may have one) keeps (n * L + m // 2) // m, or nothing with `drop_tail`. Every element of mask is
-        written; claims += mask (fewer than 256 models).
+        `overlap_never` only those with claims == 0. t starts at a block boundary. A last block of length L < m
+        (only the tensor's end may have one) keeps (n * L + m // 2) // m, or nothing with `drop_tail`. Every element
+        of mask is written; claims += mask (fewer than 256 models).
         """
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Array) -> None:
@@ -118,11 +120,12 @@ class Kernels(Protocol):
         divisor: float,
         weight: float,
     ) -> None:
-        """With x = t / divisor * weight: where mask, x != 0 and (x > 0) == (signs >= 0), acc += x, weight_sum += weight
-        (real) and count += 1 (uint8)."""
+        """With x = t / divisor * weight, where mask, x != 0 and (x > 0) == (signs >= 0): acc += x,
+        weight_sum += weight (real) and count += 1 (uint8).
+        """
 
     def divide(self, acc: Array, denominator: Array | float) -> None:
-        """acc /= denominator; where a denominator is 0, acc stays. An array is real or uint8; a number is rounded to real."""
+        """acc /= denominator; where it is 0, acc stays. An array is real or uint8; a number is rounded to real."""
 
     def scale(self, acc: Array, factor: float) -> None:
         """acc *= real(factor)."""
@@ -138,17 +141,19 @@ class Kernels(Protocol):
         saturate: bool,
         out_raw: Array,
     ) -> int:
-        """Bytes of base + acc, rounded once to nearest even, where active; elsewhere the base's own bytes, or the base
-        rounded once when the dtypes differ.
+        """Bytes of base + acc, rounded once to nearest even, where active; elsewhere the base's own bytes, or the
+        base rounded once when the dtypes differ.
 
         With `saturate` results beyond the largest finite value (infinite sums too, but not an infinite base where
-        nothing is active) become that value. Returns the number of non-finite results where active or where the base is
-        finite. F8_E4M3 has no infinity: overflow is NaN. out_raw may be base_raw itself when the dtypes are equal.
+        nothing is active) become that value. Returns the number of non-finite results, not counting those that
+        are the base's own: not active, and a non-finite base or the base's own bytes. F8_E4M3 has no infinity:
+        overflow is NaN. out_raw may be base_raw itself when the dtypes are equal.
         """
 
     def convert(self, values: Array, out_dtype: str, saturate: bool, out_raw: Array) -> int:
-        """Bytes of values rounded once to nearest even; with `saturate` infinities and overflow become the largest finite
-        value. Returns the number of non-finite results."""
+        """Bytes of values rounded once to nearest even; with `saturate` infinities and overflow become the largest
+        finite value. Returns the number of non-finite results.
+        """
 
     def pair_overlap(self, a: Array, b: Array) -> int:
         """Number of elements kept by both masks."""

@@ -97,7 +97,9 @@ class CpuKernels:
     ) -> int:
         patterns, magnitude = _bits(t)
         claims = NOTHING if claims is None else claims
-        return cpu_cuts.mask_top(patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key), keep_equal, equal_before, mask)
+        return cpu_cuts.mask_top(
+            patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key), keep_equal, equal_before, mask
+        )
 
     def mask_blocks(
         self, t: Numbers, n: int, m: int, claims: Numbers, mask: Numbers, overlap_never: bool, drop_tail: bool
@@ -161,7 +163,8 @@ class CpuKernels:
         assert out.size == base.size == acc.size == active.size
         if out_dtype in NARROW:
             return cpu_codec.write_narrow(own, same, base, acc, active, NARROW[out_dtype], saturate, out)
-        largest, nan = np.finfo(WIDE[out_dtype]).max, WIDE[out_dtype](math.nan)
+        kind: Any = WIDE[out_dtype]
+        largest, nan = kind(np.finfo(kind).max), kind(math.nan)
         return cpu_codec.write_wide(own, same, base, acc, active, largest, nan, saturate, out)
 
     def convert(self, values: Numbers, out_dtype: str, saturate: bool, out_raw: Numbers) -> int:
@@ -169,7 +172,8 @@ class CpuKernels:
         assert out.size == values.size
         if out_dtype in NARROW:
             return cpu_codec.round_narrow(values, NARROW[out_dtype], saturate, out)
-        largest, nan = np.finfo(WIDE[out_dtype]).max, WIDE[out_dtype](math.nan)
+        kind: Any = WIDE[out_dtype]
+        largest, nan = kind(np.finfo(kind).max), kind(math.nan)
         return cpu_codec.round_wide(values, largest, nan, saturate, out)
 
     def pair_overlap(self, a: Numbers, b: Numbers) -> int:

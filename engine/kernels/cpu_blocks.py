@@ -1,8 +1,8 @@
 """The n:m selection on the CPU: the n best candidates of each block, without sorting.
 
-Magnitudes are compared as integer keys. A block's cut is found by counting keys above a guess: such a pass over 256 keys
-takes some ten nanoseconds because it vectorises, and the cut of the block before is a good guess. Every step is exact, so the
-result does not depend on the guesses.
+Magnitudes are compared as integer keys. A block's cut is found by counting keys above a guess: such a pass over 256
+keys takes some ten nanoseconds because it vectorises, and the cut of the block before is a good guess. Every step is
+exact, so the result does not depend on the guesses.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ GUESSES = 4
 
 
 @jit
-def count_from(keys: Any, least: Any) -> int:
+def count_from(keys: Any, least: Any) -> Any:
     """Number of keys >= least, counted in the keys' own type so that all lanes of a vector work."""
     kind = keys.dtype.type
     total = kind(0)
     for i in range(keys.size):
         total = kind(total + (kind(1) if keys[i] >= least else kind(0)))
-    return np.int64(total)  # type: ignore[return-value]
+    return np.int64(total)
 
 
 @jit
@@ -41,7 +41,7 @@ def span(keys: Any, low: Any, high: Any) -> Any:
 
 
 @jit
-def find_cut(keys: Any, want: int, guess: int, reach: int, step: int, largest: int) -> Any:
+def find_cut(keys: Any, want: int, guess: Any, reach: Any, step: Any, largest: Any) -> Any:
     """Where to cut so that the `want` largest positive keys lie above.
 
     The bracket [low, high) is opened around the guess (by `step` at first, then by `reach`, then by more) until
@@ -93,15 +93,15 @@ def find_cut(keys: Any, want: int, guess: int, reach: int, step: int, largest: i
 
 
 @jit
-def after_ones(flags: Any, count: int) -> int:
+def after_ones(flags: Any, count: Any) -> int:
     """The index just behind the count-th 1 in bytes of 0 or 1; their number is a multiple of 8."""
     words = flags.view(np.uint64)
     word = 0
     while word < words.size:
-        ones = np.int64((words[word] * np.uint64(0x0101010101010101)) >> np.uint64(56))  # the sum of eight bytes
-        if ones >= count:
+        ones = (words[word] * np.uint64(0x0101010101010101)) >> np.uint64(56)  # the sum of eight bytes
+        if np.int64(ones) >= count:
             break
-        count -= ones
+        count -= np.int64(ones)
         word += 1
     i = 8 * word
     while i < flags.size and count > 0:
@@ -111,8 +111,13 @@ def after_ones(flags: Any, count: int) -> int:
 
 
 @jit
-def take_by_search(keys: Any, want: int, guess: int, reach: int, tied: bool, largest: int, taken: Any, equal: Any) -> Any:
-    """taken = 1 for the `want` largest positive keys, equal ones by index. Returns how many, the cut, and if keys tied."""
+def take_by_search(
+    keys: Any, want: int, guess: Any, reach: Any, tied: bool, largest: Any, taken: Any, equal: Any
+) -> Any:
+    """taken = 1 for the `want` largest positive keys, equal ones by index.
+
+    Returns how many that are, the cut, and whether keys tied at the cut.
+    """
     cut, found, above = find_cut(keys, want, guess, reach, 1 if tied else reach, largest)
     least, end = keys.dtype.type(cut), keys.size
     tied = found > want

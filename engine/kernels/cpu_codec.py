@@ -274,9 +274,8 @@ def round_narrow(values: Any, narrow: Any, saturate: bool, out: Any) -> int:
 @jit
 def clamp_wide(rounded: Any, value: Any, largest: Any, nan: Any, clamp: bool) -> Any:
     """What F32 or F64 holds for a rounded value."""
-    limited = largest if rounded > largest else (-largest if rounded < -largest else rounded)
-    finite = limited if clamp else rounded
-    return finite if value == value else nan
+    limited = max(min(rounded, largest), -largest) if clamp else rounded
+    return limited if value == value else nan
 
 
 @jit

@@ -34,7 +34,7 @@ def count_some(
     bins = np.empty(CHUNK, np.uint16)
     for start in range(0, bits.size, CHUNK):
         part, claim = bits[start : start + CHUNK], claims[start : start + CHUNK]
-        chosen = 0
+        chosen: Any = 0
         for i in range(part.size):
             key = part[i] & largest
             bins[chosen] = (key >> shift) & low
@@ -58,7 +58,7 @@ def count_equal(bits: Any, largest: Any, claims: Any, level: Any, key: Any) -> i
 
 
 @jit
-def cut_chunk(bits: Any, largest: Any, claims: Any, level: Any, key: Any, keep_equals: bool, mask: Any) -> int:
+def cut_chunk(bits: Any, largest: Any, claims: Any, level: Any, key: Any, keep_equals: bool, mask: Any) -> Any:
     """The mask of a few elements whose equals are all kept or all dropped; returns the number of equals."""
     total = np.uint32(0)
     if claims.size == 0:
@@ -72,7 +72,7 @@ def cut_chunk(bits: Any, largest: Any, claims: Any, level: Any, key: Any, keep_e
             above = (magnitude > key) | ((magnitude == key) & keep_equals)
             mask[i] = ((claim == level) & above) | ((claim < level) & (magnitude != 0))
             total = np.uint32(total + np.uint32((magnitude == key) & (claim == level)))
-    return np.int64(total)  # type: ignore[return-value]
+    return np.int64(total)
 
 
 @jit

@@ -32,7 +32,8 @@ def _ties(rng, size):
 
 def _near_ties(rng, size):
     """One exponent and high mantissa, distinct only in the lowest bits."""
-    return (0x3F800000 + rng.integers(0, 7, size) + rng.integers(0, 2, size) * 0x8000).astype(np.uint32).view(np.float32)
+    bits = 0x3F800000 + rng.integers(0, 7, size) + rng.integers(0, 2, size) * 0x8000
+    return bits.astype(np.uint32).view(np.float32)
 
 
 def _denormals(rng, size):

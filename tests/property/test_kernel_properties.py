@@ -33,7 +33,7 @@ def select(ts, ns, m, *, overlap_never=False, drop_tail=False):
     return masks, claims
 
 
-# -- n:m selection (ALGORITHMS 2) ------------------------------------------------------------------------------------
+# -- n:m selection (ALGORITHMS 2) ------------------------------------------------------------------
 
 
 @examples(150)
@@ -128,7 +128,7 @@ def test_overlap_never_and_drop_tail(ts, n):
     assert not any(mask[mask.size // 32 * 32 :].any() for mask in masks)
 
 
-# -- whole-tensor cuts (ALGORITHMS 1.5) --------------------------------------------------------------------------------
+# -- whole-tensor cuts (ALGORITHMS 1.5) ------------------------------------------------------------
 
 
 @examples(80)
@@ -161,7 +161,7 @@ def test_cut_keeps_exactly_k_whatever_the_tiles(t, share, data):
     np.testing.assert_array_equal(np.concatenate(masks), expected)
 
 
-# -- random drops (ALGORITHMS 1.6) ---------------------------------------------------------------------------------------
+# -- random drops (ALGORITHMS 1.6) -----------------------------------------------------------------
 
 ONES = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # published with the generator (Random123, philox4x32 10)
@@ -203,7 +203,7 @@ def test_random_mask_does_not_depend_on_tiles(seed, first, cut):
     assert 150 < whole.sum() < 350
 
 
-# -- sums in one order (ALGORITHMS 1.4) ----------------------------------------------------------------------------------
+# -- sums in one order (ALGORITHMS 1.4) ------------------------------------------------------------
 
 
 def naive_sum(terms):
@@ -246,7 +246,7 @@ def test_no_rows_sum_to_zero():
     assert fold_rows(np.empty((0, 3))).tolist() == [0.0, 0.0, 0.0]
 
 
-# -- rounding (ALGORITHMS 1.2) -------------------------------------------------------------------------------------------
+# -- rounding (ALGORITHMS 1.2) ---------------------------------------------------------------------
 
 TORCH = {
     "F16": torch.float16,
@@ -262,8 +262,7 @@ def around(dtype):
     codes = torch.arange(1 << (8 * size)).to(torch.int16 if size == 2 else torch.uint8).view(TORCH[dtype])
     values = codes.float().double().numpy()
     values = np.unique(values[np.isfinite(values)])
-    points = np.concatenate([values, (values[1:] + values[:-1]) / 2])
-    return points
+    return np.concatenate([values, (values[1:] + values[:-1]) / 2])
 
 
 @pytest.mark.parametrize("dtype", TORCH)
