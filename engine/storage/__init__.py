@@ -104,7 +104,8 @@ class Store(Protocol):
         Args:
             name: the file; an existing one is replaced at commit.
             size: bytes that will be written.
-            attributes: stored beside the object where the store can (`attributes`), else ignored.
+            attributes: kept beside the object where the store can (see `attributes`), else ignored; names of
+                lower-case letters, digits and underscores, values of ASCII text.
             run_id: letters and digits that mark this run's temporary files.
         """
 

@@ -69,20 +69,27 @@ class Retry:
 
     def call(self, operation: Callable[[], Result]) -> Result:
         """Run `operation` until it succeeds, raises anything but TemporaryError, or may not be repeated."""
-        for attempt in range(1, self.attempts + 1):
+        attempt = 1
+        while True:
             try:
                 result = operation()
             except TemporaryError:
-                if attempt == self.attempts or not self.budget.spend():
+                delay_seconds = self.next_delay_seconds(attempt)
+                if delay_seconds is None:
                     raise
-                self.sleep(self.delay_seconds(attempt))
+                self.sleep(delay_seconds)
+                attempt += 1
             else:
                 self.budget.earn()
                 return result
-        raise AssertionError("a retry policy allows at least one attempt")
 
-    def delay_seconds(self, attempt: int) -> float:
-        """Wait after the given failed attempt (from 1), jittered so that workers come back apart."""
+    def next_delay_seconds(self, attempt: int) -> float | None:
+        """Wait after the given failed attempt (from 1); None when it was the last, or the budget is spent.
+
+        The wait is jittered, so that workers that failed together do not come back together.
+        """
+        if attempt >= self.attempts or not self.budget.spend():
+            return None
         mean = min(self.max_delay_seconds, self.first_delay_seconds * 2.0 ** (attempt - 1))
         return mean * random.uniform(0.5, 1.5)
 

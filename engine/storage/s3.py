@@ -1,0 +1,263 @@
+"""Files under a prefix of an S3 bucket: ranged reads of one version, and objects that appear whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from ..errors import InputError, TemporaryError
+from . import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
+from .coalesce import Coalescer
+from .s3_client import RefusedError, S3Client, shared_client
+from .s3_writer import IDENTITY_ATTRIBUTE, S3Writer, from_metadata
+
+CHUNK_BYTES = 1 << 20
+"""Most bytes taken from a connection at once."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CHANGED = {"PreconditionFailed", "412"}
+_BEYOND_END = {"InvalidRange", "416"}
+_NO_CONDITIONS = {"NotImplemented", "501"}
+
+
+class S3Store:
+    """A prefix of a bucket."""
+
+    def __init__(self, bucket: str, prefix: str, client: S3Client | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._client = client or shared_client()
+        self._small_reads = Coalescer(self._fetch)
+
+    def __repr__(self) -> str:
+        return f"S3Store({self._url!r})"
+
+    @property
+    def url(self) -> str:
+        """s3://bucket/prefix."""
+        return self._url
+
+    def info(self, name: str) -> FileInfo:
+        """See `Store.info`; the version is the ETag."""
+        answer = self._client.request("head_object", self._where(name), **self._object(name))
+        info = FileInfo(answer["ContentLength"], _version(answer))
+        self._small_reads.note_size(name, info.version, info.size)
+        return info
+
+    def list(self, folder: str = "") -> list[str]:
+        """See `Store.list`."""
+        prefix = self._prefix + (f"{check_name(folder)}/" if folder else "")
+        arguments = {"Bucket": self._bucket, "Prefix": prefix, "Delimiter": "/"}
+        names = []
+        while True:
+            answer = self._client.request("list_objects_v2", self._where(folder), **arguments)
+            names += [entry["Key"][len(self._prefix) :] for entry in answer.get("Contents", [])]
+            if not answer.get("IsTruncated"):
+                break
+            arguments["ContinuationToken"] = answer["NextContinuationToken"]
+        return sorted(name for name in names if name.rpartition("/")[2] not in ("", ".", ".."))
+
+    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
+        """See `Store.read_into`."""
+        view = into.cast("B")
+        if len(view) == 0:
+            if version not in (None, self.info(name).version):
+                raise self._changed(name)
+            return
+        self._small_reads.read_into(name, offset, view, version)
+
+    def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
+        """See `Store.read_bytes`."""
+        where = self._where(name)
+
+        async def attempt() -> bytes:
+            async with self._client.transfer(where, limit_bytes):
+                answer = await self._client.call("get_object", where, **self._object(name))
+                with contextlib.closing(answer["Body"]):
+                    size = answer["ContentLength"]
+                    if size > limit_bytes:
+                        raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
+                    data = bytearray(size)
+                    await _receive(answer, memoryview(data), where)
+                    return bytes(data)
+
+        return self._client.run(self._client.repeat(attempt))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`: If-None-Match, and then a look at what is there.
+
+        The look covers servers that ignore the condition: of two different plans that race for one name there, the
+        one that was overwritten is told so, unless it looked first; all that follows reads the plan again.
+        """
+        where, arguments = self._where(name), {**self._object(name), "body": bytes(data)}
+        if self._exists(name):
+            return False
+        expect = _CHANGED | _NO_CONDITIONS
+        try:
+            self._client.request("put_object", where, expect=expect, IfNoneMatch="*", **arguments)
+        except RefusedError as error:
+            if error.code in _CHANGED:
+                return False
+            self._client.request("put_object", where, **arguments)
+        return self.read_bytes(name, max(len(data), DEFAULT_READ_LIMIT_BYTES)) == data
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See `Store.replace`."""
+        arguments = {**self._object(name), "body": bytes(data)}
+        self._client.request("put_object", self._where(name), **arguments)
+
+    def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> S3Writer:
+        """See `Store.writer`: a multipart upload, or one request for small files."""
+        del run_id  # an upload has an identity of its own
+        return S3Writer(self._client, self._bucket, self._key(name), self._where(name), size, attributes)
+
+    def attributes(self, name: str) -> Mapping[str, str] | None:
+        """See `Store.attributes`: the object's metadata."""
+        answer = self._client.request("head_object", self._where(name), **self._object(name))
+        found = from_metadata(answer.get("Metadata", {}))
+        found.pop(IDENTITY_ATTRIBUTE, None)
+        return found
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        self._client.request("delete_object", self._where(name), **self._object(name))
+
+    def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
+        """See `Store.leftovers`: uploads of exactly these keys that were neither completed nor aborted."""
+        wanted = {self._key(name): name for name in names}
+        folders = sorted({key.rpartition("/")[0] for key in wanted})
+        now = time.time()
+        found = []
+        for folder in folders:
+            for upload in self._uploads(f"{folder}/" if folder else ""):
+                age_seconds = max(0.0, now - upload["Initiated"].timestamp())
+                if upload["Key"] in wanted and age_seconds >= older_than_seconds:
+                    found.append(Leftover(wanted[upload["Key"]], upload["UploadId"], age_seconds, 0))
+        return tuple(sorted(found))
+
+    def delete_leftover(self, leftover: Leftover) -> None:
+        """See `Store.delete_leftover`."""
+        arguments = {**self._object(leftover.name), "UploadId": leftover.token}
+        try:
+            self._client.request("abort_multipart_upload", self._where(leftover.name), **arguments)
+        except FileNotFoundError:
+            return
+
+    def free_bytes(self) -> int | None:
+        """None: buckets do not tell."""
+        return None
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
+        """Fill `into` by requests side by side; when this returns or raises, nothing writes into it any more."""
+
+        async def piece(begin: int) -> None:
+            part = into[begin : begin + step]
+            await self._client.repeat(lambda: self._get_range(name, offset + begin, part, version))
+
+        async def all_pieces() -> None:
+            tasks = [asyncio.create_task(piece(begin)) for begin in range(0, len(into), step)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        step = self._client.limits.piece_bytes
+        self._client.run(all_pieces())
+
+    async def _get_range(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
+        """One ranged request, checked: version, range, and length of what comes."""
+        where = self._where(name)
+        condition: dict[str, Any] = {} if version is None else {"IfMatch": f'"{version}"'}
+        async with self._client.transfer(where, len(into)):
+            try:
+                answer = await self._client.call(
+                    "get_object", where, expect=_CHANGED | _BEYOND_END, **self._object(name), **condition,
+                    Range=f"bytes={offset}-{offset + len(into) - 1}",
+                )  # fmt: skip
+            except RefusedError as error:
+                if error.code in _CHANGED:
+                    raise self._changed(name) from error
+                size = (await self._client.call("head_object", where, **self._object(name)))["ContentLength"]
+                raise _too_short(where, size, offset + len(into)) from error
+            with contextlib.closing(answer["Body"]):
+                if version is not None and _version(answer) != version:
+                    raise self._changed(name)
+                _check_range(answer, offset, len(into), where)
+                await _receive(answer, into, where)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def _key(self, name: str) -> str:
+        return self._prefix + check_name(name)
+
+    def _object(self, name: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._key(name)}
+
+    def _where(self, name: str) -> str:
+        return f"{self._url}/{name}" if name else self._url
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self.info(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _changed(self, name: str) -> InputError:
+        return InputError(
+            f"{self._where(name)}: changed while in use (its ETag is another)",
+            "Restore the object, or start a new output from the changed inputs.",
+        )
+
+    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        arguments = {"Bucket": self._bucket, "Prefix": prefix}
+        while True:
+            answer = self._client.request("list_multipart_uploads", self._where(""), **arguments)
+            yield from answer.get("Uploads", [])
+            if not answer.get("IsTruncated"):
+                return
+            arguments["KeyMarker"] = answer["NextKeyMarker"]
+            arguments["UploadIdMarker"] = answer["NextUploadIdMarker"]
+
+
+def _version(answer: dict[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+def _check_range(answer: dict[str, Any], offset: int, count: int, where: str) -> None:
+    """Check that the answer is about the bytes that were asked for, before any of them is used."""
+    text = str(answer.get("ContentRange", ""))
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        if offset == 0 and answer["ContentLength"] == count:
+            return  # the range was ignored, and was the whole file
+        raise TemporaryError(f"{where}: asked for bytes {offset} to {offset + count - 1}, got the whole file")
+    begin, end = int(match[1]), int(match[2]) + 1
+    if begin == offset and end < offset + count and match[3] == str(end):
+        raise _too_short(where, end, offset + count)
+    if (begin, end) != (offset, offset + count):
+        raise TemporaryError(f"{where}: asked for bytes {offset} to {offset + count - 1}, got {text!r}")
+
+
+async def _receive(answer: dict[str, Any], into: memoryview, where: str) -> None:
+    """Move an answer's body into memory that it must fill exactly."""
+    done = 0
+    while done < len(into):
+        chunk = await answer["Body"].read(min(CHUNK_BYTES, len(into) - done))
+        if not chunk:
+            raise TemporaryError(f"{where}: the answer ended after {done} of {len(into)} bytes")
+        into[done : done + len(chunk)] = chunk
+        done += len(chunk)
+
+
+def _too_short(where: str, size: int, needed: int) -> InputError:
+    return InputError(f"{where}: ends at byte {size}, expected {needed} bytes", "Upload the file again.")

@@ -1,0 +1,261 @@
+"""One S3 client per process, made by s3fs: bounded requests, shared retries, and every failure in our own words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import io
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+import botocore.exceptions
+import botocore.parsers
+import s3fs
+
+from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
+from .wrap import Retry
+
+Result = TypeVar("Result")
+
+_AGAIN = "Run the same command again; it goes on where it stopped."
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken", "400"}
+_BUSY = {
+    "SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "InternalError",
+    "ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest",
+    "XAmzContentSHA256Mismatch", "BandwidthLimitExceeded", "EC2ThrottledException",
+}  # fmt: skip
+_FULL = {"QuotaExceeded", "StorageFull", "XMinioStorageFull", "InsufficientStorage", "EntityTooLarge"}
+_CREDENTIAL_ERRORS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.ProfileNotFound,
+    botocore.exceptions.NoRegionError,
+    botocore.exceptions.TokenRetrievalError,
+    botocore.exceptions.UnauthorizedSSOTokenError,
+)
+_CONNECTION_ERRORS = (
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.parsers.ResponseParserError,
+    aiohttp.ClientError,
+    EOFError,
+    OSError,
+)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+_QUERY = re.compile(r"\?[^\s\"'<>]*")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one process may ask of a server, and how long it waits. Every wait ends."""
+
+    connect_seconds: float = 10.0
+    """A server that is up accepts a connection within milliseconds; 10 s covers a lost packet or three."""
+    idle_seconds: float = 30.0
+    """A connection without a byte for this long is dead."""
+    answer_seconds: float = 60.0
+    """Longest whole request without a body; completing a large upload is the slowest."""
+    slowest_bytes_per_second: int = 64 << 10
+    """A body that is slower is given up: another connection is usually faster."""
+    requests_in_flight: int = 32
+    """Reads at once in a process: enough for a 10 Gbit/s link at 25 ms latency, bearable for small servers."""
+    piece_bytes: int = 8 << 20
+    """Longer reads are cut into pieces of this size that travel side by side."""
+    part_bytes: int = 8 << 20
+    """Part of a multipart upload; more only when 10,000 parts would not hold the file (80 GB)."""
+    parts_in_flight: int = 3
+    """Parts of one file on the way; one more is being filled: 32 MiB of buffers for each open writer."""
+
+    def deadline_seconds(self, size: int) -> float:
+        """Longest time for one request with a body of `size` bytes."""
+        return self.answer_seconds + size / self.slowest_bytes_per_second
+
+
+class ExpiredCredentialsError(ResourceError):
+    """The server says that credentials are no longer valid; a fresh session may have newer ones."""
+
+
+class RefusedError(Exception):
+    """An answer that the caller said it expects, by its error code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class S3Client:
+    """Requests to S3, run on fsspec's event loop and awaited by ordinary threads.
+
+    Endpoint, profile, region, addressing style and credentials come from the configuration of fsspec and AWS
+    (environment, `~/.aws`, fsspec's own files), never from recipes or URLs.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `s3fs.S3FileSystem` beyond that configuration; for tests."""
+    limits: Limits = field(default_factory=Limits)
+    retry: Retry = field(default_factory=Retry)
+
+    def __post_init__(self) -> None:
+        self._fs: Any = s3fs.S3FileSystem(skip_instance_cache=True, **self.options)
+        # One place retries: not s3fs, nor botocore below it.
+        self._fs.retries = 1
+        self._fs.config_kwargs = {
+            "connect_timeout": self.limits.connect_seconds,
+            "read_timeout": self.limits.idle_seconds,
+            "max_pool_connections": self.limits.requests_in_flight + 8,
+            **self._fs.config_kwargs,
+            "retries": {"total_max_attempts": 1},
+        }
+        self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
+        self._refresh_lock = asyncio.Lock()
+        self._session_number = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine to its end from an ordinary thread; when that thread is interrupted, cancel it."""
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Start a coroutine; the future belongs to the calling thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop)
+
+    def request(self, method: str, where: str, *, expect: Collection[str] = (), **arguments: Any) -> dict[str, Any]:
+        """One small request, repeated as often as the retry policy allows; see `call`."""
+
+        async def attempt() -> dict[str, Any]:
+            return await self.call(method, where, expect=expect, **arguments)
+
+        return self.run(self.repeat(attempt))
+
+    async def repeat(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+        """Await `operation()` again after temporary errors, and once after renewing expired credentials."""
+        attempt, renewed = 1, False
+        while True:
+            session = self._session_number
+            try:
+                result = await operation()
+            except ExpiredCredentialsError:
+                if renewed:
+                    raise
+                renewed = True
+                await self._renew_session(session)
+            except TemporaryError:
+                delay_seconds = self.retry.next_delay_seconds(attempt)
+                if delay_seconds is None:
+                    raise
+                await asyncio.sleep(delay_seconds)
+                attempt += 1
+            else:
+                self.retry.budget.earn()
+                return result
+
+    async def call(
+        self, method: str, where: str, *, expect: Collection[str] = (), body: bytes | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """One request, once.
+
+        Args:
+            method: of the botocore client, such as "head_object".
+            where: our URL of the file or folder, for messages.
+            expect: error codes that the caller handles; raised as RefusedError.
+            body: what is sent; its size adds to the deadline.
+            arguments: of the method.
+        """
+        if body is not None:
+            arguments["Body"] = io.BytesIO(body)  # no copy; large plain bytes would hold up the event loop
+        try:
+            async with asyncio.timeout(self.limits.deadline_seconds(len(body or b""))):
+                answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
+                return answer
+        except Exception as error:  # noqa: BLE001 - every failure is translated or passed on
+            cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
+            if isinstance(cause, botocore.exceptions.ClientError):
+                code = str(cause.response.get("Error", {}).get("Code", ""))
+                if code in expect:
+                    raise RefusedError(code) from cause
+            raise translate(cause, where) from cause
+
+    @contextlib.asynccontextmanager
+    async def transfer(self, where: str, size: int) -> AsyncIterator[None]:
+        """Hold one of the slots for reads while a body of `size` bytes comes in, for a bounded time."""
+        try:
+            async with self._slots, asyncio.timeout(self.limits.deadline_seconds(size)):
+                yield
+        except Exception as error:
+            replacement = translate(error, where)
+            if replacement is error:
+                raise
+            raise replacement from error
+
+    async def _renew_session(self, session: int) -> None:
+        async with self._refresh_lock:
+            if session == self._session_number:
+                await self._fs.set_session(refresh=True)
+                self._session_number += 1
+
+
+@functools.cache
+def shared_client() -> S3Client:
+    """The client of this process."""
+    return S3Client()
+
+
+def redact(text: str) -> str:
+    """A message without user names, passwords and queries (which hold signatures) of the URLs in it."""
+    return _QUERY.sub("", _USERINFO.sub("", text))
+
+
+def translate(error: Exception, where: str) -> Exception:
+    """The exception that a user should see for a failed request."""
+    if isinstance(error, (AnabranchError, FileNotFoundError)):
+        return error
+    if isinstance(error, botocore.exceptions.ClientError):
+        return _translate_answer(error, where)
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return ResourceError(
+            f"{where}: no usable credentials ({redact(str(error))})",
+            "Set AWS_PROFILE or the AWS_… variables, or configure ~/.aws; recipes hold no credentials.",
+        )
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return InputError(f"{where}: not a valid bucket or object name", "Correct the URL.")
+    if isinstance(error, _CONNECTION_ERRORS):
+        reason = redact(str(error)) or type(error).__name__
+        return TemporaryError(f"{where}: the connection failed ({reason[:300]})", _AGAIN)
+    return error
+
+
+def _translate_answer(error: Any, where: str) -> Exception:
+    """From an S3 error answer: code first, as it is more precise, then HTTP status."""
+    details = error.response.get("Error", {})
+    code = str(details.get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    message = redact(str(details.get("Message") or ""))[:300]
+    text = f"{where}: the server answered {status} {code}" + (f": {message}" if message not in ("", code) else "")
+    if code == "NoSuchBucket":
+        return ResourceError(text, "Create the bucket, or correct the URL.")
+    if code in ("NoSuchKey", "NoSuchUpload") or status == 404:
+        return FileNotFoundError(text)
+    if code in _EXPIRED:
+        return ExpiredCredentialsError(text, f"Renew the credentials (they may have expired). {_AGAIN}")
+    if code in _FULL or status == 507:
+        return ResourceError(text, f"The bucket or its quota is full; make room. {_AGAIN}")
+    if code == "RequestTimeTooSkewed":
+        return ResourceError(text, "Set this machine's clock.")
+    if code in _BUSY or status == 429 or (status >= 500 and status != 501):
+        return TemporaryError(text, _AGAIN)
+    if status in (401, 403):
+        return ResourceError(text, "Check the credentials and their permission for this bucket and prefix.")
+    if status in (301, 307):
+        return ResourceError(text, "The bucket is in another region; set AWS_REGION or the endpoint.")
+    return ResourceError(text, "The server refuses this request; check the bucket's settings and the endpoint.")

@@ -1,0 +1,145 @@
+"""What every S3 server must give our store: the contract of all stores, and what multipart uploads add."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from anabranch.engine.errors import IntegrityError, ResourceError
+from anabranch.engine.storage.s3 import S3Store
+
+from ..contract.store_contract import RUN_ID, StoreContract
+
+PART = 5 << 20
+
+
+def pattern(size: int) -> bytes:
+    """Bytes that show where they were."""
+    return np.arange(-(-size // 4), dtype=">u4").tobytes()[:size]
+
+
+@functools.cache
+def _client_and_bucket(server):
+    client = server.client()
+    return client, server.bucket(client)
+
+
+class S3Contract(StoreContract):
+    checks_credentials = True
+    tells_upload_age = True
+    errors_of_a_removed_upload: tuple[type[Exception], ...] = (FileNotFoundError,)
+
+    @pytest.fixture
+    def server(self):
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, server, request):
+        client, bucket = _client_and_bucket(server)
+        return S3Store(bucket, f"models/{request.node.name}", client)
+
+    def test_unfinished_writes_are_left_over_and_can_be_deleted(self, store):
+        size = PART + 1
+        writer = store.writer("sub/w", size, {}, RUN_ID)
+        other = store.writer("sub/other", size, {}, RUN_ID)
+        elsewhere = store.writer("sub/w/deeper", size, {}, RUN_ID)
+        (leftover,) = store.leftovers(["sub/w", "sub/absent"])
+        assert leftover.name == "sub/w"
+        if self.tells_upload_age:
+            assert store.leftovers(["sub/w"], older_than_seconds=3600) == ()
+            assert leftover.age_seconds < 600
+        store.delete_leftover(leftover)
+        store.delete_leftover(leftover)
+        assert store.leftovers(["sub/w"]) == ()
+        with pytest.raises(self.errors_of_a_removed_upload):
+            self.finish(writer, bytes(size))
+        writer.discard()
+        assert store.list("sub") == []
+        assert [found.name for found in store.leftovers(["sub/other"])] == ["sub/other"]
+        other.discard()
+        elsewhere.discard()
+        assert store.leftovers(["sub/other", "sub/w/deeper"]) == ()
+
+    def finish(self, writer, data: bytes) -> None:
+        writer.write(data)
+        writer.commit()
+
+    @pytest.mark.parametrize("size", [PART - 1, PART, PART + 1, 4 * PART, 4 * PART + 12345])
+    def test_large_files_go_in_parts_and_come_back(self, store, size):
+        data = pattern(size)
+        writer = store.writer("big", size, {"plan_id": "p"}, RUN_ID)
+        for start in range(0, size, 1_234_567):
+            writer.write(memoryview(data)[start : start + 1_234_567])
+        assert store.list() == []
+        writer.commit()
+        info = store.info("big")
+        assert info.size == size
+        assert self.read(store, "big", 0, size, info.version) == data
+        assert self.read(store, "big", size - 7, 7, info.version) == data[-7:]
+        assert store.attributes("big") == {"plan_id": "p"}
+        assert store.leftovers(["big"]) == ()
+
+    def test_a_discarded_upload_leaves_nothing(self, store):
+        writer = store.writer("big", 4 * PART, {}, RUN_ID)
+        writer.write(bytes(3 * PART))
+        writer.discard()
+        writer.discard()
+        assert store.list() == []
+        assert store.leftovers(["big"]) == ()
+
+    def test_a_short_upload_is_not_completed(self, store):
+        writer = store.writer("big", 2 * PART, {}, RUN_ID)
+        writer.write(bytes(2 * PART - 1))
+        with pytest.raises(IntegrityError):
+            writer.commit()
+        writer.discard()
+        assert store.list() == []
+
+    def test_twin_uploads_both_succeed_and_the_file_is_whole(self, store):
+        data = pattern(PART + 100)
+        first = store.writer("big", len(data), {"plan_id": "p"}, RUN_ID)
+        second = store.writer("big", len(data), {"plan_id": "p"}, RUN_ID)
+        self.finish(second, data)
+        self.finish(first, data)
+        assert store.read_bytes("big") == data
+
+    def test_long_listings_are_read_to_their_end(self, store):
+        for number in range(7):
+            store.replace(f"many/{number}", b"")
+        original = store._client.request
+        calls = []
+
+        def small_pages(method, where, **arguments):
+            calls.append(method)
+            return original(method, where, **arguments, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+
+        store._client.request = small_pages
+        try:
+            assert store.list("many") == [f"many/{number}" for number in range(7)]
+        finally:
+            del store._client.request
+        assert calls == ["list_objects_v2"] * 3
+
+    def test_a_missing_bucket_is_a_resource_error(self, server):
+        with pytest.raises(ResourceError, match="NoSuchBucket"):
+            S3Store("no-such-bucket-here", "x", server.client()).list()
+
+    def test_a_whole_bucket_is_a_store(self, server):
+        client = server.client()
+        store = S3Store(server.bucket(client), "", client)
+        store.replace("a", b"1")
+        store.replace("f/b", b"1")
+        assert store.list() == ["a"]
+        assert store.list("f") == ["f/b"]
+        assert store.url.count("/") == 2
+
+    def test_wrong_credentials_are_a_resource_error_without_secrets(self, store, server):
+        client = server.client(secret="not-the-secret")
+        if not self.checks_credentials:
+            pytest.skip("this server accepts any credentials")
+        with pytest.raises(ResourceError) as caught:
+            S3Store(store._bucket, "x", client).list()
+        assert "credentials" in str(caught.value)
+        assert "not-the-secret" not in repr(caught.value.__cause__) + str(caught.value)
