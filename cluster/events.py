@@ -82,6 +82,19 @@ class TaskFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """The run has moved that much of the task's `size_bytes`.
+
+    Optional: with it every few seconds a slow run is known long before it is late, without it only by its age.
+    """
+
+    now: float
+    task: int
+    run: int
+    done_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LookedUp:
     """Answer to LookUp: whether the output holds a valid receipt (with its shard) of the task."""
 
@@ -115,6 +128,7 @@ Event = (
     | WorkerLost
     | TaskDone
     | TaskFailed
+    | TaskProgress
     | LookedUp
     | LookUpFailed
     | Tick

@@ -20,14 +20,17 @@ class Limits:
     backoff_seconds: float = 5.0
     """Wait after a task's first temporary failure; doubles each time. The stores have retried before that."""
     backoff_cap_seconds: float = 300.0
-    twin_factor: float = 1.5
-    """A run that takes this many times the expected time is late: an idle worker may start a twin."""
-    hang_factor: float = 4.0
-    """At this many times the late mark the run is given up and its worker stopped. Doubles each time that
-    happens to a task: a store that became slow everywhere must not use up the attempts."""
+    late_factor: float = 1.1
+    """A run that takes (or by its progress will take) this many times the expected time is late: a worker that
+    has nothing else to do starts a twin, which costs nothing."""
+    overdue_factor: float = 1.6
+    """From here on the twin goes before smaller tasks, unless the run's worker is just slower than others."""
+    hang_factor: float = 6.0
+    """Here the run is given up and its worker stopped. Doubles each time that happens to a task: a store that
+    became slow everywhere must not use up the attempts."""
     deadline_floor_seconds: float = 10.0
     """Nothing is late before this, and running tasks are looked at this often."""
-    deadline_cap_seconds: float = 3600.0
+    deadline_cap_seconds: float = 7200.0
     assumed_bytes_per_second: float = 10e6
     """What a worker is expected to do until tasks have finished; so slow that nobody is late by mistake."""
     no_worker_seconds: float = 600.0
@@ -55,18 +58,28 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=self.RECENT_RUNS)
         self._bytes_per_second = limits.assumed_bytes_per_second
 
-    def learn(self, size_bytes: int, seconds: float) -> None:
-        """Take a finished run into account."""
-        if seconds > 0 and size_bytes >= self._sample_bytes:
-            self._recent.append(size_bytes / seconds)
-            self._bytes_per_second = max(median(self._recent), 1.0)
+    def learn(self, size_bytes: int, seconds: float) -> float:
+        """Take a finished run into account; its bytes per second, 0 if that says nothing."""
+        if seconds <= 0 or size_bytes < self._sample_bytes:
+            return 0.0
+        self._recent.append(size_bytes / seconds)
+        self._bytes_per_second = max(median(self._recent), 1.0)
+        return self._recent[-1]
 
     def late_seconds(self, size_bytes: int) -> float:
-        """Age at which a run of that size deserves a twin."""
-        late = self._limits.twin_factor * size_bytes / self._bytes_per_second
-        return min(max(late, self._limits.deadline_floor_seconds), self._limits.deadline_cap_seconds)
+        """Age at which a run of that size may have a twin."""
+        return self._deadline(self._limits.late_factor * size_bytes / self._bytes_per_second)
+
+    def overdue_seconds(self, size_bytes: int, own_bytes_per_second: float) -> float:
+        """Age at which it needs one, if its worker has done that many bytes per second (0: not known)."""
+        slower = min(self._bytes_per_second, own_bytes_per_second or self._bytes_per_second)
+        return self._deadline(self._limits.overdue_factor * size_bytes / slower)
 
     def hung_seconds(self, size_bytes: int, timeouts: int) -> float:
         """Age at which it is given up, after the same task was given up `timeouts` times before."""
-        late = self.late_seconds(size_bytes) * 2.0 ** min(timeouts, 30)
-        return min(late, self._limits.deadline_cap_seconds) * self._limits.hang_factor
+        patience = self._limits.hang_factor * 2.0 ** min(timeouts, 30)
+        # More than the floor allows to be late, or a task of no size would be given up at once.
+        return self._deadline(max(size_bytes / self._bytes_per_second, self._limits.deadline_floor_seconds) * patience)
+
+    def _deadline(self, seconds: float) -> float:
+        return min(max(seconds, self._limits.deadline_floor_seconds), self._limits.deadline_cap_seconds)

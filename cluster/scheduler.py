@@ -30,6 +30,7 @@ from .events import (
     Task,
     TaskDone,
     TaskFailed,
+    TaskProgress,
     Tick,
     WorkerJoined,
     WorkerLeaving,
@@ -43,6 +44,8 @@ class _Worker:
     joined: bool = False
     leaving: bool = False
     run: int | None = None
+    bytes_per_second: float = 0.0
+    """Its best run so far."""
 
 
 @dataclass(slots=True)
@@ -50,10 +53,12 @@ class _Run:
     task: int
     worker: int
     started: float
+    projected_seconds: float = 0.0
     late: bool = False
+    overdue: bool = False
 
 
-_Entry = tuple[bool, int, int]  # (is a twin, -size_bytes, id): largest first, twins after all others
+_Entry = tuple[bool, int, int]  # (yields to others, -size_bytes, id): largest first
 
 
 @dataclass(slots=True)
@@ -116,7 +121,7 @@ class Scheduler:
         self._actions: list[Action] = []
         self._over = False
         for state in self._states.values():
-            self._queue(state, twin=False)
+            self._queue(state, yields=False)
 
     @property
     def wake_at(self) -> float | None:
@@ -155,6 +160,8 @@ class Scheduler:
                 self._task_done(event)
             case TaskFailed():
                 self._task_failed(event)
+            case TaskProgress():
+                self._task_progress(event)
             case LookedUp():
                 self._looked_up(event)
             case LookUpFailed():
@@ -186,7 +193,9 @@ class Scheduler:
         run = self._end_run(event.run)
         state = self._states[event.task]
         if run is not None:
-            self._pace.learn(state.task.size_bytes, self._now - run.started)
+            rate = self._pace.learn(state.task.size_bytes, self._now - run.started)
+            if (worker := self._workers.get(run.worker)) is not None:
+                worker.bytes_per_second = max(worker.bytes_per_second, rate)
         self._set_done(state)
 
     def _set_done(self, state: _State) -> None:
@@ -220,6 +229,14 @@ class Scheduler:
             self._end(Stop(event.error))
         else:
             self._settle(state)
+
+    def _task_progress(self, event: TaskProgress) -> None:
+        run = self._runs.get(event.run)
+        if run is not None and event.done_bytes > 0:
+            age = self._now - run.started
+            # The first seconds go into opening files and say little.
+            if age >= self._limits.deadline_floor_seconds:
+                run.projected_seconds = age * self._states[run.task].task.size_bytes / event.done_bytes
 
     def _looked_up(self, event: LookedUp) -> None:
         state = self._states[event.task]
@@ -261,12 +278,12 @@ class Scheduler:
             if spent:
                 self._give_up(state)
             else:
-                self._queue(state, twin=False)
+                self._queue(state, yields=False)
         elif len(state.runs) == 1 and self._runs[state.runs[0]].late and not spent:
-            self._queue(state, twin=True)
+            self._queue(state, yields=not self._runs[state.runs[0]].overdue)
 
-    def _queue(self, state: _State, *, twin: bool) -> None:
-        state.entry = (twin, -state.task.size_bytes, state.task.id)
+    def _queue(self, state: _State, *, yields: bool) -> None:
+        state.entry = (yields, -state.task.size_bytes, state.task.id)
         if state.not_before > self._now:
             self._at(state.not_before, _RETRY, state.task.id)
         else:
@@ -350,7 +367,7 @@ class Scheduler:
             if state.entry != entry:
                 continue
             state.entry = None
-            assert len(state.runs) == entry[0]
+            assert len(state.runs) < 2
             worker, _ = self._idle.popitem(last=False)
             self._last_run += 1
             self._runs[self._last_run] = _Run(state.task.id, worker, self._now)
@@ -379,22 +396,29 @@ class Scheduler:
         self._look_up(state)
 
     def _check_run(self, number: int) -> None:
-        """Look at a run's age: a late one may get a twin, a hung one is given up."""
+        """Look at a run's age: a late one may get a twin, an overdue one needs it, a hung one is given up."""
         run = self._runs[number]
         state = self._states[run.task]
-        late = self._pace.late_seconds(state.task.size_bytes)
-        hung = self._pace.hung_seconds(state.task.size_bytes, state.timeouts)
-        if self._now >= run.started + hung:
+        size = state.task.size_bytes
+        late = run.started + self._pace.late_seconds(size)
+        overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
+        hung = run.started + self._pace.hung_seconds(size, state.timeouts)
+        reached = max(self._now, run.started + run.projected_seconds)
+        if self._now >= hung:
             state.timeouts += 1
             self._end_run(number)
             self._stop_worker(run.worker)
             self._lose_run(state, f"worker {run.worker} gave no answer in {self._now - run.started:.0f} s")
             return
-        if not run.late and self._now >= run.started + late:
+        if reached >= late and not run.late:
             run.late = True
             self._look_up(state)  # perhaps only the answer was lost
-        due = run.started + (hung if run.late else late)
-        self._at(min(due, self._now + self._limits.deadline_floor_seconds), _CHECK, number)
+        if reached >= overdue and not run.overdue:
+            run.overdue = True
+            state.entry = None
+            self._settle(state)
+        due = [when for when in (late, overdue, hung) if when > self._now]
+        self._at(min(*due, self._now + self._limits.deadline_floor_seconds), _CHECK, number)
 
     def _look_up(self, state: _State) -> None:
         self._last_look += 1

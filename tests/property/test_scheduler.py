@@ -31,6 +31,7 @@ from anabranch.cluster.events import (
     Task,
     TaskDone,
     TaskFailed,
+    TaskProgress,
     Tick,
     WorkerJoined,
     WorkerLeaving,
@@ -237,6 +238,14 @@ class World:
             else:
                 self.give(WorkerLeaving(self.now, worker))
 
+    def report(self, index: int, percent: int) -> None:
+        worker = self.running(index)
+        if worker is not None:
+            start = self.alive[worker]
+            assert start
+            done = self.tasks[start.task].size_bytes * percent // 100
+            self.send(TaskProgress, start.task, start.run, done)
+
     def hang(self, index: int) -> None:
         """The worker never answers, nor does it leave a receipt."""
         worker = self.running(index)
@@ -341,6 +350,10 @@ class Cluster(RuleBasedStateMachine):
     def hang(self, index: int) -> None:
         self.world.hang(index)
 
+    @rule(index=index, percent=st.sampled_from([0, 1, 50, 100, 200]))
+    def report(self, index: int, percent: int) -> None:
+        self.world.report(index, percent)
+
     @rule(count=st.integers(0, 5))
     def slots(self, count: int) -> None:
         self.world.slots(count)
@@ -379,6 +392,7 @@ STEPS: list[tuple[int, Callable[[World, random.Random], None]]] = [
     (1, lambda w, r: w.lose_touch(r.randrange(99))),
     (1, lambda w, r: w.hang(r.randrange(99))),
     (2, lambda w, r: w.fail(r.randrange(99), TemporaryError("slow down"))),
+    (4, lambda w, r: w.report(r.randrange(99), r.choice([0, 1, 50, 100]))),
     (1, lambda w, r: w.fail_to_join(r.randrange(99))),
     (1, lambda w, r: w.drain(r.randrange(99))),
     (1, lambda w, r: w.slots(r.randrange(6))),

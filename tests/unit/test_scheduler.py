@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from time import process_time
 
 import pytest
@@ -23,6 +24,7 @@ from anabranch.cluster.events import (
     Task,
     TaskDone,
     TaskFailed,
+    TaskProgress,
     Tick,
     WorkerJoined,
     WorkerLeaving,
@@ -190,7 +192,11 @@ def test_a_task_that_kills_its_workers_ends_the_run() -> None:
     assert "last: worker 3 was lost: killed: out of memory" in str(stopped(actions))
 
 
-def finished_pace(sizes: Sequence[int], workers: int, limits: Limits | None = None) -> Scheduler:
+# 1 GB takes 100 s: a run is late after 150 s, overdue after 200 s and hung after 600 s.
+ROUND = Limits(late_factor=1.5, overdue_factor=2.0, hang_factor=6.0)
+
+
+def finished_pace(sizes: Sequence[int], workers: int, limits: Limits = ROUND) -> Scheduler:
     """Workers 1.. all did a first task of 1 GB in 100 s and run their second one since time 100."""
     scheduler, _ = running(sizes, workers, limits)
     for run in range(1, workers + 1):
@@ -223,13 +229,52 @@ def test_a_late_run_whose_answer_was_lost_needs_no_twin() -> None:
     assert scheduler.handle(LookedUp(250.0, 3, 1, found=True)) == [StopWorker(2), Finish()]
 
 
-def test_fresh_tasks_come_before_twins() -> None:
-    scheduler = finished_pace([GB, GB, GB, GB, GB // 2], 2)
+def two_late_runs(fresh_tasks: int) -> Scheduler:
+    """Worker 1 is late with task 2, worker 2 with task 3, neither has a receipt; small tasks wait."""
+    scheduler = finished_pace([GB] * 4 + [GB // 2] * fresh_tasks, 2)
     wake(scheduler, 250.0)
     scheduler.handle(LookedUp(250.0, 2, 1, found=False))
     scheduler.handle(LookedUp(250.0, 3, 2, found=False))
+    return scheduler
+
+
+def test_the_twin_of_a_late_run_waits_for_all_fresh_tasks() -> None:
+    scheduler = two_late_runs(1)
     assert scheduler.handle(TaskDone(251.0, 3, 4)) == [StartTask(4, 2, 5)]
-    assert scheduler.handle(TaskDone(300.0, 4, 5)) == [StartTask(2, 2, 6)]
+    assert scheduler.handle(TaskDone(299.0, 4, 5)) == [StartTask(2, 2, 6)]
+
+
+def test_the_twin_of_an_overdue_run_goes_before_smaller_tasks() -> None:
+    scheduler = two_late_runs(2)
+    assert scheduler.handle(TaskDone(251.0, 3, 4)) == [StartTask(4, 2, 5)]
+    assert wake(scheduler, 300.0) == []
+    assert scheduler.handle(TaskDone(301.0, 4, 5)) == [StartTask(2, 2, 6)]
+
+
+def test_a_worker_that_is_always_slow_is_not_overdue_by_its_own_standard() -> None:
+    """Twice as slow as the others, it would else have a twin in every run."""
+    scheduler, _ = running([GB] * 6 + [GB // 2] * 3, 3, ROUND)
+    scheduler.handle(TaskDone(100.0, 0, 1))
+    scheduler.handle(TaskDone(100.0, 1, 2))
+    assert scheduler.handle(TaskDone(199.0, 2, 3)) == [StartTask(5, 3, 6)]
+    scheduler.handle(TaskDone(200.0, 3, 4))
+    scheduler.handle(TaskDone(200.0, 4, 5))
+    assert wake(scheduler, 349.0) == [LookUp(6, 1), LookUp(7, 2), LookUp(5, 3)]
+    scheduler.handle(LookedUp(349.0, 5, 3, found=False))
+    assert wake(scheduler, 400.0) == []
+    assert scheduler.handle(TaskDone(401.0, 6, 7)) == [StartTask(8, 1, 9)]
+
+
+def test_reported_progress_shows_a_slow_run_before_it_is_late() -> None:
+    scheduler = finished_pace([GB] * 4, 2)
+    scheduler.handle(TaskDone(200.0, 2, 3))
+    for now, moved in ((105.0, 1), (150.0, 0), (150.0, GB // 2)):
+        assert scheduler.handle(TaskProgress(now, 3, 4, moved)) == []
+        assert wake(scheduler, 205.0) == []
+    assert scheduler.handle(TaskProgress(205.0, 3, 4, GB // 4)) == []
+    assert wake(scheduler, 215.0) == [LookUp(3, 1)]
+    assert scheduler.handle(LookedUp(215.0, 3, 1, found=False)) == [StartTask(3, 1, 5)]
+    assert scheduler.handle(TaskProgress(220.0, 2, 3, GB)) == []
 
 
 def test_a_hung_worker_is_stopped_even_if_it_is_the_only_one() -> None:
@@ -245,7 +290,7 @@ def test_a_hung_worker_is_stopped_even_if_it_is_the_only_one() -> None:
 
 
 def test_twins_count_as_attempts() -> None:
-    scheduler = finished_pace([GB] * 4, 2, Limits(attempts=2))
+    scheduler = finished_pace([GB] * 4, 2, replace(ROUND, attempts=2))
     scheduler.handle(TaskDone(200.0, 2, 3))
     wake(scheduler, 250.0)
     assert scheduler.handle(LookedUp(250.0, 3, 1, found=False)) == [StartTask(3, 1, 5)]
@@ -331,17 +376,18 @@ def test_workers_that_do_not_start_are_asked_for_less_and_less_often_then_exit_7
 
 
 def test_deadlines_follow_the_median_and_have_a_floor_and_a_cap() -> None:
-    limits = Limits()
-    pace = Pace(limits, GB)
+    pace = Pace(ROUND, GB)
     assert pace.late_seconds(GB) == 1.5 * GB / 10e6
     for seconds in (90.0, 100.0, 100.0, 110.0, 4000.0):
-        pace.learn(GB, seconds)
+        assert pace.learn(GB, seconds) == GB / seconds
     assert pace.late_seconds(GB) == 150.0
     assert pace.late_seconds(1) == 10.0
-    assert pace.late_seconds(1000 * GB) == 3600.0
-    assert [pace.hung_seconds(GB, n) for n in (0, 1, 9)] == [600.0, 1200.0, 14400.0]
+    assert pace.late_seconds(1000 * GB) == 7200.0
+    assert [pace.overdue_seconds(GB, rate) for rate in (0.0, GB / 50, GB / 200)] == [200.0, 200.0, 400.0]
+    assert [pace.hung_seconds(GB, n) for n in (0, 1, 9)] == [600.0, 1200.0, 7200.0]
+    assert pace.hung_seconds(0, 0) == 60.0
     for _ in range(100):
-        pace.learn(1, 50.0)  # tiny tasks say nothing about throughput
+        assert pace.learn(1, 50.0) == 0.0  # tiny tasks say nothing about throughput
     assert pace.late_seconds(GB) == 150.0
 
 
