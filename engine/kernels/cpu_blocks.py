@@ -157,7 +157,9 @@ def mask_blocks(
     padded = (m + 7) // 8 * 8
     scratch, ranks = np.empty(m, bits.dtype), np.empty(m, bits.dtype)
     flags, equals = np.zeros(padded, np.uint8), np.zeros(padded, np.uint8)
-    guesses, ties = np.full(GUESSES, np.int64(largest) >> 1), np.zeros(GUESSES, np.bool_)
+    guesses, ties = np.empty(GUESSES, np.int64), np.zeros(GUESSES, np.bool_)
+    for i in range(GUESSES):
+        guesses[i] = np.int64(largest) >> 1
     reach = np.int64(largest) >> 11  # sixteen 128ths of a power of two in fp32
     for start in range(0, bits.size, m):
         length = min(m, bits.size - start)
@@ -174,7 +176,8 @@ def mask_blocks(
                 found = take_by_rank(keys, want, ranks, taken)
             else:
                 g = min(level, GUESSES - 1)
-                equals[length:] = 0
+                for i in range(length, padded):
+                    equals[i] = 0
                 found, cut, tied = take_by_search(
                     keys, want, guesses[g], reach, ties[g], np.int64(largest), taken, equals
                 )

@@ -42,7 +42,8 @@ def moments(t: Any, rows: Any) -> None:
     for row in range(rows.shape[0]):
         x = t[row * ROW : (row + 1) * ROW]
         if x.size < ROW:
-            padded[: x.size] = x
+            for j in range(x.size):
+                padded[j] = x[j]
             x = padded
         x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
         x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]

@@ -55,4 +55,6 @@ def mask_random(key0: Any, key1: Any, first: int, threshold: Any, mask: Any) -> 
             other = below(w2[j], threshold) | np.uint32(below(w3[j], threshold) << np.uint32(8))
             packed[j] = pair | np.uint32(other << np.uint32(16))
         begin, stop = max(4 * start, first), min(4 * (start + COUNTERS), end)
-        mask[begin - first : stop - first] = flags[begin - 4 * start : stop - 4 * start]
+        part, chosen = mask[begin - first : stop - first], flags[begin - 4 * start : stop - 4 * start]
+        for j in range(part.size):
+            part[j] = chosen[j]
