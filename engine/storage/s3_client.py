@@ -40,6 +40,7 @@ _CREDENTIAL_ERRORS = (
     botocore.exceptions.UnauthorizedSSOTokenError,
 )
 _CONNECTION_ERRORS = (
+    botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
     botocore.exceptions.IncompleteReadError,
     botocore.parsers.ResponseParserError,
