@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,29 +11,25 @@ from pathlib import Path
 from typing import Literal
 
 from ..engine.commit import Output
-from ..engine.errors import OutputConflictError, RecipeError, ResourceError
+from ..engine.errors import RecipeError, ResourceError
 from ..engine.inputs import Inputs, open_inputs
 from ..engine.kernels import Kernels
-from ..engine.manifest import PLAN_NAME, SurveyPart
-from ..engine.memory import MemoryPlan, plan_memory
+from ..engine.manifest import SurveyPart
+from ..engine.memory import MemoryPlan, Surroundings, plan_memory
 from ..engine.meter import Meter
-from ..engine.methods.stages import TaskVectorMerge
-from ..engine.plan import TensorTask
 from ..engine.recipe import load_recipe
-from ..engine.storage import Store, open_store
+from ..engine.storage import open_store
 from ..engine.survey import Round, SurveyWorker
 from ..engine.verify import Verification
 from ..engine.verify import verify as verify_store
 from .machine import available_cores, peak_rss_bytes
 from .merge_report import MergeReport
-from .plan_report import PlanReport, State
+from .plan_report import PlanReport
 from .progress import Silent
-from .runner import LocalRunner, Progress, Runner, run
+from .runner import LocalRunner, Progress, Runner, run, surroundings, survey_bytes
 from .survey_report import SurveyReport, make_survey_report
 
 DEFAULT_MEMORY_BYTES = 2 << 30
-QUANTILES_PASSES = 3
-"""Moments, and two levels of histograms."""
 TABLES_BYTES_PER_TENSOR = 1000
 """Room for receipts, tables, index and manifest, generously."""
 
@@ -82,8 +77,11 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution) -> Job:
     path = Path(recipe)
     inputs = open_inputs(load_recipe(path), path.parent)
     output = Output(inputs.plan, open_store(os.fspath(out)))
-    state, finished = _progress_of(output)
-    memory = plan_memory(inputs.plan, execution.memory_bytes, execution.threads, inputs.is_remote)
+    state = output.check()
+    shards = range(len(inputs.plan.shards))
+    finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())
+    around = surroundings(inputs, output, ray=bool(execution.ray), cuda=execution.device == "cuda")
+    memory = plan_memory(inputs.plan, execution.memory_bytes, execution.threads, around)
     to_write = sum(shard.size for i, shard in enumerate(inputs.plan.shards) if i not in finished)
     report = PlanReport(
         recipe=str(recipe),
@@ -97,36 +95,6 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution) -> Job:
         disk_free_bytes=output.store.free_bytes(),
     )
     return Job(str(recipe), os.fspath(out), inputs, output, memory, report)
-
-
-def _progress_of(output: Output) -> tuple[State, frozenset[int]]:
-    """How far an output is, without writing."""
-    if output.manifest() is not None:
-        return "finished", frozenset(range(len(output.plan.shards)))
-    found = _plan_found(output.store)
-    if found is None and output.store.list():
-        raise OutputConflictError(
-            f"{output.store.url} is not empty and holds no plan of a merge", "name an empty or new directory"
-        )
-    if found is None:
-        return "new", frozenset()
-    if found != output.plan.plan_id:
-        raise OutputConflictError(
-            f"{output.store.url} belongs to another plan: expected {output.plan.plan_id[:16]}, found {found[:16]}",
-            "recipe or inputs differ from those of the run that started there: use another output directory, or remove "
-            "this one if you do not need it",
-        )
-    return "started", frozenset(output.receipts())
-
-
-def _plan_found(store: Store) -> str | None:
-    """The id of the plan that an output directory belongs to; None where nobody has claimed it."""
-    try:
-        return str(json.loads(store.read_bytes(PLAN_NAME))["plan_id"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        return "(unreadable)"
 
 
 def check_disk(jobs: Sequence[Job]) -> None:
@@ -216,14 +184,15 @@ def survey(
     path = Path(recipe)
     inputs = open_inputs(load_recipe(path), path.parent)
     made = inputs.plan
-    shards = [i for i, shard in enumerate(made.shards) if any(_has_task_vectors(made.tasks[j]) for j in shard.tasks)]
+    shards = [i for i, shard in enumerate(made.shards) if any(made.tasks[j].has_task_vectors for j in shard.tasks)]
     if not shards:
         raise RecipeError(f"{recipe}: {made.recipe.merge_method} merges no task vectors, so there is nothing to survey")
     execution = Execution(workers, memory_bytes)
-    memory = plan_memory(made, memory_bytes, execution.threads, inputs.is_remote)
+    around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
+    memory = plan_memory(made, memory_bytes, execution.threads, around)
     meter, progress = meter or Meter(), progress or Silent()
     worker = SurveyWorker(made, inputs.stores, memory, make_kernels("cpu"), meter, inputs.is_remote)
-    total = sum(QUANTILES_PASSES * task.read_bytes for task in made.tasks if _has_task_vectors(task))
+    total = sum(survey_bytes(made, shard, Round("quantiles")) for shard in shards)
     progress.phase("survey", total, 0)
     parts: list[SurveyPart] = []
 
@@ -233,10 +202,6 @@ def survey(
 
     worker.survey(shards, Round("quantiles"), keep)
     return make_survey_report(made, parts)
-
-
-def _has_task_vectors(task: TensorTask) -> bool:
-    return task.settings is not None and isinstance(task.settings.method, TaskVectorMerge)
 
 
 def verify(out: str | Path, *, workers: int | None = None) -> Verification:

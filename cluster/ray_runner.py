@@ -41,7 +41,7 @@ from .events import (
 )
 from .limits import Limits
 from .ray_worker import Done, Failed, WorkerOptions, make_worker
-from .runner import fold_bytes
+from .runner import fold_bytes, surroundings
 from .scheduler import Scheduler
 
 NODES_POLL_SECONDS = 1.0
@@ -78,7 +78,9 @@ class RayRunner:
         self._workers = workers
         self._meter = meter
         self._limits = limits or Limits()
-        self.memory = plan_memory(inputs.plan, limit_bytes, 1, inputs.is_remote)
+        self.memory = plan_memory(
+            inputs.plan, limit_bytes, 1, surroundings(inputs, output, ray=True, cuda=device == "cuda")
+        )
         self._options = WorkerOptions(output.store.url, self.memory, device, inputs.is_remote)
         self._spare: list[Any] = []
         self._check_fits(cluster_slots(self._options))

@@ -36,7 +36,7 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
 
     try:
         ray.init(
-            address=None if address == "local" else address,
+            address=address,
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level="warning",

@@ -10,7 +10,7 @@ from ..engine.commit import Output
 from ..engine.inputs import Inputs
 from ..engine.kernels import Kernels
 from ..engine.manifest import Manifest, Receipt, SurveyPart
-from ..engine.memory import plan_memory
+from ..engine.memory import QUANTILES_PASSES, Surroundings, crosses_network, plan_memory
 from ..engine.meter import Meter
 from ..engine.plan import Plan, passes_over
 from ..engine.shard import ShardWorker
@@ -92,6 +92,13 @@ def fold_bytes(plan: Plan, shards: Sequence[int]) -> int:
     return sum(task.read_bytes * passes_over(task.settings, task.is_double) for task in tasks)
 
 
+def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:
+    """Bytes of inputs that a round of the survey looks at in one shard."""
+    passes = QUANTILES_PASSES if round_.kind == "quantiles" else 1
+    tasks = (plan.tasks[i] for i in plan.shards[shard].tasks)
+    return sum(passes * task.read_bytes for task in tasks if task.has_task_vectors)
+
+
 def run_survey(plan: Plan, output: Output, runner: Runner, progress: Progress) -> Survey | None:
     """Take the statistics of whole models that the plan asks for; finished parts are not taken again."""
     if plan.survey_kind == "":
@@ -110,7 +117,7 @@ def run_survey(plan: Plan, output: Output, runner: Runner, progress: Progress) -
 def _round(plan: Plan, output: Output, runner: Runner, progress: Progress, round_: Round) -> list[SurveyPart]:
     shards = range(len(plan.shards))
     missing = [shard for shard in shards if output.survey_parts(round_, shard) is None]
-    sizes = {shard: sum(plan.tasks[i].read_bytes for i in plan.shards[shard].tasks) for shard in shards}
+    sizes = {shard: survey_bytes(plan, shard, round_) for shard in shards}
     progress.phase("survey", sum(sizes.values()), sum(sizes[s] for s in shards if s not in set(missing)))
     if missing:
         runner.survey(missing, round_, progress.shard_done)
@@ -120,6 +127,11 @@ def _round(plan: Plan, output: Output, runner: Runner, progress: Progress, round
         assert found is not None, "the runner published every part"
         parts += found
     return parts
+
+
+def surroundings(inputs: Inputs, output: Output, ray: bool = False, cuda: bool = False) -> Surroundings:
+    """What a worker of this merge holds in memory besides the merge itself."""
+    return Surroundings(inputs.is_remote, crosses_network(output.store.url), ray, cuda)
 
 
 class LocalRunner:
@@ -141,7 +153,7 @@ class LocalRunner:
         self._output = output
         self._kernels = kernels
         self._meter = meter
-        self.memory = plan_memory(inputs.plan, limit_bytes, threads, inputs.is_remote)
+        self.memory = plan_memory(inputs.plan, limit_bytes, threads, surroundings(inputs, output))
 
     def survey(self, shards: Sequence[int], round_: Round, done: Callable[[int], None]) -> None:
         def publish(parts: Sequence[SurveyPart]) -> None:

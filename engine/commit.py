@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InputError, IntegrityError, OutputConflictError
 from .manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
+    PLAN_ATTRIBUTE,
     PLAN_NAME,
     RECEIPTS_FOLDER,
     SURVEY_FOLDER,
@@ -46,6 +47,9 @@ TORCH_NAMES = {
 MAX_SIDE_FILE_BYTES = 1 << 30
 
 
+State = Literal["new", "started", "finished"]
+
+
 class Output:
     """An output directory and how far it has come; keeps no state that the directory does not have.
 
@@ -60,25 +64,36 @@ class Output:
 
     # -- plan ----------------------------------------------------------------------------------------------------
 
+    def check(self) -> State:
+        """How far the directory is; writes nothing.
+
+        Raises:
+            OutputConflictError: another plan or other files are there.
+        """
+        found = self._plan_id_found()
+        if found not in ("", self.plan.plan_id):
+            raise OutputConflictError(
+                f"{self.store.url} belongs to another plan: expected {self.plan.plan_id[:16]}, found {found[:16]}",
+                "recipe or inputs differ from those of the run that started there: use another output directory, or "
+                "remove this one if you do not need it",
+            )
+        if self.manifest() is not None:
+            return "finished"
+        if not found and self.store.list():
+            raise OutputConflictError(
+                f"{self.store.url} is not empty and holds no plan of a merge", "name an empty or new directory"
+            )
+        return "started" if found else "new"
+
     def open(self) -> None:
         """Claim the directory for this plan, or find it claimed by the same plan.
 
         Raises:
             OutputConflictError: another plan or other files are there.
         """
-        content = readable_json(self.plan.describe())
-        if not self._is_ours() and self.store.list():
-            raise OutputConflictError(
-                f"{self.store.url} is not empty and holds no plan of a merge",
-                "name an empty or new directory",
-            )
-        if not self.store.create(PLAN_NAME, content) and not self._is_ours():
-            found = self._plan_id_found()
-            raise OutputConflictError(
-                f"{self.store.url} belongs to another plan: expected {self.plan.plan_id[:16]}, found {found[:16]}",
-                "recipe or inputs differ from those of the run that started there: use another output directory, or "
-                "remove this one if you do not need it",
-            )
+        self.check()
+        if not self.store.create(PLAN_NAME, readable_json(self.plan.describe())):
+            self.check()  # somebody was faster: the same plan is welcome
         if not self._exists(TASKS_NAME):
             self.store.replace(TASKS_NAME, write_table(tasks_table(self.plan)))
 
@@ -96,9 +111,6 @@ class Output:
             return ""
         except (ValueError, KeyError, TypeError):
             return "(unreadable)"
-
-    def _is_ours(self) -> bool:
-        return self._plan_id_found() == self.plan.plan_id
 
     # -- receipts ------------------------------------------------------------------------------------------------
 
@@ -118,13 +130,15 @@ class Output:
         try:
             data = self.store.read_bytes(self._receipt_name(shard))
             size = self.store.info(expected.name).size
+            attributes = self.store.attributes(expected.name)
         except FileNotFoundError:
             return None
         try:
             receipt = decode_receipt(data, self._receipt_name(shard))
         except IntegrityError:
             return None
-        fits = receipt.plan_id == self.plan.plan_id and receipt.size == size == expected.size
+        owner = self.plan.plan_id if attributes is None else attributes.get(PLAN_ATTRIBUTE)
+        fits = receipt.plan_id == owner == self.plan.plan_id and receipt.size == size == expected.size
         return receipt if fits and receipt.name == expected.name else None
 
     def publish_receipt(self, receipt: Receipt) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from .checkpoint import Checkpoint, open_checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config
 from .errors import RecipeError
+from .memory import crosses_network
 from .plan import Plan, make_plan
 from .recipe import resolve_model_url
 from .recipe_schema import Recipe
@@ -41,7 +42,7 @@ class Inputs:
     @property
     def is_remote(self) -> bool:
         """Whether any input lies behind a network."""
-        return any("://" in store.url and not store.url.startswith("memory://") for store in self.stores)
+        return any(crosses_network(store.url) for store in self.stores)
 
     def side_files(self) -> dict[str, bytes]:
         """config.json with the output's dtype, other side files of the reference, tokenizer files of their source.

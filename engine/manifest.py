@@ -18,6 +18,8 @@ RECEIPTS_FOLDER = ".anabranch/receipts"
 SURVEY_FOLDER = ".anabranch/survey"
 MANIFEST_NAME = "anabranch.manifest.json"
 TENSORS_NAME = "anabranch.tensors.parquet"
+PLAN_ATTRIBUTE = "anabranch_plan"
+"""Where an object store keeps the plan id of a shard."""
 INDEX_NAME = "model.safetensors.index.json"
 
 

@@ -18,6 +18,16 @@ FIXED_BYTES = 250 << 20
 """Interpreter, numpy, numba with its compiled kernels, pyarrow for the tables; measured 170 to 230 MiB."""
 BYTES_PER_TENSOR = 2500
 """Plan entries, receipts and table rows that a process holds for each tensor and source."""
+CLIENT_BYTES = 64 << 20
+"""s3fs with its client and open connections; measured 40 MiB."""
+PARTS_BYTES = 64 << 20
+"""Parts of uploads on the way: one shard is being written while the one before is completed."""
+RAY_BYTES = 64 << 20
+"""Ray inside an actor, beyond a plain process."""
+CUDA_BYTES = 3 << 29
+"""torch with CUDA and its context, in host memory."""
+QUANTILES_PASSES = 3
+"""Readings of a survey that takes quantiles: moments, then two levels of histograms."""
 LARGEST_SLAB = 2 << 20
 """A window of bf16 is then 1 Mi elements: large enough for the storage, small enough to keep threads equally busy."""
 LARGEST_REMOTE_SLAB = 8 << 20
@@ -44,19 +54,44 @@ class MemoryPlan:
         return self.fixed_bytes + self.workspace_bytes + self.slab_bytes * self.slabs
 
 
-def plan_memory(plan: Plan, limit_bytes: int, threads: int, remote: bool = False) -> MemoryPlan:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker process holds besides the merge itself."""
+
+    remote_inputs: bool = False
+    remote_output: bool = False
+    ray: bool = False
+    cuda: bool = False
+    quantiles: bool = False
+    """Whether quantiles of every task vector are surveyed, whatever the recipe's method."""
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory that is gone before the first window is read."""
+        client = CLIENT_BYTES if self.remote_inputs or self.remote_output else 0
+        parts = PARTS_BYTES if self.remote_output else 0
+        return client + parts + RAY_BYTES * self.ray + CUDA_BYTES * self.cuda
+
+
+def crosses_network(url: str) -> bool:
+    """Whether a store's URL is neither a local path nor memory of this process."""
+    return "://" in url and not url.startswith(("file://", "memory://"))
+
+
+def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surroundings | None = None) -> MemoryPlan:
     """Share a worker's limit out, with fewer threads where the limit does not hold the wanted number.
 
     Raises:
         ResourceError: not even one thread fits.
     """
-    costs = _costs(plan)
-    fixed = FIXED_BYTES + BYTES_PER_TENSOR * len(plan.tasks) * (1 + len(plan.models)) + costs.rows
+    around = surroundings or Surroundings()
+    costs = _costs(plan, around.quantiles)
+    fixed = FIXED_BYTES + around.fixed_bytes + BYTES_PER_TENSOR * len(plan.tasks) * (1 + len(plan.models)) + costs.rows
     for count in range(threads, 0, -1):
         workspaces = count * costs.workspace
         room = limit_bytes - fixed - workspaces
         least = (count + AHEAD) * costs.slabs_per_window
-        slab = LARGEST_REMOTE_SLAB if remote else LARGEST_SLAB
+        slab = LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB
         while slab >= max(SMALLEST_SLAB, costs.least_slab):
             if least * slab <= room:
                 slabs = room // slab if costs.several_passes else least
@@ -80,7 +115,7 @@ class _Costs:
     several_passes: bool
 
 
-def _costs(plan: Plan) -> _Costs:
+def _costs(plan: Plan, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
     models = len(plan.models)
     workspace, least_slab, several, largest = 0, 0, False, 0
@@ -92,6 +127,7 @@ def _costs(plan: Plan) -> _Costs:
             continue
         seen.add(key)
         passes = passes_over(task.settings, task.is_double)
+        passes = max(passes, QUANTILES_PASSES) if quantiles else passes
         histograms = 2 * models * models if passes > 2 else 0
         elements = tile_elements(grain(task.settings))
         workspace = max(workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms))

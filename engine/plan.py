@@ -80,6 +80,11 @@ class TensorTask:
         return self.settings is None or isinstance(self.settings.method, TaskVectorMerge)
 
     @property
+    def has_task_vectors(self) -> bool:
+        """Whether differences to the reference are merged."""
+        return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge)
+
+    @property
     def write_bytes(self) -> int:
         return self.numel * DTYPES[self.out_dtype].size
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .fold import TensorFold
 from .kernels import Kernels
-from .manifest import Receipt, TensorRow
+from .manifest import PLAN_ATTRIBUTE, Receipt, TensorRow
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Job, Pipeline
@@ -46,9 +46,7 @@ class ShardSink:
         self._digest = hashlib.sha256()
         self._written = 0
         self.rows: dict[str, TensorRow] = {}
-        self._writer: Writer = store.writer(
-            self._shard.name, self._shard.size, {"anabranch-plan": plan.plan_id}, run_id
-        )
+        self._writer: Writer = store.writer(self._shard.name, self._shard.size, {PLAN_ATTRIBUTE: plan.plan_id}, run_id)
         self.write(np.frombuffer(self._shard.header, np.uint8))
 
     def write(self, data: NDArray[np.uint8]) -> None:
