@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -22,3 +23,22 @@ def jit(function: F) -> F:
     except RuntimeError:  # no folder can be written, so each process compiles for itself
         compiled = numba.njit(**options)(function)
     return cast(F, compiled)
+
+
+def start_compiler() -> None:
+    """Let numba set itself up, without scipy.
+
+    numba looks for scipy to offer BLAS inside compiled functions, which these kernels do not use; importing it would cost
+    every worker 0.4 s of processor time and 16 MiB. A process that has imported scipy already loses nothing.
+    """
+    from numba.core.registry import cpu_target
+
+    hide = "scipy" not in sys.modules
+    if hide:
+        sys.modules["scipy"] = cast(Any, None)
+    try:
+        cpu_target.typing_context.refresh()
+        cpu_target.target_context.refresh()
+    finally:
+        if hide:
+            del sys.modules["scipy"]

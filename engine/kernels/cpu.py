@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sums, philox
+from .compile import start_compiler
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
@@ -34,6 +35,9 @@ def _bits(t: Numbers) -> tuple[Numbers, Any]:
 
 class CpuKernels:
     """`Kernels` on numpy arrays. Stateless: threads may share one object."""
+
+    def __init__(self) -> None:
+        start_compiler()
 
     def empty(self, count: int, kind: Kind) -> Numbers:
         return np.empty(count, KINDS[kind])
