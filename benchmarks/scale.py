@@ -4,7 +4,8 @@
 
 Real: the shard cut, the scheduler, its CPU time and memory. Modelled: workers with a bandwidth of their own (the
 store behind them never saturates), how long starts, looks and bad news take, and faults at given rates.
-Efficiency is (all work / workers) / makespan, so start-up, lost work, stragglers and the tail all count against it.
+Efficiency is (all work / bandwidth of all workers) / makespan: start-up, lost work, stragglers and the tail all
+count against it.
 """
 
 from __future__ import annotations
@@ -217,7 +218,8 @@ class Replay:
         while not self._over:
             self._now, _, happen = heapq.heappop(self._later)
             happen()
-        ideal = sum(task.size_bytes for task in self._tasks.values()) / WORKER_BYTES_PER_SECOND / self._workers
+        capacity = sum(self._per_node * WORKER_BYTES_PER_SECOND / node.pace for node in self._nodes)
+        ideal = sum(task.size_bytes for task in self._tasks.values()) / capacity
         self.outcome.makespan = self._now
         self.outcome.efficiency = ideal / self._now
         self.outcome.tail = self._now - self._last_fresh

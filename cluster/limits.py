@@ -25,6 +25,8 @@ class Limits:
     has nothing else to do starts a twin, which costs nothing."""
     overdue_factor: float = 1.6
     """From here on the twin goes before smaller tasks, unless the run's worker is just slower than others."""
+    hopeless_factor: float = 2.0
+    """If such a run still needs this many times what its twin needs, it is stopped when the twin starts."""
     hang_factor: float = 6.0
     """Here the run is given up and its worker stopped. Doubles each time that happens to a task: a store that
     became slow everywhere must not use up the attempts."""
@@ -59,12 +61,20 @@ class Pace:
         self._bytes_per_second = limits.assumed_bytes_per_second
 
     def learn(self, size_bytes: int, seconds: float) -> float:
-        """Take a finished run into account; its bytes per second, 0 if that says nothing."""
+        """Take a run's time, or its projected time, into account.
+
+        Returns:
+            Its bytes per second; 0 if it is too small to say anything.
+        """
         if seconds <= 0 or size_bytes < self._sample_bytes:
             return 0.0
         self._recent.append(size_bytes / seconds)
         self._bytes_per_second = max(median(self._recent), 1.0)
         return self._recent[-1]
+
+    def expected_seconds(self, size_bytes: int) -> float:
+        """What a run of that size takes."""
+        return size_bytes / self._bytes_per_second
 
     def late_seconds(self, size_bytes: int) -> float:
         """Age at which a run of that size may have a twin."""

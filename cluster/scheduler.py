@@ -53,6 +53,7 @@ class _Run:
     task: int
     worker: int
     started: float
+    done_bytes: int = 0
     projected_seconds: float = 0.0
     late: bool = False
     overdue: bool = False
@@ -232,11 +233,16 @@ class Scheduler:
 
     def _task_progress(self, event: TaskProgress) -> None:
         run = self._runs.get(event.run)
-        if run is not None and event.done_bytes > 0:
-            age = self._now - run.started
-            # The first seconds go into opening files and say little.
-            if age >= self._limits.deadline_floor_seconds:
-                run.projected_seconds = age * self._states[run.task].task.size_bytes / event.done_bytes
+        # The first seconds go into opening files and say little.
+        if run is None or self._now < run.started + self._limits.deadline_floor_seconds or event.done_bytes <= 0:
+            return
+        size = self._states[run.task].task.size_bytes
+        run.projected_seconds = (self._now - run.started) * size / event.done_bytes
+        if event.done_bytes > run.done_bytes:
+            # Slow is what is slower than the others now. A run that stands still must not teach patience.
+            run.done_bytes = event.done_bytes
+            self._pace.learn(size, run.projected_seconds)
+        self._judge(event.run)
 
     def _looked_up(self, event: LookedUp) -> None:
         state = self._states[event.task]
@@ -367,7 +373,7 @@ class Scheduler:
             if state.entry != entry:
                 continue
             state.entry = None
-            assert len(state.runs) < 2
+            self._stop_if_hopeless(state)
             worker, _ = self._idle.popitem(last=False)
             self._last_run += 1
             self._runs[self._last_run] = _Run(state.task.id, worker, self._now)
@@ -375,6 +381,16 @@ class Scheduler:
             state.runs.append(self._last_run)
             self._at(self._now + self._limits.deadline_floor_seconds, _CHECK, self._last_run)
             self._actions.append(StartTask(state.task.id, worker, self._last_run))
+
+    def _stop_if_hopeless(self, state: _State) -> None:
+        """Before its twin starts, stop a run that would surely lose: its worker has better things to do."""
+        for number in tuple(state.runs):
+            run = self._runs[number]
+            left = run.started + run.projected_seconds - self._now
+            if left > self._limits.hopeless_factor * self._pace.expected_seconds(state.task.size_bytes):
+                self._end_run(number)
+                self._stop_worker(run.worker)
+                self._count_failure(state, TemporaryError(f"worker {run.worker} was too slow"))
 
     def _end_run(self, number: int) -> _Run | None:
         """Close a run and free its worker; None if it was closed before (a late or doubled answer)."""
@@ -396,20 +412,27 @@ class Scheduler:
         self._look_up(state)
 
     def _check_run(self, number: int) -> None:
-        """Look at a run's age: a late one may get a twin, an overdue one needs it, a hung one is given up."""
+        """Look at a run's age from time to time; a hung one is given up."""
         run = self._runs[number]
         state = self._states[run.task]
-        size = state.task.size_bytes
-        late = run.started + self._pace.late_seconds(size)
-        overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
-        hung = run.started + self._pace.hung_seconds(size, state.timeouts)
-        reached = max(self._now, run.started + run.projected_seconds)
+        hung = run.started + self._pace.hung_seconds(state.task.size_bytes, state.timeouts)
         if self._now >= hung:
             state.timeouts += 1
             self._end_run(number)
             self._stop_worker(run.worker)
             self._lose_run(state, f"worker {run.worker} gave no answer in {self._now - run.started:.0f} s")
             return
+        marks = (*self._judge(number), hung, self._now + self._limits.deadline_floor_seconds)
+        self._at(min(when for when in marks if when > self._now), _CHECK, number)
+
+    def _judge(self, number: int) -> tuple[float, float]:
+        """When a run is late (it may have a twin) and overdue (it needs one); act if its progress says that it will."""
+        run = self._runs[number]
+        state = self._states[run.task]
+        size = state.task.size_bytes
+        late = run.started + self._pace.late_seconds(size)
+        overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
+        reached = max(self._now, run.started + run.projected_seconds)
         if reached >= late and not run.late:
             run.late = True
             self._look_up(state)  # perhaps only the answer was lost
@@ -417,8 +440,7 @@ class Scheduler:
             run.overdue = True
             state.entry = None
             self._settle(state)
-        due = [when for when in (late, overdue, hung) if when > self._now]
-        self._at(min(*due, self._now + self._limits.deadline_floor_seconds), _CHECK, number)
+        return late, overdue
 
     def _look_up(self, state: _State) -> None:
         self._last_look += 1

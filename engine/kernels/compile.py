@@ -28,8 +28,8 @@ def jit(function: F) -> F:
 def start_compiler() -> None:
     """Let numba set itself up, without scipy.
 
-    numba looks for scipy to offer BLAS inside compiled functions, which these kernels do not use; importing it would cost
-    every worker 0.4 s of processor time and 16 MiB. A process that has imported scipy already loses nothing.
+    numba looks for scipy to offer BLAS inside compiled functions, which these kernels do not use; importing it would
+    cost every worker 0.4 s of processor time and 16 MiB. A process that has imported scipy already loses nothing.
     """
     from numba.core.registry import cpu_target
 

@@ -69,25 +69,25 @@ def _file_system(scheme: str) -> Any:
         ) from error
 
 
-def _open_hub(parts: list[str]) -> FsspecStore:
+def _open_hub(parts: list[str], endpoint: str | None = None) -> FsspecStore:
     """A Hugging Face repository at the commit that its revision means now; everything is read from that commit."""
     from huggingface_hub import HfApi, HfFileSystem
 
     text = "/".join(parts)
-    match = re.fullmatch(r"(?P<owner>[^/@]+)/(?P<name>[^/@]+)(?:@(?P<revision>[^@]+))?", text)
+    match = re.fullmatch(r"(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?", text)
     if match is None:
         raise InputError(f"hf://{text}: expected hf://owner/name or hf://owner/name@revision")
-    repository = f"{match['owner']}/{match['name']}"
-    where = f"hf://{text}"
-    commit = Retry().call(lambda: _translated(where, lambda: _commit(HfApi(), repository, match["revision"])))
-    return FsspecStore(f"hf://{repository}@{commit}", HfFileSystem(), f"{repository}@{commit}", immutable=True)
-
-
-def _commit(api: Any, repository: str, revision: str | None) -> str:
-    commit = api.model_info(repository, revision=revision).sha
-    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise InputError(f"hf://{repository}: the hub names no commit for this revision")
-    return commit
+    repository, revision = match["repository"], match["revision"]
+    api = HfApi(endpoint=endpoint)
+    try:
+        info = Retry().call(lambda: _translated(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
+    except FileNotFoundError as error:
+        raise InputError(f"hf://{text}: the hub knows no such model or revision", "Check the name.") from error
+    commit = str(info.sha)
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise InputError(f"hf://{text}: the hub names no commit for this revision")
+    root = f"{repository}@{commit}"
+    return FsspecStore(f"hf://{root}", HfFileSystem(endpoint=endpoint), root, immutable=True)
 
 
 class FsspecStore:
@@ -172,7 +172,7 @@ class FsspecStore:
             self._do(name, lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
         except FileExistsError:
             return False
-        except (TypeError, ValueError, NotImplementedError):  # knows no exclusive mode
+        except NotImplementedError:  # knows no exclusive mode
             self.replace(name, data)
         return self.read_bytes(name, max(len(data), DEFAULT_READ_LIMIT_BYTES)) == data
 
@@ -215,9 +215,18 @@ class FsspecStore:
         return None
 
     def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
-        del version
+        del version  # checked by `read_into`
         path, end = self._path(name), offset + len(into)
-        data = self._do(name, lambda: self._fs.cat_file(path, start=offset, end=end))
+
+        def read() -> bytes:
+            if getattr(self._fs, "async_impl", False):
+                return bytes(self._fs.cat_file(path, start=offset, end=end))
+            # Without a cache: the usual one reads 5 MB beyond every range.
+            with self._fs.open(path, "rb", cache_type="none") as file:
+                file.seek(offset)
+                return bytes(file.read(len(into)))
+
+        data = self._do(name, read)
         if len(data) != len(into):
             raise TemporaryError(f"{self._where(name)}: got {len(data)} bytes, asked for {len(into)}")
         into[:] = data
@@ -283,34 +292,35 @@ class FsspecWriter:
 
 
 def _translated(where: str, operation: Callable[[], Result]) -> Result:
-    """Run an operation of a foreign library; its failures in our own words."""
+    """Run an operation of a foreign library; its failures in our own words, and without its own, which may quote URLs."""
     try:
         return operation()
-    except (AnabranchError, FileNotFoundError, FileExistsError, NotImplementedError):
+    except (AnabranchError, NotImplementedError):
         raise
+    except (FileNotFoundError, FileExistsError) as error:
+        raise type(error)(f"{where}: {'no such file' if isinstance(error, FileNotFoundError) else 'exists'}") from error
     except PermissionError as error:
         raise ResourceError(f"{where}: permission denied", "Check the credentials and their rights.") from error
+    except ValueError as error:
+        if "mode" in str(error):
+            raise NotImplementedError(f"{where}: mode not known") from error
+        raise ResourceError(f"{where}: the store refuses this ({type(error).__name__})", "Check the URL.") from error
     except Exception as error:
-        replacement = _hub_error(error, where)
-        if replacement is None and isinstance(error, (TypeError, ValueError)) and not isinstance(error, OSError):
-            raise
-        reason = type(error).__name__
-        raise replacement or TemporaryError(
-            f"{where}: {reason}", "Run the same command again; it goes on where it stopped."
+        raise _by_status(error, where) or TemporaryError(
+            f"{where}: {type(error).__name__}", "Run the same command again; it goes on where it stopped."
         ) from error
 
 
-def _hub_error(error: Exception, where: str) -> Exception | None:
-    """Errors of the Hugging Face hub, by HTTP status; None for others."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None:
+def _by_status(error: Exception, where: str) -> Exception | None:
+    """The error for an HTTP status, which both the hub's and fsspec's own clients attach; None without one."""
+    status = getattr(getattr(error, "response", error), "status_code", None) or getattr(error, "status", None)
+    if not isinstance(status, int):
         return None
+    text = f"{where}: the server answered {status}"
     if status in (401, 403):
-        return ResourceError(
-            f"{where}: the hub answered {status}", "Log in with `hf auth login`, and accept the model's licence there."
-        )
+        return ResourceError(text, "Check the credentials (`hf auth login`), and whether the model asks for consent.")
     if status == 404:
-        return FileNotFoundError(f"{where}: the hub answered 404")
+        return FileNotFoundError(text)
     if status == 429 or status >= 500:
-        return TemporaryError(f"{where}: the hub answered {status}", "Run the same command again later.")
-    return ResourceError(f"{where}: the hub answered {status}")
+        return TemporaryError(text, "Run the same command again later.")
+    return ResourceError(text, "Check the URL.")

@@ -18,6 +18,7 @@ SAFETENSORS_TYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
 }
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DEFAULTS = {
     "task_arithmetic": {"normalize": False},
     "magnitude": {"normalize": False, "conflict": "none"},
@@ -78,7 +79,9 @@ class _Merge:
     def _tensor(self, name, is_merged):
         reference = self.reference[name]
         if not is_merged:
-            return reference.to(self.out_dtype(name)) if reference.is_floating_point() else reference
+            if not reference.is_floating_point() or self.out_dtype(name) == reference.dtype:
+                return reference
+            return round_once(self.values(reference, self.real(name)), self.out_dtype(name)).reshape(reference.shape)
         flat = self._linear(name) if self.method == "linear" else self._task_vectors(name)
         return flat.reshape(reference.shape)
 
@@ -182,7 +185,9 @@ class _Merge:
             total = total * real(self.p["lambda"])
         result = self._rounded(np.where(kept, base + total, base), name, unchecked=~kept & ~np.isfinite(base))
         if self.out_dtype(name) == self.reference[name].dtype:
-            result = torch.where(torch.from_numpy(kept), result, self.reference[name].reshape(-1))
+            bits = INTEGERS[result.dtype.itemsize]
+            own = self.reference[name].reshape(-1).view(bits)
+            result = torch.where(torch.from_numpy(kept), result.view(bits), own).view(result.dtype)
         return result
 
     def _combine(self, x, weights, real):
@@ -282,17 +287,32 @@ def magnitude_order(t, claims):
     return np.lexsort((np.arange(t.size), -np.abs(t), claims))
 
 
+NAN_BITS = {
+    torch.float64: 0x7FF8 << 48,
+    torch.float32: 0x7FC00000,
+    torch.float16: 0x7E00,
+    torch.bfloat16: 0x7FC0,
+    torch.float8_e4m3fn: 0x7F,
+    torch.float8_e5m2: 0x7F,
+}
+"""The one NaN that is written: positive and quiet; of the two 8-bit ones, what torch writes."""
+
+
 def round_once(values, dtype):
     """One rounding to nearest even, also from fp64 to the short formats, where torch rounds twice."""
     if values.dtype == np.float32 or dtype in (torch.float64, torch.float32):
-        return torch.from_numpy(values).to(dtype)
-    with np.errstate(over="ignore"):
-        near = values.astype(np.float32)
-    # Round to odd: a 24-bit value that remembers whether bits were lost rounds to fewer bits like the original.
-    inexact = np.isfinite(near) & (near.astype(np.float64) != values)
-    even = (near.view(np.uint32) & 1) == 0
-    toward = np.nextafter(near, np.where(values > near, np.inf, -np.inf).astype(np.float32))
-    return torch.from_numpy(np.where(inexact & even, toward, near)).to(dtype)
+        result = torch.from_numpy(values.copy()).to(dtype)
+    else:
+        with np.errstate(over="ignore"):
+            near = values.astype(np.float32)
+        # Round to odd: a 24-bit value that remembers whether bits were lost rounds to fewer bits like the original.
+        inexact = np.isfinite(near) & (near.astype(np.float64) != values)
+        even = (near.view(np.uint32) & 1) == 0
+        toward = np.nextafter(near, np.where(values > near, np.inf, -np.inf).astype(np.float32))
+        result = torch.from_numpy(np.where(inexact & even, toward, near)).to(dtype)
+    bits = result.view(INTEGERS[dtype.itemsize])
+    bits[torch.from_numpy(np.isnan(values))] = NAN_BITS[dtype]
+    return bits.view(dtype)
 
 
 def fold_halves(x):
@@ -307,11 +327,13 @@ def ordered_sum(t, power):
     """Sum of |t|^power in fp64: windows of 2^20 elements as 256 rows of 4096, folded in halves; windows are added."""
     a = np.abs(t.astype(np.float64))
     terms = {1: a, 2: a * a, 4: (a * a) * (a * a)}[power]
-    padded = np.zeros(-(-t.size // (1 << 20)) << 20)
-    padded[: t.size] = terms
+    rows = np.zeros(-(-t.size // 4096) * 4096)
+    rows[: t.size] = terms
+    windows = np.zeros(-(-t.size // (1 << 20)) * 256)  # a row of nothing but padding adds up to +0.0
+    windows[: rows.size // 4096] = fold_halves(rows.reshape(-1, 4096))
     total = 0.0
-    for window in padded.reshape(-1, 256, 4096):
-        total = total + float(fold_halves(fold_halves(window)))
+    for window in fold_halves(windows.reshape(-1, 256)):
+        total = total + float(window)
     return total
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import InputError
@@ -22,7 +23,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 OUT_DTYPES = (None, None, "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 SHAPES = ((), (1,), (7,), (5, 9), (33,), (256,), (64, 33), (3, 17, 11), (4099,), (0,), (3, 0))
 SMALLEST_WINDOWS = mock.patch("anabranch.engine.memory.LARGEST_SLAB", 64 << 10)
-INTEGER_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def base_values(rng, shape, dtype):
@@ -57,7 +57,7 @@ def assert_same_bytes(found, expected):
     for name, tensor in expected.items():
         got = found[name]
         assert (got.dtype, got.shape) == (tensor.dtype, tensor.shape), name
-        view = INTEGER_VIEWS[tensor.dtype.itemsize]
+        view = merge_oracle.INTEGERS[tensor.dtype.itemsize]
         a, b = got.reshape(-1).view(view), tensor.reshape(-1).contiguous().view(view)
         places = torch.nonzero(a != b).reshape(-1)
         assert len(places) == 0, (
@@ -80,8 +80,9 @@ def check(base, models, recipe, weights, densities, **run_options):
         try:
             reference = None if recipe["merge_method"] == "linear" else base
             expected = merge_oracle.merge(reference, models, recipe, weights, whole)
-        except merge_oracle.Overflow:
-            with pytest.raises(InputError, match="beyond the range"):
+        except (merge_oracle.Overflow, merge_oracle.NotFinite) as refusal:
+            said = "NaN or Inf" if isinstance(refusal, merge_oracle.NotFinite) else "beyond the range"
+            with pytest.raises(InputError, match=said):
                 run()
             return
         assert_same_bytes(run(), expected)
@@ -149,18 +150,25 @@ def recipes(draw, method):
     return recipe, weights, [draw(density) for _ in range(models)]
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """What hypothesis chooses and prints; the tensors follow from it."""
+
+    seed: int
+    shapes: tuple
+    dtypes: tuple
+
+    def make(self):
+        return checkpoints(np.random.default_rng(self.seed), self.shapes, self.dtypes, len(self.dtypes) - 1)
+
+
 @st.composite
 def inputs(draw, models, doubles=True):
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     allowed = DTYPES if doubles else DTYPES[:3]
-    one = draw(st.sampled_from(allowed))
-    dtypes = draw(
-        st.one_of(
-            st.just([one] * (models + 1)), st.lists(st.sampled_from(allowed), min_size=models + 1, max_size=models + 1)
-        )
-    )
+    same = st.sampled_from(allowed).map(lambda dtype: [dtype] * (models + 1))
+    mixed = st.lists(st.sampled_from(allowed), min_size=models + 1, max_size=models + 1)
     shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
-    return checkpoints(rng, shapes, dtypes, models)
+    return Checkpoints(draw(st.integers(0, 2**32)), tuple(shapes), tuple(draw(st.one_of(same, mixed))))
 
 
 @pytest.mark.parametrize("method", OWN)
@@ -169,8 +177,80 @@ def inputs(draw, models, doubles=True):
 def test_small_merges_equal_the_oracle(method, data):
     recipe, weights, densities = data.draw(recipes(method))
     doubles = recipe["parameters"].get("scope") != "model"
-    base, models = data.draw(inputs(len(weights), doubles))
+    base, models = data.draw(inputs(len(weights), doubles)).make()
     check(base, models, recipe, weights, densities, threads=data.draw(st.integers(1, 2)))
+
+
+# -- inputs that do not fit each other ---------------------------------------------------------------------------------
+
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True)
+class OddModel:
+    rows: tuple
+    """Rows more or fewer than the base's, of its two matrices."""
+    lacks: str
+    bad: bool
+    """Holds NaN and infinities."""
+
+
+@dataclass(frozen=True)
+class OddCheckpoints:
+    """Missing tensors, other numbers of rows, integers, NaN and Inf, 8-bit floats."""
+
+    seed: int
+    dtype: torch.dtype
+    base_is_bad: bool
+    models: list
+
+    def make(self):
+        rng = np.random.default_rng(self.seed)
+        shapes, dtypes = [(40, 6), (30, 5), (700,), ()], [self.dtype] * (len(self.models) + 1)
+        base, tuned_models = checkpoints(rng, shapes, dtypes, len(self.models))
+        same = {"counter": torch.arange(5), "flags": torch.tensor([True, False])}
+        for odd, tensors in zip(self.models, tuned_models, strict=True):
+            for name, rows in zip(("layers.0.w", "layers.1.w"), odd.rows, strict=True):
+                whole = tensors[name]
+                tensors[name] = torch.cat([whole, whole[:rows]]) if rows >= 0 else whole[:rows]
+            tensors |= same
+            if odd.bad:
+                spoil(rng, tensors["layers.2.w"])
+            tensors.pop(odd.lacks, None)
+        if self.base_is_bad:
+            spoil(rng, base["layers.2.w"])
+        return base | same, tuned_models
+
+
+def spoil(rng, tensor):
+    worst = torch.tensor([float("nan"), float("inf"), float("-inf")]).to(tensor.dtype)
+    bits = merge_oracle.INTEGERS[tensor.dtype.itemsize]
+    tensor.view(bits)[torch.from_numpy(rng.choice(len(tensor), 3, replace=False))] = worst.view(bits)
+
+
+@st.composite
+def odd_inputs(draw, models):
+    rows = st.tuples(*[st.sampled_from([0, 0, -7, 3])] * 2)
+    lacks = st.sampled_from(["", "", "layers.0.w", "layers.1.w", "layers.2.w", "layers.3.w", "counter"])
+    model = st.builds(OddModel, rows, lacks, st.sampled_from([False, False, True]))
+    dtype = draw(st.sampled_from((*DTYPES, *EIGHT_BITS)))
+    bad = draw(st.sampled_from([False, False, True]))
+    return OddCheckpoints(
+        draw(st.integers(0, 2**32)), dtype, bad, draw(st.lists(model, min_size=models, max_size=models))
+    )
+
+
+@pytest.mark.parametrize("method", OWN)
+@given(data=st.data())
+@examples(12)
+def test_inputs_that_do_not_fit_equal_the_oracle(method, data):
+    recipe, weights, densities = data.draw(recipes(method))
+    assume(recipe["parameters"].get("scope") != "model")
+    base, models = data.draw(odd_inputs(len(weights))).make()
+    recipe["vocab"] = "intersect"
+    recipe["nonfinite"] = data.draw(st.sampled_from(["keep-base", "keep-base", "error"]))
+    recipe["exclude"] = data.draw(st.sampled_from([[], ["layers.0.*"], ["*.2.w", "counter"]]))
+    check(base, models, recipe, weights, densities)
 
 
 # -- tensors of many windows -------------------------------------------------------------------------------------------

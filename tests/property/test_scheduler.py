@@ -421,7 +421,7 @@ def wander_all(seeds: range) -> None:
     ends = {Finish: 0, Stop: 0}
     for seed in seeds:
         try:
-            ends[type(wander(seed).end)] += 1  # type: ignore[index]
+            ends[type(wander(seed).end)] += 1
         except AssertionError as error:
             pytest.fail(f"seed {seed}: {error!r}")
     # Mostly it gets through, so the stories above are not all cut short.
