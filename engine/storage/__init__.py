@@ -141,6 +141,8 @@ def open_store(url: str, *, create: bool = False) -> Store:
     """
     if not url or "\0" in url:
         raise InputError(f"{url!r} is not a folder or URL")
+    if "::" in url and "://" in url:
+        raise InputError("chained URLs (with '::') are not supported", "Give the URL of the folder itself.")
     scheme = _SCHEME.match(url)
     if scheme is None or scheme[1].lower() == "file":
         from .local import LocalStore

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import fsspec
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
-from . import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, check_name
+from . import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, Store, check_name
 from .coalesce import Coalescer
 from .wrap import Retry, RetryStore
 
@@ -47,8 +49,6 @@ def _split_url(url: str) -> tuple[str, list[str]]:
     scheme, rest = match["scheme"].lower(), match["rest"]
     shown = f"{scheme}://…"
     parts = [part for part in rest.split("/") if part]
-    if "::" in url:
-        raise InputError(f"{shown}: chained URLs are not supported", "Give the URL of the folder itself.")
     if "?" in rest or "#" in rest or (parts and "@" in parts[0] and scheme != "hf"):
         raise InputError(
             f"{shown}: a URL may not hold a user name, password or query",
@@ -101,6 +101,7 @@ class FsspecStore:
         self._fs = file_system
         self._root = root
         self._immutable = immutable
+        self._stages = False
         self._small_reads = Coalescer(self._fetch)
 
     @property
@@ -167,13 +168,15 @@ class FsspecStore:
             pass
         else:
             return False
-        self._make_parent(name)
-        try:
-            self._do(name, lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
-        except FileExistsError:
-            return False
-        except NotImplementedError:  # knows no exclusive mode
+        if not getattr(self._fs, "async_impl", False):  # not an object store: `pipe_file` may leave half a file
             self.replace(name, data)
+        else:
+            try:
+                self._do(name, lambda: self._fs.pipe_file(self._path(name), data, mode="create"))
+            except FileExistsError:
+                return False
+            except NotImplementedError:  # knows no exclusive mode
+                self.replace(name, data)
         return self.read_bytes(name, max(len(data), DEFAULT_READ_LIMIT_BYTES)) == data
 
     def replace(self, name: str, data: bytes) -> None:
@@ -188,6 +191,7 @@ class FsspecStore:
     def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> FsspecWriter:
         """See `Store.writer`; file systems that cannot write unseen are refused."""
         del attributes, run_id
+        self._check_staging()
         self._make_parent(name)
         return FsspecWriter(self._fs, self._path(name), self._where(name), size)
 
@@ -231,6 +235,19 @@ class FsspecStore:
             raise TemporaryError(f"{self._where(name)}: got {len(data)} bytes, asked for {len(into)}")
         into[:] = data
 
+    def _check_staging(self) -> None:
+        """Refuse file systems that show a file while it is written; some ignore `autocommit` in silence."""
+        if self._stages:
+            return
+        name = f"{TEMPORARY_PREFIX}probe-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        self._make_parent(name)
+        try:
+            writer = FsspecWriter(self._fs, self._path(name), self._where(name), 0)
+            writer.discard()
+        finally:
+            self.delete(name)
+        self._stages = True
+
     def _make_parent(self, name: str) -> None:
         parent = self._path(name).rpartition("/")[0]
         self._do(name, lambda: self._fs.makedirs(parent, exist_ok=True))
@@ -258,7 +275,7 @@ class FsspecWriter:
             self._file = _translated(where, lambda: file_system.open(path, "wb", autocommit=False))
         except NotImplementedError as error:
             raise ResourceError(f"{where}: files of this kind of store cannot be written", "Choose another.") from error
-        if not hasattr(self._file, "commit") or not hasattr(self._file, "discard"):
+        if getattr(self._file, "autocommit", True) or not hasattr(self._file, "discard"):
             self._file.close()
             raise ResourceError(
                 f"{where}: this kind of store cannot write files unseen", "Write to a local folder or to S3, then copy."
@@ -292,7 +309,7 @@ class FsspecWriter:
 
 
 def _translated(where: str, operation: Callable[[], Result]) -> Result:
-    """Run an operation of a foreign library; its failures in our own words, and without its own, which may quote URLs."""
+    """Run an operation of a foreign library; its failures in our own words only, as theirs may quote URLs."""
     try:
         return operation()
     except (AnabranchError, NotImplementedError):
@@ -301,6 +318,10 @@ def _translated(where: str, operation: Callable[[], Result]) -> Result:
         raise type(error)(f"{where}: {'no such file' if isinstance(error, FileNotFoundError) else 'exists'}") from error
     except PermissionError as error:
         raise ResourceError(f"{where}: permission denied", "Check the credentials and their rights.") from error
+    except OfflineModeIsEnabled as error:
+        raise ResourceError(
+            f"{where}: the hub may not be asked", "Unset HF_HUB_OFFLINE, or use a local copy."
+        ) from error
     except ValueError as error:
         if "mode" in str(error):
             raise NotImplementedError(f"{where}: mode not known") from error

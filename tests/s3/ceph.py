@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .servers import Server, free_port, wait_until_ready
@@ -80,6 +81,24 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
+@dataclass(frozen=True)
+class CephServer(Server):
+    """Also knows the administrator's command."""
+
+    folder: Path = Path()
+
+    def admin(self, *arguments: str) -> None:
+        """Run radosgw-admin."""
+        _run(self.folder, "radosgw-admin", "--name", "client.rgw", *arguments)
+
+
+def _run(folder: Path, *command: str) -> None:
+    environment = {**os.environ, "CEPH_CONF": str(folder / "ceph.conf")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+
+
 class _Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -139,11 +158,7 @@ class _Cluster:
         self._daemon("ceph-osd", "--id", "0")
 
     def _do(self, *command: str) -> None:
-        done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=STEP_SECONDS, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        _run(self.folder, *command)
 
     def _daemon(self, *command: str) -> None:
         log = self.folder / "log" / f"{command[0]}.out"
@@ -154,14 +169,15 @@ class _Cluster:
 
 
 @contextlib.contextmanager
-def ceph_server(folder: Path) -> Iterator[Server]:
+def ceph_server(folder: Path) -> Iterator[CephServer]:
     """A running gateway with one user; its release predates today's default checksums."""
     cluster = _Cluster(folder)
     try:
         cluster.start()
-        yield Server(
+        yield CephServer(
             f"http://127.0.0.1:{cluster.port}", ACCESS_KEY, SECRET_KEY,
             (("request_checksum_calculation", "when_required"), ("response_checksum_validation", "when_required")),
+            folder,
         )  # fmt: skip
     finally:
         cluster.stop()

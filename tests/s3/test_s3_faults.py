@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 
 import pytest
@@ -306,15 +307,19 @@ def test_parts_leave_while_later_bytes_are_still_written(store, proxy):
 
 def test_only_a_few_parts_are_on_their_way(moto, store, direct, proxy):
     patient = through(moto, proxy, direct, limits=quick_limits(parts_in_flight=2))
-    proxy.script(HttpFault(**UPLOAD_PART, times=1000, action=lambda: time.sleep(0.3)))
-    writer = patient.writer("big", 6 * PART, {}, "run1")
-    started = time.monotonic()
-    writer.write(bytes(2 * PART))
-    quick = time.monotonic() - started
-    writer.write(bytes(3 * PART))
-    assert time.monotonic() - started > 0.3
-    assert quick < 0.3 or len(writer._pending) <= 2
-    writer.discard()
+    lock, on_their_way, most = threading.Lock(), [0], [0]
+
+    def slow():
+        with lock:
+            on_their_way[0] += 1
+            most[0] = max(most[0], on_their_way[0])
+        time.sleep(0.3)
+        with lock:
+            on_their_way[0] -= 1
+
+    proxy.script(HttpFault(**UPLOAD_PART, times=1000, action=slow))
+    upload(patient, bytes(5 * PART))
+    assert most == [2]
 
 
 # -- exclusive creation ----------------------------------------------------------------------------------------------
