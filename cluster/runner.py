@@ -43,6 +43,9 @@ class Progress(Protocol):
 
     def shard_done(self, shard: int) -> None: ...
 
+    def note(self, text: str) -> None:
+        """Something happened that a user should know, such as the loss of a worker."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -88,8 +91,16 @@ def run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> O
 
 def fold_bytes(plan: Plan, shards: Sequence[int]) -> int:
     """Bytes of inputs that the passes over these shards look at."""
-    tasks = (plan.tasks[i] for shard in shards for i in plan.shards[shard].tasks)
-    return sum(task.read_bytes * passes_over(task.settings, task.is_double) for task in tasks)
+    passes: dict[tuple[int, bool], int] = {}  # most tensors share their settings
+    total = 0
+    for shard in shards:
+        for i in plan.shards[shard].tasks:
+            task = plan.tasks[i]
+            kind = (id(task.settings), task.is_double)
+            if kind not in passes:
+                passes[kind] = passes_over(task.settings, task.is_double)
+            total += task.read_bytes * passes[kind]
+    return total
 
 
 def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .checkpoint import Checkpoint, TensorLocation
@@ -50,34 +51,20 @@ class TensorTask:
     out_dtype: str
     settings: TensorSettings | None
     """None: the tensor is copied from the reference."""
-    reason: str = ""
-    """Why it is copied."""
-
-    @property
-    def numel(self) -> int:
-        return self.base.info.numel
-
-    @property
-    def is_double(self) -> bool:
-        """Whether section 1.1 asks for fp64: any input is F64."""
-        return any(source is not None and source.info.dtype == "F64" for source in (self.base, *self.models))
-
-    @property
-    def widest_bytes(self) -> int:
-        """Bytes per element of the widest input or output."""
-        sources = [source.info.dtype for source in (self.base, *self.models) if source is not None]
-        return max(DTYPES[dtype].size for dtype in (*sources, self.out_dtype))
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of all inputs, read once."""
-        sources = [self.base, *self.models] if self.reads_base else list(self.models)
-        return sum(source.info.nbytes for source in sources if source is not None)
+    reason: str
+    """Why it is copied; empty when it is merged."""
+    numel: int
+    is_double: bool
+    """Whether section 1.1 asks for fp64: any input is F64."""
+    widest_bytes: int
+    """Bytes per element of the widest input or output."""
+    read_bytes: int
+    """Bytes of all inputs, read once."""
 
     @property
     def reads_base(self) -> bool:
         """Whether the reference's own values take part."""
-        return self.settings is None or isinstance(self.settings.method, TaskVectorMerge)
+        return _reads_base(self.settings)
 
     @property
     def has_task_vectors(self) -> bool:
@@ -133,7 +120,7 @@ class Plan:
     def keep_base_where_nonfinite(self) -> bool:
         return self.recipe.nonfinite == "keep-base"
 
-    @property
+    @cached_property
     def read_bytes(self) -> int:
         """Bytes of inputs that a merge needs, each counted once."""
         return sum(task.read_bytes for task in self.tasks)
@@ -142,7 +129,7 @@ class Plan:
     def write_bytes(self) -> int:
         return sum(shard.size for shard in self.shards)
 
-    @property
+    @cached_property
     def survey_kind(self) -> SurveyKind:
         """What must be known of whole models before the first tensor can be merged."""
         return survey_kind(self.tasks)
@@ -264,24 +251,50 @@ def _task(
     out_dtype = (recipe.output_dtype or info.dtype) if kind == "float" else info.dtype
     none = (None,) * len(models)
     if recipe.excludes(info.name):
-        return TensorTask(info.name, location, none, out_dtype, None, "excluded")
+        return _make_task(location, none, out_dtype, None, "excluded")
     if info.numel == 0:
-        return TensorTask(info.name, location, none, out_dtype, None, "empty")
+        return _make_task(location, none, out_dtype, None, "empty")
     sources = tuple(model.tensors.get(info.name) for model in models)
     for model, source in zip(models, sources, strict=True):
-        problem = _mismatch(recipe, info, source) if source is not None else ""
-        if problem:
+        if source is None or (source.info.dtype == info.dtype and source.info.shape == info.shape):
+            continue
+        if problem := _mismatch(recipe, info, source.info):
             problems.append(f"{model.url}: {info.name!r} {problem}")
     if kind != "float":
         others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
-        return TensorTask(info.name, location, others, out_dtype, None, f"{info.dtype}, identical in all models")
+        return _make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
     if not any(sources):
-        return TensorTask(info.name, location, none, out_dtype, None, "in no model")
-    return TensorTask(info.name, location, sources, out_dtype, settings.get(info.name))
+        return _make_task(location, none, out_dtype, None, "in no model")
+    return _make_task(location, sources, out_dtype, settings.get(info.name), "")
 
 
-def _mismatch(recipe: Recipe, base: TensorInfo, other: TensorInfo | TensorLocation) -> str:
-    info = other.info if isinstance(other, TensorLocation) else other
+def _make_task(
+    base: TensorLocation,
+    models: tuple[TensorLocation | None, ...],
+    out_dtype: str,
+    settings: TensorSettings | None,
+    reason: str,
+) -> TensorTask:
+    info = base.info
+    numel, nbytes = info.numel, info.nbytes
+    read = nbytes if _reads_base(settings) else 0
+    inputs = {info.dtype}
+    for source in models:
+        if source is not None:
+            other = source.info
+            inputs.add(other.dtype)
+            # Most models are cut like the base; for 100,000 tensors the short cut saves a second.
+            same = other.dtype == info.dtype and other.shape == info.shape
+            read += nbytes if same else other.nbytes
+    widest = max(DTYPES[dtype].size for dtype in (*inputs, out_dtype))
+    return TensorTask(info.name, base, models, out_dtype, settings, reason, numel, "F64" in inputs, widest, read)
+
+
+def _reads_base(settings: TensorSettings | None) -> bool:
+    return settings is None or isinstance(settings.method, TaskVectorMerge)
+
+
+def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
     base_kind, kind = DTYPES[base.dtype].kind, DTYPES[info.dtype].kind
     if (base_kind != "float" or kind != "float") and base.dtype != info.dtype:
         return f"is {info.dtype}, the reference has {base.dtype}; exclude the tensor or convert the model"
