@@ -151,7 +151,7 @@ def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) 
     """Carry out a prepared merge whose disk space has been checked."""
     begin = time.perf_counter()
     output = Output(job.inputs.plan, open_store(job.out, create=True))
-    with open_runner(job.inputs, output, execution, meter) as runner:
+    with open_runner(job.inputs, output, execution, meter, progress) as runner:
         outcome = run(job.inputs, output, runner, progress)
     return MergeReport(
         recipe=job.recipe,
@@ -214,7 +214,9 @@ def verify(out: str | Path, *, workers: int | None = None) -> Verification:
 
 
 @contextmanager
-def open_runner(inputs: Inputs, output: Output, execution: Execution, meter: Meter) -> Iterator[Runner]:
+def open_runner(
+    inputs: Inputs, output: Output, execution: Execution, meter: Meter, progress: Progress
+) -> Iterator[Runner]:
     """Where the work is done: this process, or a Ray cluster."""
     if not execution.ray:
         kernels = make_kernels(execution.device)
@@ -225,7 +227,9 @@ def open_runner(inputs: Inputs, output: Output, execution: Execution, meter: Met
     with ray_session(execution.ray, execution.insecure_cluster):
         from .ray_runner import RayRunner
 
-        yield RayRunner(inputs, output, execution.workers, execution.memory_bytes, execution.device, meter)
+        yield RayRunner(
+            inputs, output, execution.workers, execution.memory_bytes, execution.device, meter, progress.note
+        )
 
 
 def make_kernels(device: str) -> Kernels:

@@ -29,6 +29,9 @@ class Silent:
     def shard_done(self, shard: int) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 BytesDone = Callable[[], int]
 """Bytes that all threads together have worked through so far; asked for a few times per second."""
@@ -115,6 +118,9 @@ class LineProgress:
     def shard_done(self, shard: int) -> None:
         self._write(f"{self._counter.name} {_shard_name(self._shards, shard)} done{self._state()}")
 
+    def note(self, text: str) -> None:
+        self._write(text)
+
     def _state(self) -> str:
         counter = self._counter
         if not counter.total:
@@ -181,6 +187,9 @@ class BarProgress:
     def shard_done(self, shard: int) -> None:
         text = f"{self._counter.name} ({_shard_name(self._shards, shard)} done)"
         self._bar.update(self._bar.task_ids[-1], description=text)
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
 
     def _complete(self) -> None:
         """Show the last phase as finished: skipped tensors must not leave its bar short of the end."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter
 
 from ..engine.commit import Output
 from ..engine.errors import AnabranchError, ResourceError, TemporaryError
@@ -39,6 +40,7 @@ from .events import (
     WorkerJoined,
     WorkerLost,
 )
+from .incidents import Incidents
 from .limits import Limits
 from .ray_worker import Done, Failed, WorkerOptions, make_worker
 from .runner import fold_bytes, surroundings
@@ -60,6 +62,7 @@ class RayRunner:
         limit_bytes: memory limit of each actor.
         device: `cpu` or `cuda`.
         meter: gets the seconds and bytes of all actors.
+        note: gets a line for each thing that goes wrong on the way.
         limits: deadlines and retries.
     """
 
@@ -71,12 +74,15 @@ class RayRunner:
         limit_bytes: int,
         device: str,
         meter: Meter,
+        note: Callable[[str], None],
         limits: Limits | None = None,
     ) -> None:
         self._plan = inputs.plan
         self._output = output
         self._workers = workers
         self._meter = meter
+        self._note = note
+        self._retries = Counter("anabranch_retries", "Shards handed out again.")
         self._limits = limits or Limits()
         self.memory = plan_memory(
             inputs.plan, limit_bytes, 1, surroundings(inputs, output, ray=True, cuda=device == "cuda")
@@ -128,6 +134,9 @@ class RayRunner:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    def incidents(self, tasks: Sequence[Task]) -> Incidents:
+        return Incidents(tasks, self._note, self._retries.inc)
 
     def slots(self) -> int:
         """Workers that the cluster holds now, within the user's limit."""
@@ -191,6 +200,7 @@ class _Drive:
         done: Callable[[int, Any], None],
     ) -> None:
         self._scheduler = Scheduler(tasks, limits=runner.limits)
+        self._incidents = runner.incidents(tasks)
         self._runner = runner
         self._start = start
         self._look = look
@@ -249,7 +259,7 @@ class _Drive:
         except RayTaskError as error:
             answer = Failed(TemporaryError(_first_line(error)) if call.task is None else _bug(error))
         except RayError as error:  # died, cannot be reached, or never started: the outcome is unknown
-            self._tell(WorkerLost(now, call.worker, _first_line(error)))
+            self._tell(WorkerLost(now, call.worker, loss_reason(error)))
             return
         if call.task is None:
             lost = isinstance(answer, Failed)
@@ -281,7 +291,9 @@ class _Drive:
     # -- actions become calls ------------------------------------------------------------------------------------
 
     def _tell(self, event: Event) -> None:
+        self._incidents.event(event)
         for action in self._scheduler.handle(event):
+            self._incidents.action(action)
             self._carry_out(action)
 
     def _carry_out(self, action: Action) -> None:
@@ -301,6 +313,15 @@ class _Drive:
                 self._error, self._over = error, True
             case Finish():
                 self._over = True
+
+
+def loss_reason(error: RayError) -> str:
+    """Why a worker is lost: of Ray's many lines the sentence that says so, with the actor's name and its node."""
+    first, *more = str(error).splitlines() or [type(error).__name__]
+    facts = dict(line.strip().partition(": ")[::2] for line in more if line.startswith("\t"))
+    reason = next((line for line in more if not line.startswith("\t")), first).split(". ")[0].rstrip(".")
+    where = f" ({facts['name']} on {facts['ip']})" if {"name", "ip"} <= facts.keys() else ""
+    return reason + where
 
 
 def _first_line(error: Exception) -> str:

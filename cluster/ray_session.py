@@ -31,6 +31,8 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
             "run code on it",
             "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
         )
+    # Ray would print its words on dying nodes on our standard output, among the report or JSON.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
     from ray.exceptions import RayError
 

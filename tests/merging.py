@@ -32,6 +32,9 @@ class Quiet:
     def shard_done(self, shard: int) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 def write_checkpoint(folder: Path, tensors: Tensors, shards: int = 1, config: dict[str, Any] | None = None) -> Path:
     """A checkpoint as Hugging Face writes it, cut into `shards` files of about equally many tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -48,6 +49,8 @@ def test_a_killed_worker_costs_only_its_shard(nodes: Nodes, cabs: Case, tmp_path
     assert done.returncode == 0, done.stderr
     assert_kept(watch)
     assert_same_output(out, cabs.expected)
+    lost = re.findall(r"^worker \d was lost with model-\S+: .*died \(anabranch-", done.stderr, flags=re.MULTILINE)
+    assert len(lost) == 1, done.stderr
 
 
 def test_a_node_removed_in_the_middle_is_survived(nodes: Nodes, case: Case, tmp_path: Path) -> None:
@@ -59,6 +62,8 @@ def test_a_node_removed_in_the_middle_is_survived(nodes: Nodes, case: Case, tmp_
     assert done.returncode == 0, done.stderr
     assert_kept(watch)
     assert_same_output(out, case.expected)
+    assert "\nroom for 1 worker\n" in done.stderr
+    assert done.stdout.startswith("merged into"), "something of Ray is between the lines"
 
 
 def test_a_node_that_joins_is_used(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:

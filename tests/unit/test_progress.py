@@ -57,6 +57,18 @@ def test_lines_say_phases_and_shards() -> None:
     assert lines[4:] == ["commit"]
 
 
+def test_notes_stand_between_the_lines_and_above_the_bar() -> None:
+    text = "worker 2 was lost with a.safetensors: [red]its node died"
+    stream, terminal = io.StringIO(), io.StringIO()
+    with LineProgress(Tally().read, SHARDS, stream, line_seconds=60) as lines:
+        lines.note(text)
+    assert stream.getvalue() == text + "\n"
+    with BarProgress(Tally().read, SHARDS, Console(file=terminal, force_terminal=True, width=120)) as bar:
+        bar.phase("merge", 2_000_000, 0)
+        bar.note(text)
+    assert text in terminal.getvalue()
+
+
 def test_lines_between_shards_come_at_their_pace_and_end_with_the_run() -> None:
     stream, tally = io.StringIO(), Tally()
     with LineProgress(tally.read, SHARDS, stream, line_seconds=0.05) as progress:
