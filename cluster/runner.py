@@ -70,6 +70,7 @@ def run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> O
     finished = output.manifest()
     if finished is not None:
         return Outcome(finished, (), tuple(range(len(plan.shards))), already_complete=True)
+    inputs.check_config()
     output.open()
     survey = run_survey(plan, output, runner, progress)
     receipts = output.receipts()

@@ -66,6 +66,11 @@ class DType:
         assert self.bits % 8 == 0, f"{self.name} elements are not whole bytes"
         return self.bits // 8
 
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of what a tensor is cut by: an element, or one byte for types narrower than that."""
+        return 1 if self.bits % 8 else self.bits // 8
+
 
 # In the library's own layout rank, widest first: a file's tensors lie in this order, then by name.
 _DTYPE_ORDER = (
@@ -110,6 +115,11 @@ class TensorInfo:
     def numel(self) -> int:
         """Number of elements; 1 for a scalar."""
         return math.prod(self.shape)
+
+    @property
+    def units(self) -> int:
+        """What the tensor is cut by: elements, or bytes for types that are narrower."""
+        return self.nbytes // DTYPES[self.dtype].unit_bytes
 
     @property
     def nbytes(self) -> int:

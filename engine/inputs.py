@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config
-from .errors import RecipeError
+from .errors import InputError, RecipeError
 from .memory import crosses_network
 from .plan import Plan, make_plan
 from .recipe import resolve_model_url
 from .recipe_schema import Recipe
-from .storage import Store, open_store
+from .settings import METHODS
+from .storage import FileInfo, Store, open_store
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -30,14 +31,23 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
+class SideFile:
+    """A small file that is copied beside the weights."""
+
+    store: Store
+    name: str
+    info: FileInfo
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Opened inputs of a merge."""
 
     plan: Plan
     stores: Sequence[Store]
     """One per source: the reference first, then the models in recipe order."""
-    tokenizer: Checkpoint
-    tokenizer_store: Store
+    side: Sequence[SideFile]
+    """Config and tokenizer files that go with the weights, by name."""
 
     @property
     def is_remote(self) -> bool:
@@ -48,19 +58,33 @@ class Inputs:
         """config.json with the output's dtype, other side files of the reference, tokenizer files of their source.
 
         Raises:
-            InputError: config.json is not a JSON object.
+            InputError: config.json is not a JSON object, or a file changed since the plan was made.
         """
-        dtype = self.plan.recipe.output_dtype
         files = {}
-        for name in self.plan.base.side_files:
-            if not _is_tokenizer_file(name):
-                files[name] = self.stores[0].read_bytes(name, MAX_SIDE_FILE_BYTES)
-        for name in self.tokenizer.side_files:
-            if _is_tokenizer_file(name):
-                files[name] = self.tokenizer_store.read_bytes(name, MAX_SIDE_FILE_BYTES)
+        for side in self.side:
+            if side.store.info(side.name) != side.info:
+                raise InputError(
+                    f"{side.store.url}/{side.name} changed since the plan was made", "run the same command again"
+                )
+            files[side.name] = side.store.read_bytes(side.name, MAX_SIDE_FILE_BYTES)
         if "config.json" in files:
-            files["config.json"] = patch_config(files["config.json"], dtype, f"{self.plan.base.url}/config.json")
+            where = f"{self.plan.base.url}/config.json"
+            files["config.json"] = patch_config(files["config.json"], self.plan.recipe.output_dtype, where)
         return files
+
+    def check_config(self) -> None:
+        """Find a config.json that cannot be patched before anything is written; InputError as for `side_files`."""
+        if any(side.name == "config.json" for side in self.side):
+            data = self.stores[0].read_bytes("config.json", MAX_SIDE_FILE_BYTES)
+            patch_config(data, self.plan.recipe.output_dtype, f"{self.plan.base.url}/config.json")
+
+
+def _side_files(base: Checkpoint, base_store: Store, tokenizer: Checkpoint, tokenizer_store: Store) -> list[SideFile]:
+    own = [SideFile(base_store, n, base_store.info(n)) for n in base.side_files if not _is_tokenizer_file(n)]
+    others = [
+        SideFile(tokenizer_store, n, tokenizer_store.info(n)) for n in tokenizer.side_files if _is_tokenizer_file(n)
+    ]
+    return sorted([*own, *others], key=lambda side: side.name)
 
 
 def _is_tokenizer_file(name: str) -> bool:
@@ -86,22 +110,27 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
         if url not in stores:
             stores[url] = open_store(url)
             checkpoints[url] = open_checkpoint(url, stores[url])
+    recipe = _without_base(recipe, urls)
     models = [urls[entry.model] for entry in recipe.models]
     reference = urls[recipe.base_model] if recipe.base_model is not None else models[0]
-    source = recipe.tokenizer_source
-    tokenizer = reference if source == "base" else urls[source]
+    source = reference if recipe.tokenizer_source == "base" else urls[recipe.tokenizer_source]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
-    plan = make_plan(
-        recipe, checkpoints[reference], [checkpoints[url] for url in models], _plan_urls(urls, checkpoints)
-    )
-    return Inputs(
-        plan, [stores[reference], *(stores[url] for url in models)], checkpoints[tokenizer], stores[tokenizer]
-    )
+    side = _side_files(checkpoints[reference], stores[reference], checkpoints[source], stores[source])
+    versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
+    absolute = {reference: checkpoints[url].url for reference, url in urls.items()}
+    plan = make_plan(recipe, checkpoints[reference], [checkpoints[url] for url in models], absolute, versions)
+    return Inputs(plan, [stores[reference], *(stores[url] for url in models)], side)
+
+
+def _without_base(recipe: Recipe, urls: Mapping[str, str]) -> Recipe:
+    """Leave out entries that are the base under another spelling: they are no task vectors."""
+    if recipe.base_model is None or not METHODS[recipe.merge_method].task_vectors:
+        return recipe
+    models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
+    if not models:
+        raise RecipeError("every entry of `models` is the base", "list at least one other model")
+    return recipe.model_copy(update={"models": models})
 
 
 _MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-
-
-def _plan_urls(urls: dict[str, str], checkpoints: dict[str, Checkpoint]) -> dict[str, str]:
-    return {reference: checkpoints[url].url for reference, url in urls.items()}

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ResourceError
-from .plan import Plan, TensorTask, grain, passes_over
+from .plan import Plan, TensorSettings, TensorTask, grain, passes_over
+from .settings import TadropDensity
 from .tensor import Workspace
 from .windows import ROW_ELEMENTS, least_window_elements, tile_elements
 
@@ -128,7 +129,7 @@ def _costs(plan: Plan, quantiles: bool) -> _Costs:
         seen.add(key)
         passes = passes_over(task.settings, task.is_double)
         passes = max(passes, QUANTILES_PASSES) if quantiles else passes
-        histograms = 2 * models * models if passes > 2 else 0
+        histograms = models * (2 if quantiles or _takes_quantiles(task.settings) else 1)
         elements = tile_elements(grain(task.settings))
         workspace = max(workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms))
         least_slab = max(least_slab, least_window_elements(grain(task.settings)) * task.widest_bytes)
@@ -136,6 +137,11 @@ def _costs(plan: Plan, quantiles: bool) -> _Costs:
     doubles = any(task.is_double for task in plan.tasks)
     rows = 24 * models * (largest // ROW_ELEMENTS + 1) * 2
     return _Costs(workspace * (2 if doubles else 1), rows, models + 2, least_slab, several)
+
+
+def _takes_quantiles(settings: TensorSettings | None) -> bool:
+    densities = settings.densities if settings is not None else ()
+    return any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in densities)
 
 
 def resident_slabs(task: TensorTask, windows: int) -> int:

@@ -215,9 +215,7 @@ class _Run:
         checkpoint = self._plan.base if source == 0 else self._plan.models[source - 1]
         file = checkpoint.files[location.file]
         with self._meter.measure("read", len(into)):
-            self._stores[source].read_into(
-                file.name, location.info.offset + begin, into.data, version=file.version
-            )
+            self._stores[source].read_into(file.name, location.info.offset + begin, into.data, version=file.version)
 
     # -- folding -------------------------------------------------------------------------------------------------
 
@@ -255,7 +253,7 @@ class _Run:
                 del workspaces[other]
             workspaces[key] = Workspace(self._kernels, state.real, len(state.task.models), key[1])
         raws = [None if slab is None else slab[:size] for slab, size, _ in item.reads]
-        size = (item.window.own_end - item.window.own_begin) * DTYPES[state.task.out_dtype].size
+        size = (item.window.own_end - item.window.own_begin) * DTYPES[state.task.out_dtype].unit_bytes
         out = None if item.out is None else item.out[:size]
         with self._meter.measure("fold", sum(length for _, length, _ in item.reads)):
             job.passes[item.turn.index].run(WindowData(item.window, raws, out), workspaces[key])
@@ -310,7 +308,7 @@ def _span(location: TensorLocation | None, window: Window) -> tuple[int, int]:
     """(first byte within the tensor, bytes) of a source in a window; fewer where the source has fewer rows."""
     if location is None:
         return 0, 0
-    size = DTYPES[location.info.dtype].size
-    begin = min(window.begin, location.info.numel)
-    end = min(window.read_end, location.info.numel)
+    size, units = DTYPES[location.info.dtype].unit_bytes, location.info.units
+    begin = min(window.begin, units)
+    end = min(window.read_end, units)
     return begin * size, (end - begin) * size

@@ -24,9 +24,6 @@ from .settings import TadropDensity
 NUMERICS = 1
 """Changes whenever the bytes of an output may change."""
 HEADER_METADATA = {"format": "pt"}
-MAX_PARTS = 10_000
-"""Parts of one multipart upload that object stores accept."""
-MIN_PART_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,7 @@ class TensorTask:
     reason: str
     """Why it is copied; empty when it is merged."""
     numel: int
+    """Elements; bytes where an element is narrower than one."""
     is_double: bool
     """Whether section 1.1 asks for fp64: any input is F64."""
     widest_bytes: int
@@ -73,7 +71,7 @@ class TensorTask:
 
     @property
     def write_bytes(self) -> int:
-        return self.numel * DTYPES[self.out_dtype].size
+        return self.numel * DTYPES[self.out_dtype].unit_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +136,6 @@ class Plan:
         """What messages call a source: 0 is the reference, i + 1 the i-th model."""
         return self.base.url if source == 0 else self.models[source - 1].url
 
-    def part_bytes(self, shard: OutputShard) -> int:
-        """Part size of a multipart upload of this shard; part of the plan so that a resumed upload has equal parts."""
-        return max(MIN_PART_BYTES, -(-shard.size // MAX_PARTS))
-
     def describe(self) -> dict[str, Any]:
         """The content of plan.json: canonical, without paths of the output, times, hosts or execution options."""
         return {
@@ -157,7 +151,13 @@ SurveyKind = str
 """'' (none), 'moments', 'quantiles' or 'threshold'."""
 
 
-def make_plan(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], urls: Mapping[str, str]) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    reference: Checkpoint,
+    models: Sequence[Checkpoint],
+    urls: Mapping[str, str],
+    side_files: Sequence[Mapping[str, Any]] = (),
+) -> Plan:
     """Decide what happens to every tensor of every input.
 
     Args:
@@ -165,6 +165,7 @@ def make_plan(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint
         reference: the base, or the first model where the recipe has no base.
         models: one checkpoint per entry of `recipe.models`.
         urls: absolute normalised URL of every model reference of the recipe.
+        side_files: name, size and version of the config and tokenizer files that will be copied.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
@@ -172,6 +173,7 @@ def make_plan(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint
     """
     warnings: list[str] = []
     _check_names(recipe, reference, models, warnings)
+    _warn_of_rows(reference, models, warnings)
     resolver = ParameterResolver(recipe, count_layers(reference.tensors))
     settings = _SettingsCache(recipe, resolver)
     problems: list[str] = []
@@ -187,7 +189,8 @@ def make_plan(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
     shards = tuple(_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
-    inputs = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
+    inputs: list[dict[str, Any]] = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
+    inputs.append({"side_files": [dict(file) for file in side_files]})
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
@@ -230,6 +233,18 @@ def _check_names(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpo
         warnings.append(text + "; they are left out")
 
 
+def _warn_of_rows(reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
+    """Say which tensors have other rows than the reference's, as `vocab: intersect` allows."""
+    for model in _distinct(models):
+        found = []
+        for name, location in model.tensors.items():
+            base = reference.tensors.get(name)
+            if base is not None and base.info.shape != location.info.shape:
+                found.append(f"{name} ({location.info.shape[:1]} for {base.info.shape[:1]})")
+        if found:
+            warnings.append(f"{model.url}: rows that only one side has keep the base's values in {_listed(found)}")
+
+
 def _listed(names: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
@@ -252,14 +267,14 @@ def _task(
     none = (None,) * len(models)
     if recipe.excludes(info.name):
         return _make_task(location, none, out_dtype, None, "excluded")
-    if info.numel == 0:
-        return _make_task(location, none, out_dtype, None, "empty")
     sources = tuple(model.tensors.get(info.name) for model in models)
     for model, source in zip(models, sources, strict=True):
         if source is None or (source.info.dtype == info.dtype and source.info.shape == info.shape):
             continue
         if problem := _mismatch(recipe, info, source.info):
             problems.append(f"{model.url}: {info.name!r} {problem}")
+    if info.numel == 0:
+        return _make_task(location, none, out_dtype, None, "empty")
     if kind != "float":
         others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
         return _make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
@@ -276,7 +291,8 @@ def _make_task(
     reason: str,
 ) -> TensorTask:
     info = base.info
-    numel, nbytes = info.numel, info.nbytes
+    nbytes = info.nbytes
+    numel = nbytes // DTYPES[info.dtype].unit_bytes
     read = nbytes if _reads_base(settings) else 0
     inputs = {info.dtype}
     for source in models:
@@ -286,7 +302,7 @@ def _make_task(
             # Most models are cut like the base; for 100,000 tensors the short cut saves a second.
             same = other.dtype == info.dtype and other.shape == info.shape
             read += nbytes if same else other.nbytes
-    widest = max(DTYPES[dtype].size for dtype in (*inputs, out_dtype))
+    widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
     return TensorTask(info.name, base, models, out_dtype, settings, reason, numel, "F64" in inputs, widest, read)
 
 
@@ -366,7 +382,7 @@ def cut_shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_size_b
     shards: list[list[int]] = []
     room = 0
     for position, (_, dtype, shape) in enumerate(tensors):
-        size = math.prod(shape) * DTYPES[dtype].size
+        size = math.prod(shape) * DTYPES[dtype].bits // 8
         if not shards or size > room:
             shards.append([])
             room = shard_size_bytes

@@ -72,9 +72,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     """
     document = read_document(text, where)
     if not isinstance(document.data, dict):
-        raise document.error(
-            [Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")]
-        )
+        raise document.error([Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")])
     data = {key: value for key, value in document.data.items() if value is not None}
     problems: list[Problem] = []
     for key, instead in UNSUPPORTED_KEYS.items():
@@ -227,9 +225,7 @@ def _read_all_parameters(data: dict[str, Any], method: str | None, problems: lis
         raw = holder.pop("parameters", None)
         if method is not None:
             of_model = path != ()
-            holder["parameters"] = read_parameters(
-                raw, (*path, "parameters"), method, problems, of_model=of_model
-            )
+            holder["parameters"] = read_parameters(raw, (*path, "parameters"), method, problems, of_model=of_model)
 
 
 def _problem(details: ErrorDetails) -> Problem:
@@ -239,9 +235,7 @@ def _problem(details: ErrorDetails) -> Problem:
     got = shorten(details["input"])
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1])
-        return Problem(
-            path, f"unknown key; expected one of {', '.join(known)}{did_you_mean(path[-1], known)}"
-        )
+        return Problem(path, f"unknown key; expected one of {', '.join(known)}{did_you_mean(path[-1], known)}")
     if kind == "missing":
         return Problem(path, "the key is missing")
     if kind == "value_error":
@@ -280,9 +274,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     listed = [entry.model for entry in recipe.models]
     if schema.task_vectors:
         if recipe.base_model is None:
-            yield Problem(
-                (), f"base_model is missing; {recipe.merge_method} merges differences to a base model"
-            )
+            yield Problem((), f"base_model is missing; {recipe.merge_method} merges differences to a base model")
         if all(model == recipe.base_model for model in listed):
             yield Problem(("models",), "expected at least one model to merge, besides the base")
     elif not listed:
@@ -290,6 +282,8 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     elif recipe.base_model is not None and recipe.base_model not in listed:
         text = f"{recipe.merge_method} merges what `models` lists; list this model too or remove the key"
         yield Problem(("base_model",), text)
+    if not schema.task_vectors and recipe.nonfinite == "keep-base":
+        yield Problem(("nonfinite",), f"{recipe.merge_method} has no base whose value could be kept; expected error")
     yield from _tokenizer_contradictions(recipe)
     for i, entry in enumerate(recipe.models):
         if not (schema.task_vectors and entry.model == recipe.base_model):
@@ -305,9 +299,7 @@ def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("tokenizer_source",), text)
     elif source != "base" and source not in known:
         near = did_you_mean(source, [str(model) for model in known])
-        yield Problem(
-            ("tokenizer_source",), f"expected base or a model of this recipe, got {shorten(source)}{near}"
-        )
+        yield Problem(("tokenizer_source",), f"expected base or a model of this recipe, got {shorten(source)}{near}")
 
 
 def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator[Problem]:
@@ -363,9 +355,5 @@ def _plain_setting(setting: Setting) -> Any:
 def _plain_value(value: Value) -> Any:
     if isinstance(value, TadropDensity):
         options = {"statistic": value.statistic}
-        return {
-            "tadrop": options
-            if value.mean is None
-            else {**options, "mean": value.mean, "spread": value.spread}
-        }
+        return {"tadrop": options if value.mean is None else {**options, "mean": value.mean, "spread": value.spread}}
     return list(value) if isinstance(value, tuple) else value
