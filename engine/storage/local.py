@@ -37,6 +37,7 @@ _TEMPORARY = re.compile(
     re.escape(TEMPORARY_PREFIX) + r"(?P<name>.+)-[A-Za-z0-9_]+\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX)
 )
 
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NEEDS_RESOURCES = {
     errno.ENOSPC: "Free some space, then run the same command again; it goes on where it stopped.",
     errno.EDQUOT: "Raise the quota, then run the same command again; it goes on where it stopped.",
@@ -151,13 +152,10 @@ class LocalStore:
         with _translated(path):
             temporary = self._write_temporary(name, data)
             try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
+                return _link_or_move(temporary, path)
             finally:
                 _unlink(temporary)
-            _sync_folder(os.path.dirname(path))
-            return True
+                _sync_folder(os.path.dirname(path))
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Store.replace`."""
@@ -385,6 +383,25 @@ def _write_fully(descriptor: int, view: memoryview) -> None:
     done = 0
     while done < len(view):
         done += os.write(descriptor, view[done : done + MAX_CALL_BYTES])
+
+
+def _link_or_move(temporary: str, path: str) -> bool:
+    """Give a complete file its name unless something has it; True when this call did.
+
+    A few file systems know no hard links. There two different plans that race for one name may both get it,
+    and the later one wins; everything written later depends on the plan alone and checks it again.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+    return True
 
 
 def _make_folder(path: str) -> None:

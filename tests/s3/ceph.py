@@ -21,7 +21,7 @@ PROGRAMS = (
     "radosgw", "radosgw-admin", "ceph", "ceph-mon", "ceph-mgr", "ceph-osd", "ceph-authtool", "monmaptool",
 )  # fmt: skip
 STEP_SECONDS = 60
-STORE_BYTES = 2 << 30
+STORE_BYTES = 4 << 30
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
 
 CONFIGURATION = """
@@ -64,6 +64,8 @@ osd memory target = 939524096
 rgw frontends = beast endpoint=127.0.0.1:{port}
 rgw thread pool size = 32
 rgw dns name = localhost
+rgw gc obj min wait = 1
+rgw gc processor period = 2
 rgw enable usage log = false
 rgw enable ops log = false
 """

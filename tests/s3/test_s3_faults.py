@@ -307,13 +307,16 @@ def test_parts_leave_while_later_bytes_are_still_written(store, proxy):
 
 def test_only_a_few_parts_are_on_their_way(moto, store, direct, proxy):
     patient = through(moto, proxy, direct, limits=quick_limits(parts_in_flight=2))
-    lock, on_their_way, most = threading.Lock(), [0], [0]
+    lock, both, on_their_way, most = threading.Lock(), threading.Event(), [0], [0]
 
     def slow():
         with lock:
             on_their_way[0] += 1
             most[0] = max(most[0], on_their_way[0])
-        time.sleep(0.3)
+            if most[0] >= 2:
+                both.set()
+        both.wait(10)
+        time.sleep(0.1)
         with lock:
             on_their_way[0] -= 1
 
