@@ -184,8 +184,8 @@ class Scheduler:
         if self._unfinished == 0:
             self._end(Finish())
         if not self._over:
-            self._start_workers()
             self._start_tasks()
+            self._start_workers()
             self._drop_stale_timers()
 
     # Answers about tasks.

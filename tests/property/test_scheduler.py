@@ -231,12 +231,9 @@ class World:
     def drain(self, index: int) -> None:
         if self.usable:
             worker = list(self.usable)[index % len(self.usable)]
-            if self.usable[worker] is None:
-                # The scheduler stops an idle one at once.
-                self.give(WorkerLeaving(self.now, worker))
-                assert worker not in self.usable
-            else:
-                self.give(WorkerLeaving(self.now, worker))
+            was_idle = self.usable[worker] is None
+            self.give(WorkerLeaving(self.now, worker))
+            assert self.end or (worker in self.usable) != was_idle, "an idle one is stopped at once"
 
     def report(self, index: int, percent: int) -> None:
         worker = self.running(index)

@@ -267,14 +267,41 @@ def test_a_worker_that_is_always_slow_is_not_overdue_by_its_own_standard() -> No
 
 def test_reported_progress_shows_a_slow_run_before_it_is_late() -> None:
     scheduler = finished_pace([GB] * 4, 2)
-    scheduler.handle(TaskDone(200.0, 2, 3))
-    for now, moved in ((105.0, 1), (150.0, 0), (150.0, GB // 2)):
+    for now, moved in ((105.0, 1), (150.0, 0), (150.0, GB // 2), (190.0, GB * 62 // 100)):
         assert scheduler.handle(TaskProgress(now, 3, 4, moved)) == []
-        assert wake(scheduler, 205.0) == []
-    assert scheduler.handle(TaskProgress(205.0, 3, 4, GB // 4)) == []
-    assert wake(scheduler, 215.0) == [LookUp(3, 1)]
-    assert scheduler.handle(LookedUp(215.0, 3, 1, found=False)) == [StartTask(3, 1, 5)]
-    assert scheduler.handle(TaskProgress(220.0, 2, 3, GB)) == []
+    assert scheduler.handle(TaskDone(192.0, 2, 3)) == []
+    assert scheduler.handle(TaskProgress(195.0, 3, 4, GB * 62 // 100)) == [LookUp(3, 1)]
+    assert scheduler.handle(LookedUp(195.0, 3, 1, found=False)) == [StartTask(3, 1, 5)]
+    assert scheduler.handle(TaskProgress(199.0, 2, 3, GB)) == []
+
+
+def test_a_run_that_would_surely_lose_is_stopped_when_its_twin_starts() -> None:
+    scheduler = finished_pace([GB] * 5, 2)
+    assert scheduler.handle(TaskProgress(120.0, 3, 4, GB // 20)) == [LookUp(3, 1)]  # needs 400 s, 380 are left
+    assert scheduler.handle(LookedUp(120.0, 3, 1, found=False)) == []
+    twin = [StopWorker(2), StartTask(3, 1, 5), StartWorker(3)]
+    assert scheduler.handle(TaskDone(200.0, 2, 3)) == twin
+    assert scheduler.handle(WorkerJoined(210.0, 3)) == [StartTask(4, 3, 6)]
+
+
+def test_a_run_that_stands_still_teaches_no_patience() -> None:
+    scheduler = finished_pace([GB] * 2, 1)
+    actions = []
+    for now in range(110, 910, 10):  # the first report says 200 s, which makes 133 s and six times that the measure
+        actions += scheduler.handle(TaskProgress(float(now), 1, 2, GB // 20))
+    assert actions == [LookUp(1, 1), StopWorker(1), LookUp(1, 2), StartWorker(2)]
+
+
+def test_when_all_become_slow_nobody_is() -> None:
+    """A store that serves everybody four times slower: twins would only add to its load."""
+    scheduler = finished_pace([GB] * 16, 4)
+    actions = []
+    for now in range(110, 490, 10):
+        for run in range(5, 9):
+            moved = int(GB * (now - 100) / 400)
+            actions += scheduler.handle(TaskProgress(float(now), run - 1, run, moved))
+    assert not [a for a in actions if not isinstance(a, LookUp)]
+    assert scheduler.handle(TaskDone(500.0, 4, 5)) == [StartTask(8, 1, 9)]
 
 
 def test_a_hung_worker_is_stopped_even_if_it_is_the_only_one() -> None:
