@@ -45,7 +45,7 @@ class FoldPass:
                 self._sums.add(workspace, begin, end)
             self._select(workspace, begin, end, ranks, kept, overlaps)
             self._combine(workspace, end - begin)
-            overflowed += self._write(data, workspace, begin, end)
+            overflowed += write_merged(state, data, workspace, begin, end)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
             add_into(state.tally.kept, kept)
@@ -118,31 +118,31 @@ class FoldPass:
         elif self._method.normalize:
             state.kernels.divide(total, weight_sum)
 
-    def _write(self, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
-        state, task = self._state, self._state.task
-        length = end - begin
-        raw = state.bytes_of(data, 0, begin, length)
-        out = out_bytes(data, task.out_dtype, begin, end)
-        device_out = state.kernels.load(out)
-        overflowed = state.kernels.finish(
-            raw,
-            task.base.info.dtype,
-            workspace.base[:length],
-            workspace.sum[:length],
-            workspace.active[:length],
-            task.out_dtype,
-            state.plan.saturate,
-            device_out,
-        )
-        state.kernels.store(device_out, out)
-        return overflowed
-
     def finish(self) -> None:
         state = self._state
         state.settle_nonfinite(self._nonfinite)
         if self._sums:
             state.moments = self._sums.total()
         check_overflow(state)
+
+
+def write_merged(state: TensorState, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
+    """Base plus sum of elements [begin, end), rounded once, where active; returns how many lie beyond the dtype."""
+    task, length = state.task, end - begin
+    out = out_bytes(data, task.out_dtype, begin, end)
+    device_out = state.kernels.load(out)
+    overflowed = state.kernels.finish(
+        state.bytes_of(data, 0, begin, length),
+        task.base.info.dtype,
+        workspace.base[:length],
+        workspace.sum[:length],
+        workspace.active[:length],
+        task.out_dtype,
+        state.plan.saturate,
+        device_out,
+    )
+    state.kernels.store(device_out, out)
+    return overflowed
 
 
 def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -157,7 +157,7 @@ def check_overflow(state: TensorState) -> None:
     """Raises InputError when results lie beyond the output dtype and the recipe does not saturate."""
     if state.tally.overflowed and not state.plan.saturate:
         raise InputError(
-            f"tensor {state.task.name!r}: {state.tally.overflowed} merged values are beyond the range of "
+            f"tensor {state.task.name!r}: {state.tally.overflowed} values are beyond the range of "
             f"{state.task.out_dtype}",
             "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
         )
@@ -233,16 +233,19 @@ class CopyPass:
                     self._differing[i] += int(np.count_nonzero(raw != base))
 
     def _convert(self, data: WindowData, workspace: Workspace) -> None:
+        """What no model touches: NaN and infinities stay, but a finite value must not become one."""
         state, task = self._state, self._state.task
+        overflowed = 0
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            values = workspace.base[: end - begin]
-            raw = state.bytes_of(data, 0, begin, end - begin)
+            length = end - begin
+            raw = state.bytes_of(data, 0, begin, length)
             assert raw is not None
-            state.kernels.decode(raw, task.base.info.dtype, values)
-            out = out_bytes(data, task.out_dtype, begin, end)
-            device_out = state.kernels.load(out)
-            state.kernels.convert(values, task.out_dtype, state.plan.saturate, device_out)
-            state.kernels.store(device_out, out)
+            state.kernels.decode(raw, task.base.info.dtype, workspace.base[:length])
+            workspace.sum[:length] = 0
+            workspace.active[:length] = 0
+            overflowed += write_merged(state, data, workspace, begin, end)
+        with state.lock:
+            state.tally.overflowed += overflowed
 
     def finish(self) -> None:
         for i, count in enumerate(self._differing):
@@ -252,6 +255,7 @@ class CopyPass:
                     f"{self._state.task.name!r} differs from the base in {count} bytes",
                     "integer tensors cannot be merged: list the tensor under `exclude` to copy the base's",
                 )
+        check_overflow(self._state)
 
 
 class TensorFold:
@@ -337,7 +341,7 @@ class TensorFold:
         """What the receipt says of this tensor; valid after the last pass."""
         state, task = self.state, self.state.task
         if task.settings is None:
-            return TensorRow(name=task.name, action="copied", reason=task.reason)
+            return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=state.tally.overflowed)
         densities = state.selector.densities if state.selector else [1.0] * len(task.models)
         models: list[ModelRow | None] = [None] * len(task.models)
         for i in state.present:
