@@ -81,7 +81,8 @@ class _Merge:
         if not is_merged:
             if not reference.is_floating_point() or self.out_dtype(name) == reference.dtype:
                 return reference
-            return round_once(self.values(reference, self.real(name)), self.out_dtype(name)).reshape(reference.shape)
+            values = self.values(reference, self.real(name))
+            return self._rounded(values, name, unchecked=~np.isfinite(values)).reshape(reference.shape)
         flat = self._linear(name) if self.method == "linear" else self._task_vectors(name)
         return flat.reshape(reference.shape)
 
@@ -312,6 +313,9 @@ def round_once(values, dtype):
         result = torch.from_numpy(np.where(inexact & even, toward, near)).to(dtype)
     bits = result.view(INTEGERS[dtype.itemsize])
     bits[torch.from_numpy(np.isnan(values))] = NAN_BITS[dtype]
+    if dtype == torch.float8_e4m3fn:  # has no infinity: beyond its range is NaN with a sign, whatever torch does there
+        bits[torch.from_numpy(values > 464)] = 0x7F
+        bits[torch.from_numpy(values < -464)] = 0xFF
     return bits.view(dtype)
 
 

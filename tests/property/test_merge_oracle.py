@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import InputError
@@ -23,6 +23,11 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 OUT_DTYPES = (None, None, "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 SHAPES = ((), (1,), (7,), (5, 9), (33,), (256,), (64, 33), (3, 17, 11), (4099,), (0,), (3, 0))
 SMALLEST_WINDOWS = mock.patch("anabranch.engine.memory.LARGEST_SLAB", 64 << 10)
+
+
+def merges(count):
+    """So many examples in the fast profile; a failing one is not made smaller, as each is a whole merge."""
+    return settings(examples(count), phases=(Phase.explicit, Phase.reuse, Phase.generate))
 
 
 def base_values(rng, shape, dtype):
@@ -173,7 +178,7 @@ def inputs(draw, models, doubles=True):
 
 @pytest.mark.parametrize("method", OWN)
 @given(data=st.data())
-@examples(25)
+@merges(25)
 def test_small_merges_equal_the_oracle(method, data):
     recipe, weights, densities = data.draw(recipes(method))
     doubles = recipe["parameters"].get("scope") != "model"
@@ -242,7 +247,7 @@ def odd_inputs(draw, models):
 
 @pytest.mark.parametrize("method", OWN)
 @given(data=st.data())
-@examples(12)
+@merges(12)
 def test_inputs_that_do_not_fit_equal_the_oracle(method, data):
     recipe, weights, densities = data.draw(recipes(method))
     assume(recipe["parameters"].get("scope") != "model")
