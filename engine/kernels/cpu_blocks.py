@@ -2,7 +2,7 @@
 
 Magnitudes are compared as integer keys. A block's cut is found by counting keys above a guess: such a pass over 256
 keys takes some ten nanoseconds because it vectorises, and the cut of the block before is a good guess. Every step is
-exact, so the result does not depend on the guesses.
+exact, so the result does not depend on the guesses. Loops do one simple thing each: that is what vectorises.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from .compile import jit
 
 RANKED = 16
 """Up to this block size, comparing every pair of keys is quicker than searching."""
-GUESSES = 4
-"""Claim levels whose last cuts are remembered separately; higher levels share one."""
+LEVELS = 4
+"""Claim levels whose last cuts are remembered separately; higher levels share the last place."""
 
 
 @jit
-def count_from(keys: Any, least: Any) -> Any:
+def count_from(keys: Any, length: int, least: Any) -> Any:
     """Number of keys >= least, counted in the keys' own type so that all lanes of a vector work."""
     kind = keys.dtype.type
     total = kind(0)
-    for i in range(keys.size):
+    for i in range(length):
         total = kind(total + (kind(1) if keys[i] >= least else kind(0)))
     return np.int64(total)
 
 
 @jit
-def span(keys: Any, low: Any, high: Any) -> Any:
+def count_around(keys: Any, length: int, cut: Any) -> Any:
+    """Number of keys >= cut, and of keys > cut."""
+    kind = keys.dtype.type
+    total, above = kind(0), kind(0)
+    for i in range(length):
+        total = kind(total + (kind(1) if keys[i] >= cut else kind(0)))
+        above = kind(above + (kind(1) if keys[i] > cut else kind(0)))
+    return np.int64(total), np.int64(above)
+
+
+@jit
+def span(keys: Any, length: int, low: Any, high: Any) -> Any:
     """The smallest and the largest key in [low, high); there is one."""
     least, most = high, low
-    for i in range(keys.size):
+    for i in range(length):
         key = keys[i]
         least = min(least, key if key >= low else high)
         most = max(most, key if key < high else low)
@@ -41,158 +52,176 @@ def span(keys: Any, low: Any, high: Any) -> Any:
 
 
 @jit
-def find_cut(keys: Any, want: int, guess: Any, reach: Any, step: Any, largest: Any) -> Any:
-    """Where to cut so that the `want` largest positive keys lie above.
+def find_cut(keys: Any, length: int, want: int, guess: Any, found: Any, spacing: Any, largest: Any) -> Any:
+    """Where to cut so that the `want` largest positive keys lie above, from `found` = count(keys >= guess).
 
-    The bracket [low, high) is opened around the guess (by `step` at first, then by `reach`, then by more) until
-    count(keys >= low) >= want > count(keys >= high), and then closed by interpolation; every third step shrinks it to
-    keys that exist, so that a few distinct magnitudes cannot slow it down.
+    The next place to look at is `spacing` (the usual distance of two keys) away for each element too many or too few,
+    and further and further, until the cut lies in [low, high); then it is interpolated. Every fourth step shrinks the
+    bracket to keys that exist and halves it: a few distinct magnitudes or wild ones cannot slow the search down.
 
     Returns:
-        cut, count(keys >= cut), count(keys > cut). The first count is `want`, or cut is the want-th largest key, or cut
-        is 1 and fewer keys than `want` are positive. The second count is valid in the second case only.
+        cut, count(keys >= cut), count(keys > cut), spacing. The first count is `want`, or cut is the want-th largest
+        key, or cut is 1 and fewer keys than `want` are positive. The second count holds in the second case only.
     """
     kind = keys.dtype.type
-    low, high = guess, guess
-    n_low = n_high = count_from(keys, kind(guess))
-    while n_high >= want:
-        low, n_low = high, n_high
-        if high >= largest - step:
-            high, n_high = largest, 0
+    low, n_low, bounded_below = np.int64(0), np.int64(0), False
+    high, n_high, bounded_above = largest, np.int64(0), False
+    place, n, turn = guess, found, 0
+    while True:
+        if n >= want:
+            low, n_low, bounded_below = place, n, True
         else:
-            high += step
-            n_high = count_from(keys, kind(high))
-        step = min(max(4 * step, reach), largest >> 2)
-    step = reach
-    while n_low < want:
-        if low == 1:
-            return low, n_low, n_low
-        high, n_high = low, n_low
-        low = max(low - step, 1)
-        n_low = count_from(keys, kind(low))
-        step = min(4 * step, largest >> 2)
-    turn = 0
-    while n_low != want and high - low > 1:
+            high, n_high, bounded_above = place, n, True
+        if n == want or high - low == 1:
+            break
         turn += 1
-        if turn % 3 == 0:
-            low, high = span(keys, kind(low), kind(high))
+        if not (bounded_below and bounded_above):
+            step = np.float64(abs(n - want)) * np.float64(spacing) * np.float64(1 << min(2 * turn, 60))
+            far = np.int64(min(step, np.float64(largest >> 2))) + 1
+            place += min(far, high - 1 - place) if n > want else -min(far, place - low - 1)
+        elif turn % 4 == 0:
+            low, high = span(keys, length, kind(low), kind(high))
             high += 1
-            middle = (low + high) >> 1
+            if high - low == 1:
+                break
+            place = (low + high) >> 1
         else:
             share = np.float64(n_low - want) / np.float64(n_low - n_high)
-            middle = low + np.int64(np.float64(high - low) * share)
-        middle = max(low + 1, min(middle, high - 1))
-        if middle == high:
-            break
-        n = count_from(keys, kind(middle))
-        if n >= want:
-            low, n_low = middle, n
-        else:
-            high, n_high = middle, n
-    return low, n_low, n_high
+            place = low + np.int64(np.float64(high - low) * share)
+            place = max(low + 1, min(place, high - 1))
+        n = count_from(keys, length, kind(place))
+        if turn == 1 and n != found:
+            spacing += (abs(place - guess) // abs(n - found) - spacing) >> 3
+    if low == 0:
+        return np.int64(1), n_high, n_high, spacing
+    return low, n_low, n_high, spacing
 
 
 @jit
-def after_ones(flags: Any, count: Any) -> int:
-    """The index just behind the count-th 1 in bytes of 0 or 1; their number is a multiple of 8."""
+def clear_ones(flags: Any, count: Any) -> None:
+    """Clear the first `count` ones among bytes of 0 or 1; their number is a multiple of 8."""
     words = flags.view(np.uint64)
     word = 0
     while word < words.size:
-        ones = (words[word] * np.uint64(0x0101010101010101)) >> np.uint64(56)  # the sum of eight bytes
-        if np.int64(ones) >= count:
+        ones = np.int64((words[word] * np.uint64(0x0101010101010101)) >> np.uint64(56))  # the sum of eight bytes
+        if ones > count:
             break
-        count -= np.int64(ones)
+        count -= ones
+        words[word] = 0
         word += 1
     i = 8 * word
     while i < flags.size and count > 0:
-        count -= flags[i]
+        count -= np.int64(flags[i])
+        flags[i] = 0
         i += 1
-    return i
 
 
 @jit
 def take_by_search(
-    keys: Any, want: int, guess: Any, reach: Any, tied: bool, largest: Any, taken: Any, equal: Any
+    keys: Any, length: int, want: int, memory: Any, row: int, largest: Any, taken: Any, equal: Any
 ) -> Any:
-    """taken = 1 for the `want` largest positive keys, equal ones by index.
+    """taken = 1 for the `want` largest positive keys, equal ones by index; returns how many that are.
 
-    Returns how many that are, the cut, and whether keys tied at the cut.
+    A row of `memory` holds the last cut, the usual spacing of keys, and whether keys were equal at the cut: then the
+    very same cut is likely, as in differences of 16-bit checkpoints.
     """
-    cut, found, above = find_cut(keys, want, guess, reach, 1 if tied else reach, largest)
-    least, end = keys.dtype.type(cut), keys.size
+    kind = keys.dtype.type
+    guess, spacing = memory[row, 0], memory[row, 1]
+    if memory[row, 2]:
+        found, above = count_around(keys, length, kind(guess))
+        if above >= want:
+            guess, found = guess + 1, above
+    else:
+        found, above = count_from(keys, length, kind(guess)), np.int64(want)
+    cut = guess
+    if found < want or above >= want:
+        cut, found, above, spacing = find_cut(keys, length, want, guess, found, spacing, largest)
     tied = found > want
+    memory[row, 0] = cut if tied else max(guess + ((cut - guess) >> 2), 1)
+    memory[row, 1], memory[row, 2] = max(spacing, 1), np.int64(tied)
+    least = kind(cut)
+    for i in range(length):
+        taken[i] = keys[i] >= least
     if tied:
-        for i in range(keys.size):
+        for i in range(length):
             equal[i] = keys[i] == least
-        end = after_ones(equal, want - above)
-    for i in range(keys.size):
-        taken[i] = (keys[i] > least) | ((keys[i] == least) & (np.int32(i) < np.int32(end)))
-    return min(found, want), cut, tied
+        for i in range(length, equal.size):
+            equal[i] = 0
+        clear_ones(equal, want - above)
+        for i in range(length):
+            taken[i] ^= equal[i]
+    return min(found, np.int64(want))
 
 
 @jit
-def take_by_rank(keys: Any, want: int, ranks: Any, taken: Any) -> int:
+def take_by_rank(keys: Any, length: int, want: int, ranks: Any, taken: Any) -> Any:
     """The same by counting for each key how many come before it."""
     kind = keys.dtype.type
-    for i in range(keys.size):
+    for i in range(length):
         ranks[i] = kind(-1)  # every key counts itself below
-    for j in range(keys.size):
+    for j in range(length):
         key = keys[j]
-        for i in range(keys.size):
+        for i in range(length):
             other = kind(keys[i] + (kind(1) if np.int32(i) < np.int32(j) else kind(0)))
             ranks[i] = kind(ranks[i] + (kind(1) if key >= other else kind(0)))
-    total = 0
-    for i in range(keys.size):
+    total = np.int64(0)
+    for i in range(length):
         taken[i] = (ranks[i] < want) & (keys[i] > 0)
-        total += taken[i]
+        total += np.int64(taken[i])
     return total
+
+
+@jit
+def candidates(bits: Any, largest: Any, claims: Any, level: int, first: Any, length: int, keys: Any) -> None:
+    """Keys of one block; 0 for what is claimed more or less often than `level` times."""
+    kind = bits.dtype.type
+    for i in range(length):
+        e = first + np.uint64(i)
+        keys[i] = kind(bits[e] & largest) if claims[e] == np.uint8(level) else kind(0)
+
+
+@jit
+def most_claims(claims: Any, first: Any, length: int) -> Any:
+    """The largest number of claims in one block."""
+    most = np.uint8(0)
+    for i in range(length):
+        most = max(most, claims[first + np.uint64(i)])
+    return most
 
 
 @jit
 def mask_blocks(
     bits: Any, largest: Any, n: int, m: int, claims: Any, mask: Any, overlap_never: bool, drop_tail: bool
 ) -> None:
-    """`bits`: t's bit patterns as signed integers; `largest`: the largest of that type, which also clears the sign."""
-    kind = bits.dtype.type
+    """`bits`: t's bit patterns as signed integers; `largest`: the largest of that type, which also clears the sign.
+
+    Elements of a block are addressed by unsigned indices, which cannot be negative and so are not checked for it;
+    slices instead would cost a counted reference in every block.
+    """
     padded = (m + 7) // 8 * 8
-    scratch, ranks = np.empty(m, bits.dtype), np.empty(m, bits.dtype)
-    flags, equals = np.zeros(padded, np.uint8), np.zeros(padded, np.uint8)
-    guesses, ties = np.empty(GUESSES, np.int64), np.zeros(GUESSES, np.bool_)
-    for i in range(GUESSES):
-        guesses[i] = np.int64(largest) >> 1
-    reach = np.int64(largest) >> 11  # sixteen 128ths of a power of two in fp32
+    keys, ranks = np.empty(m, bits.dtype), np.empty(m, bits.dtype)
+    taken, equal = np.empty(padded, np.uint8), np.empty(padded, np.uint8)
+    memory = np.zeros((LEVELS, 3), np.int64)
+    memory[:, 0] += np.int64(largest) >> 1
+    memory[:, 1] += np.int64(largest) >> 15
     for start in range(0, bits.size, m):
-        length = min(m, bits.size - start)
+        first, length = np.uint64(start), min(m, bits.size - start)
         want = n if length == m else 0 if drop_tail else (n * length + m // 2) // m
-        block, claim, kept = bits[start : start + length], claims[start : start + length], mask[start : start + length]
-        keys, taken = scratch[:length], flags[:length]
         for i in range(length):
-            kept[i] = 0
+            mask[first + np.uint64(i)] = 0
         level = 0
         while want > 0:
-            for i in range(length):
-                keys[i] = kind(block[i] & largest) if claim[i] == np.uint8(level) else kind(0)
+            candidates(bits, largest, claims, level, first, length, keys)
             if m <= RANKED:
-                found = take_by_rank(keys, want, ranks, taken)
+                found = take_by_rank(keys, length, want, ranks, taken)
             else:
-                g = min(level, GUESSES - 1)
-                for i in range(length, padded):
-                    equals[i] = 0
-                found, cut, tied = take_by_search(
-                    keys, want, guesses[g], reach, ties[g], np.int64(largest), taken, equals
-                )
-                guesses[g] = cut if tied or start == 0 else guesses[g] + ((cut - guesses[g]) >> 2)
-                ties[g] = tied
+                row = min(level, LEVELS - 1)
+                found = take_by_search(keys, length, want, memory, row, np.int64(largest), taken, equal)
             for i in range(length):
-                kept[i] |= taken[i]
+                mask[first + np.uint64(i)] |= taken[i]
             want -= found
             level += 1
-            if want == 0 or overlap_never:
-                break
-            highest = np.uint8(0)
-            for i in range(length):
-                highest = max(highest, claim[i])
-            if level > highest:
+            if overlap_never or (want > 0 and level > most_claims(claims, first, length)):
                 break
         for i in range(length):
-            claim[i] += kept[i]
+            claims[first + np.uint64(i)] += mask[first + np.uint64(i)]
