@@ -161,7 +161,7 @@ class Outcome:
     tail: float = 0.0
     """From handing out the last task to the end."""
     failures: int = 0
-    """Runs ended by crashes, temporary errors and hangs."""
+    """Runs ended by crashes, temporary errors and hangs, or because they were hopelessly slow."""
     lost_seconds: float = 0.0
     """What these had worked."""
     twin_seconds: float = 0.0

@@ -57,6 +57,7 @@ class _Run:
     projected_seconds: float = 0.0
     late: bool = False
     overdue: bool = False
+    looked: bool = False
 
 
 _Entry = tuple[bool, int, int]  # (yields to others, -size_bytes, id): largest first
@@ -372,6 +373,10 @@ class Scheduler:
             state = self._states[entry[2]]
             if state.entry != entry:
                 continue
+            if state.runs:
+                self._judge(state.runs[0])
+                if state.entry != entry:
+                    continue  # it was late by a measure that has changed
             state.entry = None
             self._stop_if_hopeless(state)
             worker, _ = self._idle.popitem(last=False)
@@ -433,11 +438,12 @@ class Scheduler:
         late = run.started + self._pace.late_seconds(size)
         overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
         reached = max(self._now, run.started + run.projected_seconds)
-        if reached >= late and not run.late:
-            run.late = True
+        before = run.late, run.overdue
+        run.late, run.overdue = reached >= late, reached >= overdue
+        if run.late and not run.looked:
+            run.looked = True
             self._look_up(state)  # perhaps only the answer was lost
-        if reached >= overdue and not run.overdue:
-            run.overdue = True
+        elif (run.late, run.overdue) != before:
             state.entry = None
             self._settle(state)
         return late, overdue
