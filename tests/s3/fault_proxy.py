@@ -64,6 +64,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.faults: list[HttpFault] = []
         self.requests: list[str] = []
+        self.sent_bytes = 0
         self.stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -72,6 +73,7 @@ class FaultProxy(ThreadingHTTPServer):
         with self._lock:
             self.faults = list(faults)
             self.requests = []
+            self.sent_bytes = 0
 
     def count(self, pattern: str) -> int:
         """Requests so far whose "METHOD target" matches."""
@@ -150,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_body(self, fault: HttpFault, content: bytes) -> None:
         limits = [limit for limit in (fault.cut_after, fault.stall_after) if limit is not None]
         end = min([len(content), *limits])
+        self.server.sent_bytes += end
         step = max(1, fault.bytes_per_second // 20) if fault.bytes_per_second else CHUNK_BYTES
         for start in range(0, end, step):
             self.wfile.write(content[start : min(start + step, end)])
