@@ -66,11 +66,22 @@ def run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> O
         OutputConflictError: the directory belongs to another plan.
         InputError, ResourceError, TemporaryError: what stopped the run; the same command goes on from there.
     """
-    plan = inputs.plan
     finished = output.manifest()
-    if finished is not None:
-        return Outcome(finished, (), tuple(range(len(plan.shards))), already_complete=True)
-    inputs.check_config()
+    if finished is None:
+        inputs.check_config()
+        try:
+            return _run(inputs, output, runner, progress)
+        except FileNotFoundError:
+            # A twin finished the same plan and removed our unfinished files: its bytes are ours.
+            finished = output.manifest()
+            if finished is None:
+                raise
+    output.clean(finished)
+    return Outcome(finished, (), tuple(range(len(inputs.plan.shards))), already_complete=True)
+
+
+def _run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> Outcome:
+    plan = inputs.plan
     output.open()
     survey = run_survey(plan, output, runner, progress)
     receipts = output.receipts()
