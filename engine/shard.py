@@ -47,7 +47,11 @@ class ShardSink:
         self._written = 0
         self.rows: dict[str, TensorRow] = {}
         self._writer: Writer = store.writer(self._shard.name, self._shard.size, {PLAN_ATTRIBUTE: plan.plan_id}, run_id)
-        self.write(np.frombuffer(self._shard.header, np.uint8))
+        try:
+            self.write(np.frombuffer(self._shard.header, np.uint8))
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, data: NDArray[np.uint8]) -> None:
         with self._meter.measure("hash", len(data)):
@@ -188,8 +192,8 @@ class _Merge:
         _, fold, shard = self._expected.popleft()
         sink.rows[fold.state.task.name] = fold.row()
         if len(sink.rows) == len(self._plan.shards[shard].tasks):
-            self._sink = None
             self._settle()
+            self._sink = None
             self._publishing = self._publisher.submit(self._commit, sink)
 
     def _commit(self, sink: ShardSink) -> None:
