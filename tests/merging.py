@@ -17,7 +17,7 @@ from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.meter import Meter
 from anabranch.engine.recipe import load_recipe
-from anabranch.engine.storage import open_store
+from anabranch.engine.storage import Store, open_store
 
 Tensors = Mapping[str, torch.Tensor]
 MIB = 1 << 20
@@ -61,10 +61,10 @@ def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
     return path
 
 
-def merge(recipe: Path, out: Path, threads: int = 2, limit_mib: int = 1024, kernels: Any = None) -> Outcome:
+def merge(recipe: Path, out: Path | Store, threads: int = 2, limit_mib: int = 1024, kernels: Any = None) -> Outcome:
     """One merge in this process."""
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
-    output = Output(inputs.plan, open_store(str(out), create=True))
+    output = Output(inputs.plan, open_store(str(out), create=True) if isinstance(out, Path) else out)
     runner = LocalRunner(inputs, output, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
     return run(inputs, output, runner, Quiet())
 
