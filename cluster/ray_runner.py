@@ -89,11 +89,13 @@ class RayRunner:
         )
         self._options = WorkerOptions(output.store.url, self.memory, device, inputs.is_remote)
         self._spare: list[Any] = []
-        self._check_fits(cluster_slots(self._options))
+        self._check_fits()
 
-    def _check_fits(self, slots: int) -> None:
-        # Ray would wait without a word for resources that no node has.
-        if slots < 1:
+    def _check_fits(self) -> None:
+        # Ray would wait without a word for resources that no node has. A head without cores is no such node: its first
+        # workers may still be starting.
+        has_workers = any(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"])
+        if has_workers and cluster_slots(self._options) < 1:
             need = f"{self._options.num_cpus} CPU and {self.memory.limit_bytes >> 20} MiB"
             raise ResourceError(
                 f"no node of the Ray cluster holds a worker: each needs {need}" + self._options.gpu_text,

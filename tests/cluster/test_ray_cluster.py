@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -84,6 +85,18 @@ def test_a_node_that_joins_is_used(nodes: Nodes, cabs: Case, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert len(workers) == 2
     assert_same_output(out, cabs.expected)
+
+
+def test_a_merge_waits_for_the_first_node(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
+    nodes.resize(0)
+    driver = cabs.start(tmp_path / "out", nodes.address)
+    assert driver.stderr is not None
+    before = list(itertools.takewhile(lambda line: line != "room for 0 workers\n", driver.stderr))
+    assert not any("error" in line for line in before)
+    nodes.add()
+    _, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, errors
+    assert_same_output(tmp_path / "out", cabs.expected)
 
 
 def test_a_killed_driver_is_resumed_with_another_number_of_nodes(nodes: Nodes, case: Case, tmp_path: Path) -> None:
