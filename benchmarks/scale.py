@@ -398,12 +398,18 @@ class Case:
     faults: str
     shard_bytes: int = SHARD_BYTES
     reports: bool = True
+    seeds: int = 7
 
+
+# The promise is about this one. Single runs scatter by 1.4 %, so that seven would not tell 90 from 91.
+PROMISE = Case("405B", 64, "usual", seeds=40)
 
 FULL = (
-    *(Case("405B", workers, "usual") for workers in (1, 8, 32, 64, 128, 256)),
+    *(Case("405B", workers, "usual") for workers in (1, 8, 32)),
+    PROMISE,
+    *(Case("405B", workers, "usual") for workers in (128, 256)),
     Case("405B", 64, "none"),
-    Case("405B", 64, "usual", reports=False),
+    Case("405B", 64, "usual", reports=False, seeds=40),
     Case("405B", 64, "usual", shard_bytes=SHARD_BYTES // 2),
     Case("405B", 64, "spot"),
     Case("405B", 256, "spot"),
@@ -412,7 +418,7 @@ FULL = (
     Case("1T", 256, "none"),
     Case("1T", 256, "spot"),
 )
-QUICK = (Case("405B", 64, "usual"), Case("405B", 256, "spot"))
+QUICK = (Case("405B", 64, "usual", seeds=1), Case("405B", 256, "spot", seeds=1))
 
 HEADINGS = (
     "plan",
@@ -433,10 +439,10 @@ HEADINGS = (
 )
 
 
-def measure(case: Case, seeds: int) -> list[Outcome]:
+def measure(case: Case) -> list[Outcome]:
     tasks = plan(case.model, case.shard_bytes)
     faults = FAULTS[case.faults]
-    return [Replay(tasks, case.workers, faults, seed, reports=case.reports).run() for seed in range(seeds)]
+    return [Replay(tasks, case.workers, faults, seed, reports=case.reports).run() for seed in range(case.seeds)]
 
 
 def busy(outcome: Outcome) -> float:
@@ -476,15 +482,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two rows, one seed")
     options = parser.parse_args(arguments)
-    cases, seeds = (QUICK, 1) if options.quick else (FULL, 7)
     print("| " + " | ".join(HEADINGS) + " |")
     print("|" + "---|" * len(HEADINGS))
     missed = []
-    for case in cases:
-        outcomes = measure(case, seeds)
+    for case in QUICK if options.quick else FULL:
+        outcomes = measure(case)
         print("| " + " | ".join(row(case, outcomes)) + " |", flush=True)
         efficiency = statistics.median(outcome.efficiency for outcome in outcomes)
-        if case == Case("405B", 64, "usual") and efficiency < 0.9:
+        if case == PROMISE and efficiency < 0.9:
             missed.append(f"efficiency {efficiency:.3f} on 64 workers, expected 0.9")
         if max(map(busy, outcomes)) > 0.05:
             missed.append(f"driver busy {max(map(busy, outcomes)):.3f} in {case}, expected 0.05")

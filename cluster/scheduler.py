@@ -431,7 +431,7 @@ class Scheduler:
         self._at(min(when for when in marks if when > self._now), _CHECK, number)
 
     def _judge(self, number: int) -> tuple[float, float]:
-        """When a run is late (it may have a twin) and overdue (it needs one); act if its progress says that it will."""
+        """When a run is late (it may have a twin) and overdue (it needs one), seen by its age and by its progress."""
         run = self._runs[number]
         state = self._states[run.task]
         size = state.task.size_bytes
