@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -63,10 +62,6 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yml", content)
 
 
-def memory_store(number=itertools.count()) -> MemoryStore:
-    return MemoryStore(f"memory://commit/{next(number)}")
-
-
 def contents(store: Store) -> dict[str, bytes]:
     """Every file but Parquet tables, whose rows the manifest vouches for."""
     names = [*store.list(), *store.list(".anabranch"), *store.list(".anabranch/receipts")]
@@ -79,7 +74,7 @@ def leftovers(store: Store) -> object:
 
 
 def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
-    store = Recorder(memory_store())
+    store = Recorder(MemoryStore())
     merge(recipe, store)
     events = store.events
     assert events[:2] == [("create", PLAN_NAME), ("replace", TASKS_NAME)]
@@ -95,7 +90,7 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
 
 def test_a_single_shard_has_no_index(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("1600", "1GB"))
-    store = memory_store()
+    store = MemoryStore()
     merge(recipe, store)
     names = store.list()
     assert "model.safetensors" in names
@@ -114,7 +109,7 @@ def plan_of(recipe: Path) -> Plan:
 
 
 def undisturbed(recipe: Path) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
-    store = Recorder(memory_store())
+    store = Recorder(MemoryStore())
     merge(recipe, store)
     return contents(store), store.events
 
@@ -128,7 +123,7 @@ def test_a_run_that_fails_at_any_change_is_resumed_to_the_same_bytes(
     for verb in ("create", "replace", "writer", "write", "commit"):
         count = sum(v == {"writer": "commit", "write": "commit"}.get(verb, verb) for v, _ in events)
         for number in range(1, count + 1):
-            inner = LocalStore(str(tmp_path / f"{verb}{number}"), create=True) if local else memory_store()
+            inner = LocalStore(str(tmp_path / f"{verb}{number}"), create=True) if local else MemoryStore()
             fault = Fault(verb, number, error=TemporaryError("the connection is gone"), after=after)
             with pytest.raises(TemporaryError):
                 merge(recipe, FaultStore(inner, fault))
@@ -147,7 +142,7 @@ def test_a_run_that_fails_at_any_change_is_resumed_to_the_same_bytes(
 
 def test_a_damaged_or_foreign_receipt_is_not_trusted(recipe: Path) -> None:
     expected, _ = undisturbed(recipe)
-    store = memory_store()
+    store = MemoryStore()
     merge(recipe, store)
     receipt = store.read_bytes(RECEIPTS[1])
     foreign = json.loads(receipt) | {"plan_id": "0" * 64}
@@ -163,7 +158,7 @@ def test_a_damaged_or_foreign_receipt_is_not_trusted(recipe: Path) -> None:
 
 def test_a_shard_that_is_missing_or_too_short_is_made_again(recipe: Path) -> None:
     expected, _ = undisturbed(recipe)
-    store = memory_store()
+    store = MemoryStore()
     merge(recipe, store)
     store.delete(MANIFEST_NAME)
     store.delete(SHARDS[0])
@@ -173,7 +168,7 @@ def test_a_shard_that_is_missing_or_too_short_is_made_again(recipe: Path) -> Non
 
 
 def test_a_finished_output_is_left_alone(recipe: Path) -> None:
-    store = Recorder(memory_store())
+    store = Recorder(MemoryStore())
     merge(recipe, store)
     store.events.clear()
     outcome = merge(recipe, store)
@@ -185,7 +180,7 @@ def test_a_finished_output_is_left_alone(recipe: Path) -> None:
 def test_another_plan_is_refused_whatever_the_directory_has(recipe: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yml"
     other.write_text(recipe.read_text().replace("block: 16", "block: 8"))
-    finished, started, foreign, unreadable = (memory_store() for _ in range(4))
+    finished, started, foreign, unreadable = (MemoryStore() for _ in range(4))
     merge(recipe, finished)
     Output(plan_of(recipe), started).open()
     foreign.replace("notes.txt", b"mine")
@@ -203,7 +198,7 @@ def test_another_plan_is_refused_whatever_the_directory_has(recipe: Path, tmp_pa
 
 
 def test_the_same_plan_may_open_an_output_twice(recipe: Path) -> None:
-    store, plan = memory_store(), plan_of(recipe)
+    store, plan = MemoryStore(), plan_of(recipe)
     Output(plan, store).open()
     before = contents(store)
     Output(plan, store).open()
