@@ -102,8 +102,10 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
         RecipeError: a model does not exist.
         InputError: a checkpoint is damaged, or the checkpoints do not fit each other.
     """
-    references = [recipe.base_model, *(entry.model for entry in recipe.models), recipe.tokenizer_source]
-    urls = {r: resolve_model_url(r, recipe_dir) for r in references if r is not None and r != "base"}
+    references = [recipe.base_model, *(entry.model for entry in recipe.models)]
+    if recipe.tokenizer_source != "base":  # a word there; elsewhere a folder may have that name
+        references.append(recipe.tokenizer_source)
+    urls = {r: resolve_model_url(r, recipe_dir) for r in references if r is not None}
     stores: dict[str, Store] = {}
     checkpoints: dict[str, Checkpoint] = {}
     for url in urls.values():

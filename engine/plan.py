@@ -173,7 +173,7 @@ def make_plan(
     """
     warnings: list[str] = []
     _check_names(recipe, reference, models, warnings)
-    _warn_of_rows(reference, models, warnings)
+    _warn_of_rows(recipe, reference, models, warnings)
     resolver = ParameterResolver(recipe, count_layers(reference.tensors))
     settings = _SettingsCache(recipe, resolver)
     problems: list[str] = []
@@ -233,13 +233,13 @@ def _check_names(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpo
         warnings.append(text + "; they are left out")
 
 
-def _warn_of_rows(reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
+def _warn_of_rows(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
     """Say which tensors have other rows than the reference's, as `vocab: intersect` allows."""
     for model in _distinct(models):
         found = []
         for name, location in model.tensors.items():
             base = reference.tensors.get(name)
-            if base is not None and base.info.shape != location.info.shape:
+            if base is not None and base.info.shape != location.info.shape and not recipe.excludes(name):
                 found.append(f"{name} ({location.info.shape[:1]} for {base.info.shape[:1]})")
         if found:
             warnings.append(f"{model.url}: rows that only one side has keep the base's values in {_listed(found)}")
