@@ -1,0 +1,86 @@
+"""One small merge of several shards, run as real processes that are killed, starved and raced."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..merging import merge, write_checkpoint, write_recipe
+
+SHARDS = 5
+ROWS, COLUMNS = 256, 512
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A recipe, and the output of an undisturbed run."""
+
+    recipe: Path
+    expected: Path
+
+    def command(self, out: Path, *options: str) -> list[str]:
+        return [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(self.recipe), str(out), *options]
+
+    def run(self, out: Path, *before: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end; `before` is what starts it, such as strace with its options."""
+        return subprocess.run(
+            [*before, *self.command(out)], capture_output=True, text=True, timeout=120, check=False, **options
+        )
+
+    def assert_done(self, out: Path) -> None:
+        """Every file equals the undisturbed run's and nothing else is there: no temporaries, no strays."""
+        names = {str(p.relative_to(self.expected)) for p in self.expected.rglob("*") if p.is_file()}
+        assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == names
+        for name in names:
+            if not name.endswith(".parquet"):
+                assert (out / name).read_bytes() == (self.expected / name).read_bytes(), name
+
+    def finished(self, out: Path) -> dict[str, tuple[int, int]]:
+        """Shards with a receipt: inode and modification time."""
+        names = [p.name.removesuffix(".json") for p in (out / ".anabranch/receipts").glob("model*.json")]
+        return {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in names}
+
+
+@pytest.fixture(scope="session")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    folder = tmp_path_factory.mktemp("faults")
+    torch.manual_seed(0)
+    base = {f"layers.{i}.weight": torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for i in range(SHARDS)}
+    write_checkpoint(folder / "base", base, shards=2)
+    for i in range(2):
+        tuned = {n: t + 0.02 * torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for n, t in base.items()}
+        write_checkpoint(folder / f"model{i}", tuned)
+    recipe = {
+        "merge_method": "cabs",
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
+        "output": {"shard_size": 2 * ROWS * COLUMNS},
+    }
+    path = write_recipe(folder / "recipe.yml", recipe)
+    merge(path, folder / "expected")
+    return Disturbed(path, folder / "expected")
+
+
+@pytest.fixture
+def strace() -> str:
+    found = shutil.which("strace")
+    if found is None:
+        pytest.skip("strace is not installed; Debian's package strace has it")
+    return found
+
+
+@pytest.fixture
+def unshare() -> str:
+    found = shutil.which("unshare")
+    if found is None or os.geteuid() != 0:
+        pytest.skip("a small file system of our own needs unshare and root")
+    return found
