@@ -1,0 +1,65 @@
+"""Compile the kernels into numba's cache: tiny merges of every method and the usual dtypes, so that no worker waits."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import anabranch
+from anabranch.engine.header import build_header
+from anabranch.engine.settings import METHODS
+
+SHAPES = {"layers.0.mlp.weight": (64, 512), "norm.weight": (512,)}
+DTYPES = {"BF16": ("bfloat16", np.uint16), "F16": ("float16", np.float16), "F32": ("float32", np.float32)}
+"""For each dtype its name in recipes, and what numpy holds its bytes in."""
+BASE, *MODELS = "./base", "./first", "./second"
+DENSITIES = ({"density": 0.25}, {"density": {"tadrop": {"mean": 0.25}}})
+OTHERS = (
+    {"merge_method": "magnitude", "parameters": {"density": 0.25, "conflict": "sequential", "rescale": True}},
+    {"merge_method": "ties", "parameters": {"density": 0.25, "scope": "model", "lambda": 0.5}},
+)
+
+
+def main() -> None:
+    """Merge everything once."""
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype, (out_dtype, _) in DTYPES.items():
+            place = Path(folder) / dtype
+            for seed, name in enumerate((BASE, *MODELS)):
+                write_model(place / name, dtype, seed)
+            for i, recipe in enumerate(recipes()):
+                path = place / f"{i}.yml"
+                path.write_text(yaml.safe_dump(recipe | {"out_dtype": out_dtype}))
+                anabranch.merge(path, place / f"out-{i}")
+
+
+def recipes() -> list[dict[str, object]]:
+    """One per method and way to choose densities, and what takes other paths."""
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in MODELS]
+    made: list[dict[str, object]] = [{"models": models, "base_model": BASE} | other for other in OTHERS]
+    for method, schema in METHODS.items():
+        common = {"models": models} | ({"base_model": BASE} if schema.task_vectors else {})
+        densities = DENSITIES if "density" in schema.defaults else ({},)
+        made += [common | {"merge_method": method, "parameters": parameters} for parameters in densities]
+    return made
+
+
+def write_model(folder: Path, dtype: str, seed: int) -> None:
+    """A checkpoint of small random weights; the halves of float32 numbers are those of bfloat16."""
+    folder.mkdir(parents=True)
+    header, infos = build_header([(name, dtype, shape) for name, shape in SHAPES.items()], {"format": "pt"})
+    random = np.random.default_rng(seed)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(header)
+        for info in infos:
+            values = random.standard_normal(info.numel).astype(np.float32)
+            stored = (values.view(np.uint32) >> 16) if dtype == "BF16" else values
+            file.write(stored.astype(DTYPES[dtype][1]).tobytes())
+    (folder / "config.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    main()
