@@ -55,36 +55,36 @@ def span(keys: Any, length: int, low: Any, high: Any) -> Any:
 def find_cut(keys: Any, length: int, want: int, guess: Any, found: Any, spacing: Any, largest: Any) -> Any:
     """Where to cut so that the `want` largest positive keys lie above, from `found` = count(keys >= guess).
 
-    The next place to look at is `spacing` (the usual distance of two keys) away for each element too many or too few,
-    and further and further, until the cut lies in [low, high); then it is interpolated. Every fourth step shrinks the
-    bracket to keys that exist and halves it: a few distinct magnitudes or wild ones cannot slow the search down.
+    The next place to look at is `spacing` (the usual distance of two keys) away for each element too many or too few;
+    if that fails twice, it is further and further away. When the cut lies in [low, high), it is interpolated. Every
+    fourth step shrinks the bracket to keys that exist and halves it: neither a few distinct magnitudes nor wild ones
+    can slow the search down.
 
     Returns:
         cut, count(keys >= cut), count(keys > cut), spacing. The first count is `want`, or cut is the want-th largest
         key, or cut is 1 and fewer keys than `want` are positive. The second count holds in the second case only.
     """
     kind = keys.dtype.type
-    low, n_low, bounded_below = np.int64(0), np.int64(0), False
-    high, n_high, bounded_above = largest, np.int64(0), False
+    low, n_low = np.int64(0), np.int64(0)  # until a lower bound is known
+    high, n_high = largest, np.int64(0)  # until an upper bound is known
     place, n, turn = guess, found, 0
     while True:
         if n >= want:
-            low, n_low, bounded_below = place, n, True
+            low, n_low = place, n
         else:
-            high, n_high, bounded_above = place, n, True
+            high, n_high = place, n
         if n == want or high - low == 1:
             break
         turn += 1
-        if not (bounded_below and bounded_above):
-            step = np.float64(abs(n - want)) * np.float64(spacing) * np.float64(1 << min(2 * turn, 60))
-            far = np.int64(min(step, np.float64(largest >> 2))) + 1
+        if low == 0 or high == largest:
+            far = min(abs(n - want), 1024) * spacing + 1 if turn < 3 else largest >> max(14 - 2 * turn, 2)
             place += min(far, high - 1 - place) if n > want else -min(far, place - low - 1)
         elif turn % 4 == 0:
             low, high = span(keys, length, kind(low), kind(high))
             high += 1
             if high - low == 1:
                 break
-            place = (low + high) >> 1
+            place = low + ((high - low) >> 1)  # the sum might not fit
         else:
             share = np.float64(n_low - want) / np.float64(n_low - n_high)
             place = low + np.int64(np.float64(high - low) * share)
@@ -92,6 +92,7 @@ def find_cut(keys: Any, length: int, want: int, guess: Any, found: Any, spacing:
         n = count_from(keys, length, kind(place))
         if turn == 1 and n != found:
             spacing += (abs(place - guess) // abs(n - found) - spacing) >> 3
+            spacing = max(1, min(spacing, largest >> 12))
     if low == 0:
         return np.int64(1), n_high, n_high, spacing
     return low, n_low, n_high, spacing
@@ -138,7 +139,7 @@ def take_by_search(
         cut, found, above, spacing = find_cut(keys, length, want, guess, found, spacing, largest)
     tied = found > want
     memory[row, 0] = cut if tied else max(guess + ((cut - guess) >> 2), 1)
-    memory[row, 1], memory[row, 2] = max(spacing, 1), np.int64(tied)
+    memory[row, 1], memory[row, 2] = spacing, np.int64(tied)
     least = kind(cut)
     for i in range(length):
         taken[i] = keys[i] >= least
@@ -202,8 +203,8 @@ def mask_blocks(
     keys, ranks = np.empty(m, bits.dtype), np.empty(m, bits.dtype)
     taken, equal = np.empty(padded, np.uint8), np.empty(padded, np.uint8)
     memory = np.zeros((LEVELS, 3), np.int64)
-    memory[:, 0] += np.int64(largest) >> 1
-    memory[:, 1] += np.int64(largest) >> 15
+    for level in range(LEVELS):
+        memory[level, 0], memory[level, 1] = np.int64(largest) >> 1, np.int64(largest) >> 15
     for start in range(0, bits.size, m):
         first, length = np.uint64(start), min(m, bits.size - start)
         want = n if length == m else 0 if drop_tail else (n * length + m // 2) // m

@@ -142,18 +142,24 @@ def test_mask_blocks(t, seed, m, share, claimed, overlap_never, drop_tail):
 
 
 @examples(60)
-@given(seed=seeds, models=st.integers(1, 4), tail=st.integers(0, 255), n=st.integers(1, 256))
-def test_mask_blocks_of_long_tiles(seed, models, tail, n):
+@given(
+    seed=seeds,
+    models=st.integers(1, 4),
+    tail=st.integers(0, 255),
+    n=st.integers(1, 256),
+    real=st.sampled_from([np.float32, np.float64]),
+)
+def test_mask_blocks_of_long_tiles(seed, models, tail, n, real):
     """Thousands of elements, so that what a block learns from the one before is exercised too."""
     rng = np.random.default_rng(seed)
-    size = 20 * 256 + tail
-    scale = np.repeat(10.0 ** rng.integers(-30, 30, 21), 256)[:size]  # neighbouring blocks differ wildly
+    size, decades = 20 * 256 + tail, 30 if real is np.float32 else 290
+    scale = np.repeat(10.0 ** rng.integers(-decades, decades, 21), 256)[:size]  # neighbouring blocks differ wildly
     claims = np.zeros(size, np.uint8)
     base = rng.standard_normal(size).astype(np.float32).view(np.uint32) & 0xFFFF0000
     for i in range(models):
         moved = base + (rng.integers(-40, 40, size) << 16) * rng.integers(0, 2, size)
         t = (moved.astype(np.uint32).view(np.float32) - base.view(np.float32)) * (scale if i % 2 else 1.0)
-        t = np.where(np.isfinite(t), t, 0).astype(np.float32)
+        t = np.where(np.isfinite(t), t, 0).astype(real)
         claims = assert_same(
             lambda k, t, c, s: k.mask_blocks(t, n, 256, c, s, False, False), t, claims, np.empty(size, np.uint8)
         )[1]
@@ -240,6 +246,18 @@ def test_finish_and_convert(out_dtype, arrays, seed, same, saturate, bad, finite
             raw, base, acc, active, out,
         )  # fmt: skip
         assert_same(lambda k, v, o: k.convert(v, out_dtype, saturate, o), base, out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_finish_may_write_over_the_base(dtype):
+    rng = np.random.default_rng(1)
+    raw = codes(rng, dtype, 500, finite=True)
+    base = np.empty(500, np.float64)
+    CPU.decode(raw, dtype, base)
+    acc, active, out = base * 0.01, random_mask(rng, 500), np.empty_like(raw)
+    CPU.finish(raw, dtype, base, acc, active, dtype, False, out)
+    CPU.finish(raw, dtype, base, acc, active, dtype, False, raw)
+    assert_bits(raw, out)
 
 
 @examples(30)
