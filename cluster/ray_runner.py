@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from .events import (
     Task,
     TaskDone,
     TaskFailed,
+    TaskProgress,
     Tick,
     WorkerJoined,
     WorkerLost,
@@ -46,6 +48,8 @@ from .ray_worker import Done, Failed, WorkerOptions, make_worker
 from .runner import fold_bytes, surroundings
 from .scheduler import Scheduler
 
+PROGRESS_POLL_SECONDS = 5.0
+"""How often busy workers are asked how far they are: what lags behind its peers gets a twin early."""
 NODES_POLL_SECONDS = 1.0
 """How often the cluster is asked for its nodes: new ones are used and lost ones are noticed this soon."""
 LOOKS_AT_ONCE = 8
@@ -210,6 +214,7 @@ class _Drive:
         self._finished: set[int] = set()
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, _Call] = {}
+        self._watches: dict[Any, _Call] = {}
         self._looks: dict[Future[Any], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
         self._plan_ref = ray.put(runner.plan)
@@ -219,12 +224,15 @@ class _Drive:
 
     def run(self) -> None:
         """Returns when every shard has its receipt; raises what the scheduler stops with."""
-        nodes_at = 0.0
+        nodes_at, watch_at = 0.0, time.monotonic() + PROGRESS_POLL_SECONDS
         try:
             while not self._over:
                 if time.monotonic() >= nodes_at:
                     self._tell(SlotsChanged(time.monotonic(), self._runner.slots()))
                     nodes_at = time.monotonic() + NODES_POLL_SECONDS
+                if time.monotonic() >= watch_at:
+                    self._watch()
+                    watch_at = time.monotonic() + PROGRESS_POLL_SECONDS
                 self._wait(min(nodes_at, self._scheduler.wake_at or nodes_at))
                 self._tell(Tick(time.monotonic()))
         finally:
@@ -244,13 +252,29 @@ class _Drive:
     def _wait(self, until: float) -> None:
         timeout = min(max(until - time.monotonic(), 0.0), 0.05 if self._looks else NODES_POLL_SECONDS)
         if self._calls:
-            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout)
+            ready, _ = ray.wait([*self._calls, *self._watches], num_returns=1, timeout=timeout)
             for ref in ready:
-                self._answered(ref, self._calls.pop(ref))
+                if ref in self._watches:
+                    self._progressed(ref, self._watches.pop(ref))
+                else:
+                    self._answered(ref, self._calls.pop(ref))
         else:
             time.sleep(timeout)
         for future in [f for f in self._looks if f.done()]:
             self._looked(future, self._looks.pop(future))
+
+    def _watch(self) -> None:
+        """Ask busy workers how far they are, unless an earlier question is still open."""
+        asked = {call.worker for call in self._watches.values()}
+        for call in self._calls.values():
+            if call.task is not None and call.worker not in asked:
+                self._watches[self._actors[call.worker].moved_bytes.remote()] = call
+
+    def _progressed(self, ref: Any, call: _Call) -> None:
+        with contextlib.suppress(RayError):  # a worker that died is noticed by its own call
+            moved = ray.get(ref, timeout=10)
+            if call.task is not None and call in self._calls.values():
+                self._tell(TaskProgress(time.monotonic(), call.task, call.run, moved))
 
     # -- answers become events -----------------------------------------------------------------------------------
 
@@ -309,6 +333,7 @@ class _Drive:
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
                 self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
+                self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
             case LookUp(task=task):
                 self._looks[self._pool.submit(self._look, task)] = action
             case Stop(error=error):

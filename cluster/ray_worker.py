@@ -75,9 +75,16 @@ class MergeWorker:
         self._sources = [open_store(checkpoint.url) for checkpoint in (plan.base, *plan.models)]
         self._output = Output(plan, open_store(options.output_url))
         self._kernels = _kernels(options.device)
+        self._meter = Meter()
         self._bytes = Counter("anabranch_bytes", "Bytes per phase.", ("phase",))
         self._seconds = Counter("anabranch_seconds", "Seconds per phase.", ("phase",))
         self._shards = Counter("anabranch_shards", "Finished shards.", ("what",))
+
+    @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
+    def moved_bytes(self) -> int:
+        """Bytes looked at and written for the shard in work; answered while it is being made."""
+        usage = self._meter.usage
+        return usage["fold"].bytes + usage["write"].bytes
 
     def ready(self) -> bool:
         """The first sign of life."""
@@ -85,7 +92,7 @@ class MergeWorker:
 
     def merge(self, shard: int, survey: Survey | None) -> Done | Failed:
         """Write one shard and publish its receipt, unless a twin did so already."""
-        meter = Meter()
+        meter = self._meter = Meter()
         receipts: list[Receipt] = []
 
         def work() -> None:
@@ -103,7 +110,7 @@ class MergeWorker:
 
     def survey(self, shard: int, round_: Round) -> Done | Failed:
         """Publish the statistics of one shard."""
-        meter = Meter()
+        meter = self._meter = Meter()
 
         def work() -> None:
             options = self._options
@@ -144,7 +151,7 @@ def _kernels(device: str) -> Kernels:
 
 def make_worker(options: WorkerOptions, name: str) -> Any:
     """The actor class with its resources; never restarted or retried by Ray, as the scheduler decides that."""
-    return ray.remote(MergeWorker).options(
+    return ray.remote(concurrency_groups={"watch": 1})(MergeWorker).options(
         name=name,
         num_cpus=options.num_cpus,
         num_gpus=1 if options.device == "cuda" else 0,
