@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InputError
 from .kernels import Array, fold_rows, host
 from .order import RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
@@ -100,6 +101,17 @@ class MomentsPass:
         self._state.settle_nonfinite(self._nonfinite)
         self._state.moments = self._sums.total()
         self._then()
+
+
+def check_moments(state: TensorState, i: int) -> None:
+    """Raises InputError when sums over model i's task vector are beyond fp64, so that no density follows from them."""
+    moments = state.moments[i]
+    if moments is not None and not np.isfinite(moments).all():
+        raise InputError(
+            f"{state.plan.source_name(i + 1)}: tensor {state.task.name!r} has changes so large that their powers are "
+            "beyond fp64, so TADrop finds no density",
+            "exclude the tensor or give it a number as density",
+        )
 
 
 def add_into(total: list[int], more: list[int]) -> None:

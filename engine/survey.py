@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from .methods.stages import ModelThreshold, TaskVectorMerge
 from .order import LEVELS_32, RankSearch
 from .pipeline import Job, Pipeline
 from .plan import Plan, TensorTask
-from .scans import OrderPass, RowSums, add_into, quantile_orders
+from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut
 from .settings import TadropDensity
 from .storage import Store
@@ -97,18 +98,34 @@ class StatisticsPass:
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
         self._state.moments = self._sums.total()
+        for i in self._state.present:
+            check_moments(self._state, i)
 
 
 class HistogramPass:
-    """One histogram level over every task vector of one tensor, added to the shard's."""
+    """One histogram level over every task vector of one tensor, added to the shard's.
+
+    Args:
+        state: the tensor.
+        level: which bits of a magnitude.
+        prefixes: per model, the bits before them.
+        totals: per model, i64 counts of the whole shard.
+        lock: guards the totals, which tensors that are folded at the same time share.
+    """
 
     def __init__(
-        self, state: TensorState, level: int, prefixes: Sequence[int], totals: list[NDArray[np.int64]]
+        self,
+        state: TensorState,
+        level: int,
+        prefixes: Sequence[int],
+        totals: list[NDArray[np.int64]],
+        lock: threading.Lock,
     ) -> None:
         self._state = state
         self._level = level
         self._prefixes = prefixes
         self._totals = totals
+        self._totals_lock = lock
         self._nonfinite = [0] * (len(state.task.models) + 1)
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
@@ -121,7 +138,7 @@ class HistogramPass:
             for counts, i in zip(histograms, state.present, strict=True):
                 t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[i]
                 state.kernels.histogram(t, None, 0, shift, bits, prefix, counts[: 1 << bits])
-        with state.lock:
+        with self._totals_lock:
             add_into(self._nonfinite, nonfinite)
             for counts, i in zip(histograms, state.present, strict=True):
                 self._totals[i] += host(counts[: 1 << bits])
@@ -170,6 +187,7 @@ class _ShardSurvey:
         self._states: list[tuple[TensorState, StatisticsPass]] = []
         level = 1 if round_.kind == "low" else 0
         self._counts = [np.zeros(1 << LEVELS_32[level][1], np.int64) for _ in range(models)]
+        self._counts_lock = threading.Lock()
         self._level = level
 
     def jobs(self) -> Iterator[Job]:
@@ -183,7 +201,7 @@ class _ShardSurvey:
     def _passes(self, state: TensorState) -> list[Pass]:
         if self._round.kind in ("high", "low"):
             prefixes = self._round.prefixes or (0,) * len(self._plan.models)
-            return [HistogramPass(state, self._level, prefixes, self._counts)]
+            return [HistogramPass(state, self._level, prefixes, self._counts, self._counts_lock)]
         statistics = StatisticsPass(state)
         self._states.append((state, statistics))
         if self._round.kind == "moments":
