@@ -13,7 +13,16 @@ from .header import DTYPES
 from .kernels import Array
 from .manifest import ModelRow, TensorRow
 from .methods.stages import LinearMerge, TaskVectorMerge, Top
-from .scans import KeptNormPass, MomentsPass, OrderPass, RowSums, add_into, quantile_orders, top_order
+from .scans import (
+    KeptNormPass,
+    MomentsPass,
+    OrderPass,
+    RowSums,
+    add_into,
+    check_moments,
+    quantile_orders,
+    top_order,
+)
 from .settings import TadropDensity
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
@@ -154,11 +163,15 @@ def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[
 
 
 def check_overflow(state: TensorState) -> None:
-    """Raises InputError when results lie beyond the output dtype and the recipe does not saturate."""
-    if state.tally.overflowed and not state.plan.saturate:
+    """Raises InputError when results are not finite; a recipe that saturates still has no answer to Inf - Inf."""
+    count, task = state.tally.overflowed, state.task
+    if count and state.plan.saturate:
         raise InputError(
-            f"tensor {state.task.name!r}: {state.tally.overflowed} values are beyond the range of "
-            f"{state.task.out_dtype}",
+            f"tensor {task.name!r}: {count} results are NaN, which saturation cannot repair", "choose smaller weights"
+        )
+    if count:
+        raise InputError(
+            f"tensor {task.name!r}: {count} values are beyond the range of {task.out_dtype}",
             "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
         )
 
@@ -308,6 +321,7 @@ class TensorFold:
         for i, wanted in models.items():
             moments = state.moments[i]
             assert moments is not None
+            check_moments(state, i)
             statistic = density.kurtosis if wanted.statistic == "kurtosis" else density.participation
             state.selector.densities[i] = density.local_density(statistic(state.task.numel, moments))
         self._divide_by_density()
@@ -349,8 +363,8 @@ class TensorFold:
             models[i] = ModelRow(
                 density=densities[i],
                 kept=state.tally.kept[i] if state.selector else task.numel,
-                l1=None if moments is None else float(moments[0]),
-                l2=None if moments is None else math.sqrt(float(moments[1])),
+                l1=None if moments is None else _writable(float(moments[0])),
+                l2=None if moments is None else _writable(math.sqrt(float(moments[1]))),
             )
         overlaps = tuple((a, b, count) for (a, b), count in sorted(state.tally.overlaps.items()))
         return TensorRow(
@@ -361,3 +375,8 @@ class TensorFold:
             nonfinite=sum(state.tally.nonfinite),
             overflowed=state.tally.overflowed,
         )
+
+
+def _writable(value: float) -> float | None:
+    """A number that JSON knows: squares of fp64 task vectors may lie beyond fp64."""
+    return value if math.isfinite(value) else None

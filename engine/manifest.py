@@ -35,7 +35,7 @@ class ModelRow(_Record):
     kept: int
     """Elements that its mask kept."""
     l1: float | None
-    """Sum of |t| over the whole task vector; None where the method has no task vectors."""
+    """Sum of |t| over the whole task vector; None without task vectors, or beyond fp64."""
     l2: float | None
 
 
