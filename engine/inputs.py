@@ -38,6 +38,18 @@ class SideFile:
     name: str
     info: FileInfo
 
+    def read(self) -> bytes:
+        """Its bytes, as they were when the plan was made; InputError when they may be others."""
+        try:
+            if self.store.info(self.name) == self.info:
+                return self.store.read_bytes(self.name, MAX_SIDE_FILE_BYTES)
+        except FileNotFoundError:
+            pass
+        raise InputError(
+            f"{self.store.url}/{self.name} changed since the plan was made",
+            "restore the file, or start a new output from the changed inputs",
+        )
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -60,13 +72,7 @@ class Inputs:
         Raises:
             InputError: config.json is not a JSON object, or a file changed since the plan was made.
         """
-        files = {}
-        for side in self.side:
-            if side.store.info(side.name) != side.info:
-                raise InputError(
-                    f"{side.store.url}/{side.name} changed since the plan was made", "run the same command again"
-                )
-            files[side.name] = side.store.read_bytes(side.name, MAX_SIDE_FILE_BYTES)
+        files = {side.name: side.read() for side in self.side}
         if "config.json" in files:
             where = f"{self.plan.base.url}/config.json"
             files["config.json"] = patch_config(files["config.json"], self.plan.recipe.output_dtype, where)
@@ -74,9 +80,8 @@ class Inputs:
 
     def check_config(self) -> None:
         """Find a config.json that cannot be patched before anything is written; InputError as for `side_files`."""
-        if any(side.name == "config.json" for side in self.side):
-            data = self.stores[0].read_bytes("config.json", MAX_SIDE_FILE_BYTES)
-            patch_config(data, self.plan.recipe.output_dtype, f"{self.plan.base.url}/config.json")
+        for config in (side for side in self.side if side.name == "config.json"):
+            patch_config(config.read(), self.plan.recipe.output_dtype, f"{self.plan.base.url}/config.json")
 
 
 def _side_files(base: Checkpoint, base_store: Store, tokenizer: Checkpoint, tokenizer_store: Store) -> list[SideFile]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import TensorLocation
+from .errors import InputError
 from .header import DTYPES
 from .kernels import Kernels
 from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, resident_slabs
@@ -214,8 +215,12 @@ class _Run:
     def _read(self, source: int, location: TensorLocation, begin: int, into: Slab) -> None:
         checkpoint = self._plan.base if source == 0 else self._plan.models[source - 1]
         file = checkpoint.files[location.file]
-        with self._meter.measure("read", len(into)):
-            self._stores[source].read_into(file.name, location.info.offset + begin, into.data, version=file.version)
+        store = self._stores[source]
+        try:
+            with self._meter.measure("read", len(into)):
+                store.read_into(file.name, location.info.offset + begin, into.data, version=file.version)
+        except FileNotFoundError as error:
+            raise InputError(f"{store.url}/{file.name} vanished while it was read", "restore the file") from error
 
     # -- folding -------------------------------------------------------------------------------------------------
 
