@@ -95,9 +95,7 @@ def layer_position(tensor_name: str, num_layers: int) -> float:
     layer = layer_index(tensor_name)
     if layer is None:
         return 0.0
-    assert layer < num_layers, (
-        f"{tensor_name} lies beyond the {num_layers} layers that gradients were made for"
-    )
+    assert layer < num_layers, f"{tensor_name} lies beyond the {num_layers} layers that gradients were made for"
     return layer / (num_layers - 1) if num_layers > 1 else 1.0
 
 
@@ -116,9 +114,7 @@ Made = TypeVar("Made")
 class _Lookup(Generic[Made]):
     """One group of parameters; tensors that match the same rules at the same position share one object."""
 
-    def __init__(
-        self, make: Callable[..., Made], rules: Mapping[str, Setting], num_layers: int, owner: str
-    ) -> None:
+    def __init__(self, make: Callable[..., Made], rules: Mapping[str, Setting], num_layers: int, owner: str) -> None:
         self._make = make
         self._rules = {_FIELDS.get(name, name): setting for name, setting in rules.items()}
         self._num_layers = num_layers
@@ -160,8 +156,6 @@ class _Lookup(Generic[Made]):
 _FIELDS = {"lambda": "lambda_"}  # a keyword of Python
 
 
-def _shared_parameters(
-    *, rescale: bool = False, rescale_norm: str = "none", **others: Any
-) -> SharedParameters:
+def _shared_parameters(*, rescale: bool = False, rescale_norm: str = "none", **others: Any) -> SharedParameters:
     divisor: Any = "none" if not rescale else "density" if rescale_norm == "none" else rescale_norm
     return SharedParameters(rescale=divisor, **others)

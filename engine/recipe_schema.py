@@ -40,9 +40,7 @@ def _size(raw: Any) -> int:
     else:
         match = _SIZE.fullmatch(raw.strip()) if isinstance(raw, str) else None
         if match is None:
-            raise ValueError(
-                f"expected a size such as 2GB, 500MB, 1GiB or a number of bytes, got {shorten(raw)}"
-            )
+            raise ValueError(f"expected a size such as 2GB, 500MB, 1GiB or a number of bytes, got {shorten(raw)}")
         unit = match["unit"].upper()
         power = "BKMGT".index(unit[0]) if unit else 0
         size = Fraction(match["number"]) * (1024 if "I" in unit else 1000) ** power
@@ -76,9 +74,7 @@ def _reference(raw: Any) -> Any:
 
 def _patterns(raw: Any) -> Any:
     if not isinstance(raw, list) or not all(isinstance(item, str) and item for item in raw):
-        raise ValueError(
-            f"expected a list of tensor name patterns such as '*.embed_tokens.*', got {shorten(raw)}"
-        )
+        raise ValueError(f"expected a list of tensor name patterns such as '*.embed_tokens.*', got {shorten(raw)}")
     return tuple(raw)
 
 
@@ -101,9 +97,7 @@ class Output(BaseModel):
 
     model_config = _FROZEN
 
-    shard_size_bytes: Annotated[int, BeforeValidator(_size)] = Field(
-        default=2_000_000_000, alias="shard_size"
-    )
+    shard_size_bytes: Annotated[int, BeforeValidator(_size)] = Field(default=2_000_000_000, alias="shard_size")
     """Tensors fill a shard up to this size; a larger tensor has a shard of its own."""
 
 

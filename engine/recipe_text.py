@@ -55,9 +55,7 @@ class Document:
 
     def _describe(self, problem: Problem) -> str:
         place = f"{self.where}:{self.line(problem.path)}"
-        return (
-            f"{place}: {dotted(problem.path)}: {problem.text}" if problem.path else f"{place}: {problem.text}"
-        )
+        return f"{place}: {dotted(problem.path)}: {problem.text}" if problem.path else f"{place}: {problem.text}"
 
 
 def read_document(text: str, where: str) -> Document:

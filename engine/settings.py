@@ -120,9 +120,7 @@ METHODS: Mapping[str, MethodSchema] = {
         }
     ),
     # `rescale: true` means mergekit's ratio of norms where mergekit users write it, as for ties.
-    "ties": MethodSchema(
-        {**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}
-    ),
+    "ties": MethodSchema({**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}),
     "dare_linear": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
     "dare_ties": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
     "linear": MethodSchema({"weight": 1.0, "normalize": True}, task_vectors=False),
@@ -202,9 +200,7 @@ def read_setting(parameter: Parameter, raw: Any, path: KeyPath, problems: list[P
     rules = [_read_rule(parameter, entry, place, problems) for place, entry in entries]
     for i, rule in enumerate(rules[:-1]):
         if rule is not None and rule.filter is None:
-            text = (
-                "never used: the entry before it applies to every tensor; put the entry without a filter last"
-            )
+            text = "never used: the entry before it applies to every tensor; put the entry without a filter last"
             problems.append(Problem(entries[i + 1][0], text))
             break
     if not parameter.by_tensor and any(rule is not None and rule.filter for rule in rules):
@@ -245,9 +241,7 @@ def _read_value(parameter: Parameter, raw: Any, path: KeyPath, problems: list[Pr
     return value
 
 
-def _read_gradient(
-    parameter: Parameter, raw: list[Any], path: KeyPath, problems: list[Problem]
-) -> Value | None:
+def _read_gradient(parameter: Parameter, raw: list[Any], path: KeyPath, problems: list[Problem]) -> Value | None:
     """Numbers at equal distances from the first layer to the last."""
     expected = replace(parameter, kind="number").expected
     if not raw:

@@ -133,9 +133,7 @@ def imports_of(tree: ast.Module, package: str, known: set[str]) -> Iterator[Impo
             if isinstance(child, ast.Import):
                 for alias in child.names:
                     ours = alias.name.split(".")[0] == "anabranch"
-                    name = (
-                        alias.name.removeprefix("anabranch").lstrip(".") if ours else alias.name.split(".")[0]
-                    )
+                    name = alias.name.removeprefix("anabranch").lstrip(".") if ours else alias.name.split(".")[0]
                     yield Import(name, ours, at_import_time, child.lineno)
             elif isinstance(child, ast.ImportFrom):
                 for name, ours in resolve(child, package, known):
@@ -221,9 +219,7 @@ def test_pure_files_do_no_input_or_output(source: Source) -> None:
         assert not banned, f"{source.name}:{item.line} imports {item.name}"
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("open", "print", "input"), (
-                f"{source.name}:{node.lineno} calls {node.func.id}"
-            )
+            assert node.func.id not in ("open", "print", "input"), f"{source.name}:{node.lineno} calls {node.func.id}"
 
 
 @every_source
@@ -231,9 +227,7 @@ def test_heavy_libraries_are_imported_late(source: Source) -> None:
     if source.name in MAY_BE_HEAVY:
         return
     heavy = [item for item in source.imports if item.at_import_time and not item.ours and item.name in HEAVY]
-    assert not heavy, (
-        f"{source.name} imports {heavy[0].name} at line {heavy[0].line} when it is itself imported"
-    )
+    assert not heavy, f"{source.name} imports {heavy[0].name} at line {heavy[0].line} when it is itself imported"
 
 
 def test_a_merge_worker_loads_no_heavy_library() -> None:
@@ -242,9 +236,7 @@ def test_a_merge_worker_loads_no_heavy_library() -> None:
     script = "import importlib, sys\n"
     script += "".join(f"importlib.import_module('anabranch.{name}')\n" for name in modules)
     script += f"print(*sorted({HEAVY | {'ray'}!r} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
 

@@ -115,9 +115,7 @@ def test_the_base_among_the_models_is_no_task_vector(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         assert [entry.model for entry in parse_recipe(text % "", "r").models] == ["m"]
         assert caplog.text == ""
-        assert [entry.model for entry in parse_recipe(text % ", parameters: {weight: 2}", "r").models] == [
-            "m"
-        ]
+        assert [entry.model for entry in parse_recipe(text % ", parameters: {weight: 2}", "r").models] == ["m"]
     assert "parameters of 'b' have no effect" in caplog.text
 
 
@@ -249,14 +247,10 @@ def test_canonical_is_equal_for_the_same_thing_in_other_words(extra: str) -> Non
 
 
 def test_canonical_does_not_depend_on_where_a_setting_stands() -> None:
-    everywhere = (
-        "merge_method: ties\nbase_model: b\nmodels: [{model: m}]\nparameters: {density: 0.5, int8_mask: true}"
-    )
+    everywhere = "merge_method: ties\nbase_model: b\nmodels: [{model: m}]\nparameters: {density: 0.5, int8_mask: true}"
     for_one = "merge_method: ties\nbase_model: b\nmodels: [{model: m, parameters: {density: [0.5, 0.5]}}]"
     assert canonical(parse_recipe(everywhere, "r")) == canonical(parse_recipe(for_one, "r"))
-    assert json.dumps(canonical(parse_recipe(everywhere, "r"))) == json.dumps(
-        canonical(parse_recipe(for_one, "r"))
-    )
+    assert json.dumps(canonical(parse_recipe(everywhere, "r"))) == json.dumps(canonical(parse_recipe(for_one, "r")))
 
 
 @pytest.mark.parametrize(
@@ -302,9 +296,7 @@ def values_of(parameter: Parameter) -> st.SearchStrategy[Any]:
 
 def tadrop_values() -> st.SearchStrategy[Any]:
     statistic = {"statistic": st.sampled_from(TADROP["statistic"].choices)}
-    with_mean = st.fixed_dictionaries(
-        {"mean": st.floats(0.01, 1)}, optional={"spread": st.floats(0, 1), **statistic}
-    )
+    with_mean = st.fixed_dictionaries({"mean": st.floats(0.01, 1)}, optional={"spread": st.floats(0, 1), **statistic})
     return st.fixed_dictionaries({"tadrop": st.fixed_dictionaries({}, optional=statistic) | with_mean})
 
 
@@ -312,12 +304,8 @@ def settings_of(name: str) -> st.SearchStrategy[Any]:
     value = values_of(PARAMETERS[name])
     if not PARAMETERS[name].by_tensor:
         return value
-    rule = st.fixed_dictionaries(
-        {"filter": st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1)}
-    )
-    rules = st.lists(
-        st.tuples(rule, value).map(lambda pair: {**pair[0], "value": pair[1]}), min_size=1, max_size=3
-    )
+    rule = st.fixed_dictionaries({"filter": st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1)})
+    rules = st.lists(st.tuples(rule, value).map(lambda pair: {**pair[0], "value": pair[1]}), min_size=1, max_size=3)
     with_default = st.tuples(rules, value).map(lambda pair: [*pair[0], {"value": pair[1]}])
     return value | rules | with_default
 
@@ -335,9 +323,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     own = [name for name in names if PARAMETERS[name].per_model]
     data: dict[str, Any] = {
         "merge_method": method,
-        "models": [
-            {"model": f"m{i}", "parameters": parameters(own, [])} for i in range(draw(st.integers(1, 3)))
-        ],
+        "models": [{"model": f"m{i}", "parameters": parameters(own, [])} for i in range(draw(st.integers(1, 3)))],
         "parameters": parameters(names, [name for name in own if schema.defaults[name] is None]),
         "exclude": draw(
             st.lists(
@@ -431,9 +417,7 @@ def test_urls_and_hub_names(reference: str, url: str, tmp_path: Path) -> None:
     assert resolve_model_url(reference, tmp_path) == url
 
 
-@pytest.mark.parametrize(
-    "reference", ["name", "./owner/name", "/no/such", "a/b/c", "../owner", "owner/na me"]
-)
+@pytest.mark.parametrize("reference", ["name", "./owner/name", "/no/such", "a/b/c", "../owner", "owner/na me"])
 def test_a_model_that_does_not_exist(reference: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist") as caught:
         resolve_model_url(reference, tmp_path)

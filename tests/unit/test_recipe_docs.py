@@ -67,9 +67,7 @@ def test_every_method_with_its_parameters_and_defaults() -> None:
         schema = METHODS[name]
         assert base == ("required" if schema.task_vectors else "optional")
         documented = dict(item.split(": ") for item in re.findall(r"`([^`]+)`", parameters))
-        expected = {
-            key: "required" if value is None else written(value) for key, value in schema.defaults.items()
-        }
+        expected = {key: "required" if value is None else written(value) for key, value in schema.defaults.items()}
         assert documented == expected, name
 
 
@@ -100,6 +98,4 @@ def test_the_examples_are_right() -> None:
     assert parse_recipe(whole, "docs/recipe.md").merge_method == "cabs"
     for setting in re.split(r"^(?=weight:)", settings, flags=re.MULTILINE)[1:]:
         indented = "".join(f"  {line}\n" for line in setting.splitlines())
-        parse_recipe(
-            f"merge_method: linear\nmodels: [{{model: m}}]\nparameters:\n{indented}", "docs/recipe.md"
-        )
+        parse_recipe(f"merge_method: linear\nmodels: [{{model: m}}]\nparameters:\n{indented}", "docs/recipe.md")

@@ -22,9 +22,7 @@ from anabranch.engine.recipe import parse_recipe
 from anabranch.engine.settings import METHODS, TadropDensity
 
 
-def resolver(
-    models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5
-) -> ParameterResolver:
+def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> ParameterResolver:
     text = f"merge_method: {method}\nmodels: {models}\nparameters: {parameters}\n"
     text += "base_model: base\n" if METHODS[method].task_vectors else ""
     return ParameterResolver(parse_recipe(text, "r"), num_layers)
@@ -74,9 +72,7 @@ def test_filters_fall_through_to_the_recipe_and_then_to_the_default() -> None:
 
 
 def test_a_filter_is_case_sensitive_text_not_a_pattern() -> None:
-    found = resolver(
-        "[{model: m, parameters: {weight: [{filter: 'mlp.*', value: 0.1}, {filter: MLP, value: 0.2}]}}]"
-    )
+    found = resolver("[{model: m, parameters: {weight: [{filter: 'mlp.*', value: 0.1}, {filter: MLP, value: 0.2}]}}]")
     assert found.model(0, MLP).weight == 1.0
 
 
@@ -160,9 +156,7 @@ def test_cabs_options_reach_the_merge() -> None:
 def test_a_tensor_without_a_density_is_refused_by_name() -> None:
     found = resolver("[{model: m, parameters: {density: [{filter: mlp, value: 0.3}]}}]", method="cabs")
     assert found.model(0, MLP).density == 0.3
-    with pytest.raises(
-        RecipeError, match=r"density has no value for tensor 'model\.embed.* of model 'm'"
-    ) as caught:
+    with pytest.raises(RecipeError, match=r"density has no value for tensor 'model\.embed.* of model 'm'") as caught:
         found.model(0, EMBEDDING)
     assert "Add an entry without a filter" in caught.value.hint
 
@@ -192,9 +186,7 @@ def test_layers_are_counted_up_to_the_largest() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.integers(1, 200))
-def test_gradients_stay_between_their_numbers_and_meet_the_ends(
-    numbers: list[float], num_layers: int
-) -> None:
+def test_gradients_stay_between_their_numbers_and_meet_the_ends(numbers: list[float], num_layers: int) -> None:
     gradient = tuple(numbers)
     positions = [layer_position(f"layers.{i}.w", num_layers) for i in range(num_layers)]
     values = [interpolate(gradient, position) for position in positions]
