@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow lint format bench clean
+.PHONY: help setup setup-s3 demo test test-slow lint format bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -20,7 +20,8 @@ help:
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
-	@echo 'make bench      the measurements of benchmarks/'
+	@echo 'make bench      the short measurements of benchmarks/'
+	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
 
 setup: $(STAMP)
@@ -59,6 +60,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-peer:
+	benchmarks/peers/setup.sh
 
 bench: setup
 	$(BIN)/python -m benchmarks

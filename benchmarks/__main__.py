@@ -8,7 +8,9 @@ import sys
 from .merge import MERGEKIT_BIN
 
 MEASUREMENTS = (
+    ("benchmarks.kernels",),
     ("benchmarks.planning", "--repeats", "1"),
+    ("benchmarks.scale", "--quick"),
     ("benchmarks.merge", "--size", "0.1b", "--repeats", "1"),
 )
 
