@@ -112,14 +112,20 @@ def test_files_are_durable_before_they_are_named_and_the_manifest_is_last(
     ]
     synced: set[str] = set()
     named: list[str] = []
+    fleeting: set[str] = set()  # files whose name a power cut could still take away
     for call in calls:
         if found := re.match(r"fsync\(\d+<([^>]+)>", call):
             synced.add(found[1])
+            fleeting = {path for path in fleeting if str(Path(path).parent) != found[1]}
         elif found := re.match(
             r"(?:rename|link)\w*\((?:AT_FDCWD[^,]*, )?\"([^\"]+)\"(?:, AT_FDCWD[^,]*)?, \"([^\"]+)\"", call
         ):
             assert found[1] in synced, f"{found[2]} got its name before its bytes were durable"
             named.append(Path(found[2]).name)
+            if found[2].endswith(".safetensors.json"):
+                shard = str(out / Path(found[2]).name.removesuffix(".json"))
+                assert shard not in fleeting, "a receipt follows the durable name of its shard"
+            fleeting.add(found[2])
     for i in range(SHARDS):
         shard = f"model-{i + 1:05d}-of-{SHARDS:05d}.safetensors"
         assert named.index(shard) < named.index(f"{shard}.json"), "a receipt follows its shard"
