@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
         insecure: accept a cluster without token authentication.
 
     Raises:
-        RecipeError: the cluster has no authentication and `insecure` is not set.
+        RecipeError: the cluster has no authentication and `insecure` is not set, or it has and there is no token.
         TemporaryError: the cluster cannot be reached.
     """
     if address == "local":
@@ -34,8 +35,9 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
     # Ray would print its words on dying nodes on our standard output, among the report or JSON.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import AuthenticationError, RayError
 
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -43,8 +45,15 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
             log_to_driver=False,
             logging_level="warning",
         )
+    except AuthenticationError:
+        raise RecipeError(
+            f"--ray {address}: no token to show to the cluster",
+            "put the cluster's token into ~/.ray/auth_token, or its file's name into RAY_AUTH_TOKEN_PATH",
+        ) from None
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}") from None
+    if callable(on_terminate) and signal.getsignal(signal.SIGTERM) is not on_terminate:
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler would end this process with 1
     try:
         yield
     finally:
