@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow lint format bench bench-peer clean
+.PHONY: help setup setup-s3 demo test test-slow lint format deploy-check bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -19,6 +19,7 @@ help:
 	@echo 'make test-slow  the long tests'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
+	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
@@ -63,6 +64,10 @@ format: setup
 
 bench-peer:
 	benchmarks/peers/setup.sh
+
+deploy-check: setup
+	$(BIN)/python -m pytest tests/unit/test_deploy.py $(PYTEST_ARGS)
+	if command -v hadolint > /dev/null; then hadolint deploy/Dockerfile; fi
 
 bench: setup
 	$(BIN)/python -m benchmarks
