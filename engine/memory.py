@@ -15,10 +15,13 @@ from .settings import TadropDensity
 from .tensor import Workspace
 from .windows import ROW_ELEMENTS, least_window_elements, tile_elements
 
-FIXED_BYTES = 250 << 20
-"""Interpreter, numpy, numba with its compiled kernels, pyarrow for the tables; measured 170 to 230 MiB."""
+FIXED_BYTES = 320 << 20
+"""Interpreter, numpy, numba, kernels, pyarrow for the tables; measured 215 MiB, and 305 MiB in the first run on a
+machine, which compiles kernels for fp32 and fp64."""
 BYTES_PER_TENSOR = 2500
-"""Plan entries, receipts and table rows that a process holds for each tensor and source."""
+"""Plan entries, receipts and table rows that a process holds for each tensor and source; measured 2400."""
+SURVEYED_BYTES_PER_TENSOR = 2500
+"""Statistics of each tensor and model, and their place in the manifest; measured 2100."""
 CLIENT_BYTES = 64 << 20
 """s3fs with its client and open connections; measured 40 MiB."""
 PARTS_BYTES = 64 << 20
@@ -87,7 +90,7 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
     """
     around = surroundings or Surroundings()
     costs = _costs(plan, around.quantiles)
-    fixed = FIXED_BYTES + around.fixed_bytes + BYTES_PER_TENSOR * len(plan.tasks) * (1 + len(plan.models)) + costs.rows
+    fixed = FIXED_BYTES + around.fixed_bytes + costs.rows + _entries_bytes(plan, around.quantiles)
     for count in range(threads, 0, -1):
         workspaces = count * costs.workspace
         room = limit_bytes - fixed - workspaces
@@ -105,6 +108,13 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
         "give more with --memory",
     )
+
+
+def _entries_bytes(plan: Plan, quantiles: bool) -> int:
+    """What is held for each tensor from the plan to the manifest."""
+    tensors, models = len(plan.tasks), len(plan.models)
+    surveyed = quantiles or plan.survey_kind in ("moments", "quantiles")
+    return tensors * (BYTES_PER_TENSOR * (1 + models) + SURVEYED_BYTES_PER_TENSOR * models * surveyed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ class SurveyWorker:
         """Call `publish` with one part per model for every shard."""
         for shard in shards:
             parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
-            self._pipeline.run(parts.jobs())
+            self._pipeline.run(parts.jobs(), done=parts.add)
             publish(parts.parts())
 
 
@@ -184,7 +184,6 @@ class _ShardSurvey:
         models = len(plan.models)
         self._rows: list[list[SurveyRow]] = [[] for _ in range(models)]
         self._quantiles: dict[tuple[str, int], tuple[float, float]] = {}
-        self._states: list[tuple[TensorState, StatisticsPass]] = []
         level = 1 if round_.kind == "low" else 0
         self._counts = [np.zeros(1 << LEVELS_32[level][1], np.int64) for _ in range(models)]
         self._counts_lock = threading.Lock()
@@ -203,7 +202,6 @@ class _ShardSurvey:
             prefixes = self._round.prefixes or (0,) * len(self._plan.models)
             return [HistogramPass(state, self._level, prefixes, self._counts, self._counts_lock)]
         statistics = StatisticsPass(state)
-        self._states.append((state, statistics))
         if self._round.kind == "moments":
             return [statistics]
 
@@ -212,6 +210,12 @@ class _ShardSurvey:
 
         orders = [order for i in state.present for order in quantile_orders(state, i, found)]
         return [statistics, *(OrderPass(state, orders, depth, []) for depth in range(len(state.levels)))]
+
+    def add(self, job: Job) -> None:
+        """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
+        if isinstance(taken := job.passes[0], StatisticsPass):
+            for i in job.state.present:
+                self._rows[i].append(self._row(job.state, taken, i))
 
     def parts(self) -> list[SurveyPart]:
         return [self._part(i) for i in range(len(self._plan.models))]
@@ -226,7 +230,7 @@ class _ShardSurvey:
             model=i,
             shard=self._shard,
             kind=self._round.kind,
-            rows=tuple(self._row(state, taken, i) for state, taken in self._states if i in state.present),
+            rows=tuple(self._rows[i]),
             counts=counts,
             prefix=prefix,
         )
@@ -234,7 +238,7 @@ class _ShardSurvey:
     def _row(self, state: TensorState, taken: StatisticsPass, i: int) -> SurveyRow:
         moments = state.moments[i]
         assert moments is not None
-        median, high = self._quantiles.get((state.task.name, i), (None, None))
+        median, high = self._quantiles.pop((state.task.name, i), (None, None))
         return SurveyRow(
             tensor=state.task.name,
             numel=state.task.numel,

@@ -29,7 +29,7 @@ def test_a_threshold_over_many_tensors_counts_every_element_once(tmp_path: Path)
     path = write_recipe(tmp_path / "recipe.yml", recipe)
     whole = np.sort(np.abs(np.concatenate([t.numpy() for t in model.values()])))
     expected = whole[whole.size - int(0.2 * whole.size) - 1]
-    for run in range(5):
+    for run in range(3):
         out = tmp_path / f"out{run}"
         merge(path, out, threads=8)
         [row] = json.loads((out / "anabranch.manifest.json").read_text())["survey"]
