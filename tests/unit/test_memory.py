@@ -1,0 +1,189 @@
+"""How a memory limit is shared out, when it is refused, and that a process keeps to it, compiling included."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.engine.errors import ResourceError
+from anabranch.engine.inputs import open_inputs
+from anabranch.engine.memory import (
+    AHEAD,
+    FIXED_BYTES,
+    LARGEST_REMOTE_SLAB,
+    LARGEST_SLAB,
+    SMALLEST_SLAB,
+    MemoryPlan,
+    Surroundings,
+    plan_memory,
+)
+from anabranch.engine.plan import Plan
+from anabranch.engine.recipe import load_recipe
+from anabranch.engine.windows import ROW_ELEMENTS, cut_windows, least_window_elements, tile_elements, window_elements
+
+from ..merging import MIB, write_checkpoint, write_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    for name in ("base", "model0", "model1"):
+        write_checkpoint(folder / name, {"a": torch.randn(300, 300).bfloat16(), "b": torch.randn(77).bfloat16()})
+    write_checkpoint(folder / "wide", {"a": torch.randn(300, 300).double(), "b": torch.randn(77).double()})
+    return folder
+
+
+def plan_of(folder: Path, base: str = "base", **parameters: Any) -> Plan:
+    method = parameters.pop("method", "cabs")
+    recipe = {
+        "merge_method": method,
+        "base_model": str(folder / base),
+        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "parameters": parameters,
+    }
+    path = write_recipe(folder / "recipe.yml", recipe)
+    return open_inputs(load_recipe(path), folder).plan
+
+
+def least(plan: Plan, threads: int = 1) -> int:
+    """The smallest limit, in MiB, that is accepted."""
+    low, high = 1, 1 << 16
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            plan_memory(plan, middle * MIB, threads)
+            high = middle
+        except ResourceError:
+            low = middle + 1
+    return low
+
+
+def test_a_plan_never_promises_more_than_the_limit(folder: Path) -> None:
+    for parameters in ({"density": 0.5}, {"density": {"tadrop": {}}}, {"density": 0.5, "block": 999}):
+        plan = plan_of(folder, **parameters)
+        for limit in range(least(plan), 2048, 37):
+            for threads in (1, 2, 8):
+                memory = plan_memory(plan, limit * MIB, threads)
+                assert memory.peak_bytes <= limit * MIB
+                assert 1 <= memory.threads <= threads
+                assert memory.slabs >= (memory.threads + AHEAD) * 4  # base, two models and the output
+
+
+def test_512_mib_are_enough_for_one_thread_of_any_recipe(folder: Path) -> None:
+    for base in ("base", "wide"):
+        for parameters in (
+            {"density": 0.5, "block": 65535},
+            {"density": {"tadrop": {"statistic": "quantile", "mean": 0.5}}},
+        ):
+            assert least(plan_of(folder, base, **parameters)) <= 512
+
+
+def test_a_limit_that_is_too_small_is_refused_with_the_number_that_would_do(folder: Path) -> None:
+    plan = plan_of(folder, density=0.5)
+    enough = least(plan)
+    with pytest.raises(ResourceError, match=f"the limit is {enough - 1} MiB") as refused:
+        plan_memory(plan, (enough - 1) * MIB, 2)
+    said = re.search(r"needs (\d+) MiB", str(refused.value))
+    assert said is not None
+    assert int(said[1]) == enough
+
+
+def test_little_memory_means_smaller_buffers_then_fewer_threads(folder: Path) -> None:
+    plan = plan_of(folder, density=0.5)
+    enough = least(plan)
+    plenty, tight = plan_memory(plan, 2048 * MIB, 8), plan_memory(plan, enough * MIB, 8)
+    assert (plenty.slab_bytes, plenty.threads) == (LARGEST_SLAB, 8)
+    assert tight.threads < 8
+    assert tight.slab_bytes < LARGEST_SLAB
+    assert plan_memory(plan, enough * MIB, 1).slab_bytes >= SMALLEST_SLAB
+
+
+def test_only_methods_that_look_twice_take_all_the_memory(folder: Path) -> None:
+    once, twice = plan_of(folder, density=0.5), plan_of(folder, method="ties", density=0.5)
+    assert plan_memory(once, 4096 * MIB, 2).peak_bytes < 500 * MIB
+    assert plan_memory(twice, 4096 * MIB, 2).peak_bytes > 4000 * MIB
+
+
+def test_what_surrounds_a_merge_is_counted(folder: Path) -> None:
+    plan = plan_of(folder, density=0.5)
+
+    def fixed(**around: bool) -> int:
+        return plan_memory(plan, 8192 * MIB, 1, Surroundings(**around)).fixed_bytes
+
+    assert fixed() >= FIXED_BYTES
+    assert fixed(remote_inputs=True) > fixed()
+    assert fixed(remote_inputs=True, remote_output=True) > fixed(remote_inputs=True)
+    assert fixed(ray=True) > fixed()
+    assert fixed(cuda=True) > fixed() + (1 << 30)
+    assert plan_memory(plan, 8192 * MIB, 1, Surroundings(remote_inputs=True)).slab_bytes == LARGEST_REMOTE_SLAB
+
+
+def test_surveyed_tensors_are_counted(folder: Path) -> None:
+    plain, surveyed = plan_of(folder, density=0.5), plan_of(folder, density={"tadrop": {"mean": 0.5}})
+    assert plan_memory(surveyed, 1024 * MIB, 1).fixed_bytes > plan_memory(plain, 1024 * MIB, 1).fixed_bytes
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 65536), st.sampled_from([1, 2, 4, 8]), st.integers(0, 21), st.integers(1, 3_000_000))
+def test_every_window_fits_its_buffer_and_every_element_is_owned_once(
+    block: int, element_bytes: int, shrink: int, numel: int
+) -> None:
+    slab = max(LARGEST_SLAB >> shrink, least_window_elements(block) * element_bytes)
+    elements = window_elements(slab, element_bytes, block)
+    assert elements > 0
+    assert elements % ROW_ELEMENTS == 0
+    windows = cut_windows(numel, elements, block)
+    owned = 0
+    for window in windows:
+        assert (window.read_end - window.begin) * element_bytes <= slab
+        assert window.own_begin == owned
+        assert window.own_begin % block == 0 or window.own_begin == numel
+        assert window.begin <= window.own_begin or window.own_begin == window.own_end
+        owned = window.own_end
+        if tile_elements(block) % ROW_ELEMENTS == 0:
+            assert window.own_begin == window.begin  # tiles of whole rows need no second look
+    assert owned == numel
+
+
+# -- measured ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["base", "wide"])
+def test_a_first_run_that_compiles_every_kernel_stays_within_what_is_planned(
+    folder: Path, tmp_path: Path, base: str
+) -> None:
+    """What the process takes without buffers is at most what the plan calls fixed, threads' arrays beside it."""
+    parameters = {"density": {"tadrop": {}}, "block": 10, "rescale": True, "rescale_norm": "l1"}
+    plan = plan_of(folder, base, **parameters)
+    promised: MemoryPlan = plan_memory(plan, 1024 * MIB, 2)
+    command = [
+        sys.executable,
+        "-m",
+        "anabranch.cluster.cli",
+        "merge",
+        str(folder / "recipe.yml"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        [*command, "--workers", "2", "--json"],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "empty")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout)["peak_rss_bytes"]
+    assert peak < promised.fixed_bytes + promised.workspace_bytes
