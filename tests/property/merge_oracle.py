@@ -134,7 +134,7 @@ class _Merge:
         return budgets
 
     def _model_thresholds(self, merged):
-        if self.p.get("scope") != "model":
+        if self.p.get("scope") != "model" or not merged:
             return None
         thresholds = []
         for i, d in enumerate(self.densities):
