@@ -137,9 +137,11 @@ OWN = {
 def recipes(draw, method):
     """A recipe, weights and densities."""
     models = draw(st.integers(1, 4))
-    own = draw(OWN[method])
+    own = draw(OWN.get(method, st.just({})))
     parameters = {key: draw(value) for key, value in COMMON.items()} | own
-    if method != "task_arithmetic":
+    if method == "linear":
+        del parameters["lambda"]
+    elif method != "task_arithmetic":
         rescale = draw(RESCALE)
         if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties"):
             parameters |= {k: v for k, v in rescale.items() if rescale["rescale"] or k == "rescale"} if rescale else {}
@@ -176,13 +178,15 @@ def inputs(draw, models, doubles=True):
     return Checkpoints(draw(st.integers(0, 2**32)), tuple(shapes), tuple(draw(st.one_of(same, mixed))))
 
 
-@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("method", [*OWN, "linear"])
 @given(data=st.data())
 @merges(25)
 def test_small_merges_equal_the_oracle(method, data):
     recipe, weights, densities = data.draw(recipes(method))
     doubles = recipe["parameters"].get("scope") != "model"
     base, models = data.draw(inputs(len(weights), doubles)).make()
+    if method == "linear" and len(models) > 1 and len(base) > 1 and data.draw(st.booleans()):
+        del models[-1]["layers.0.w"]  # averaged over those that have it
     check(base, models, recipe, weights, densities, threads=data.draw(st.integers(1, 2)))
 
 
