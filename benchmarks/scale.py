@@ -43,7 +43,7 @@ from anabranch.cluster.events import (
 )
 from anabranch.cluster.scheduler import Scheduler
 from anabranch.engine.errors import TemporaryError
-from anabranch.engine.plan import cut_shards
+from anabranch.engine.layout import cut_shards
 
 SHARD_BYTES = 2_000_000_000  # the default of recipes
 TRAFFIC = 4  # bytes moved per output byte: base and two models read, one output written

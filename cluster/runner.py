@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..engine.commit import Output
+from ..engine.demands import passes_over
 from ..engine.inputs import Inputs
 from ..engine.kernels import Kernels
 from ..engine.manifest import Manifest, Receipt, SurveyPart
 from ..engine.memory import QUANTILES_PASSES, Surroundings, crosses_network, plan_memory
 from ..engine.meter import Meter
-from ..engine.plan import Plan, passes_over
+from ..engine.plan import Plan
 from ..engine.shard import ShardWorker
 from ..engine.survey import (
     Round,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
-import numpy as np
-
 from . import density
-from .errors import InputError
-from .header import DTYPES
+from .average import LinearPass, normalizer
+from .copying import CopyPass
 from .kernels import Array
 from .manifest import ModelRow, TensorRow
 from .methods.stages import LinearMerge, TaskVectorMerge, Top
+from .results import check_overflow, write_merged
 from .scans import (
     KeptNormPass,
     MomentsPass,
@@ -133,142 +132,6 @@ class FoldPass:
         if self._sums:
             state.moments = self._sums.total()
         check_overflow(state)
-
-
-def write_merged(state: TensorState, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
-    """Base plus sum of elements [begin, end), rounded once, where active; returns how many lie beyond the dtype."""
-    task, length = state.task, end - begin
-    out = out_bytes(data, task.out_dtype, begin, end)
-    device_out = state.kernels.load(out)
-    overflowed = state.kernels.finish(
-        state.bytes_of(data, 0, begin, length),
-        task.base.info.dtype,
-        workspace.base[:length],
-        workspace.sum[:length],
-        workspace.active[:length],
-        task.out_dtype,
-        state.plan.saturate,
-        device_out,
-    )
-    state.kernels.store(device_out, out)
-    return overflowed
-
-
-def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The place of elements [begin, end) in the window's output."""
-    assert data.out is not None
-    size = DTYPES[dtype].size
-    first = (begin - data.window.own_begin) * size
-    return data.out[first : first + (end - begin) * size]
-
-
-def check_overflow(state: TensorState) -> None:
-    """Raises InputError when results are not finite; a recipe that saturates still has no answer to Inf - Inf."""
-    count, task = state.tally.overflowed, state.task
-    if count and state.plan.saturate:
-        raise InputError(
-            f"tensor {task.name!r}: {count} results are NaN, which saturation cannot repair", "choose smaller weights"
-        )
-    if count:
-        raise InputError(
-            f"tensor {task.name!r}: {count} values are beyond the range of {task.out_dtype}",
-            "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
-        )
-
-
-def normalizer(weights: tuple[float, ...], real: str) -> float:
-    """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
-    terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
-    total = float(np.add.accumulate(terms)[-1])
-    return 1.0 if abs(total) < 1e-8 else total
-
-
-class LinearPass:
-    """The weighted mean of the models themselves."""
-
-    def __init__(self, state: TensorState, method: LinearMerge, weights: tuple[float, ...]) -> None:
-        self._state = state
-        present = tuple(weights[i] for i in state.present)
-        self._weights = weights
-        self._denominator = normalizer(present, state.real) if method.normalize else 1.0
-        self._nonfinite = [0] * (len(state.task.models) + 1)
-
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state = self._state
-        nonfinite, overflowed = [0] * len(self._nonfinite), 0
-        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            length = end - begin
-            total, active = workspace.sum[:length], workspace.active[:length]
-            total[:] = 0
-            for i in state.present:
-                values, source = workspace.task_vectors[i][:length], state.task.models[i]
-                raw = state.bytes_of(data, i + 1, begin, length)
-                assert raw is not None and source is not None
-                nonfinite[i + 1] += state.kernels.decode(raw, source.info.dtype, values)
-                state.kernels.accumulate(total, values, None, 1.0, self._weights[i], active)
-            state.kernels.divide(total, self._denominator)
-            out = out_bytes(data, state.task.out_dtype, begin, end)
-            device_out = state.kernels.load(out)
-            overflowed += state.kernels.convert(total, state.task.out_dtype, state.plan.saturate, device_out)
-            state.kernels.store(device_out, out)
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
-            state.tally.overflowed += overflowed
-
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
-        check_overflow(self._state)
-
-
-class CopyPass:
-    """The reference's own values: the same bytes, or rounded once to another float dtype.
-
-    Integer, bool and packed tensors that are not excluded must be identical in every model.
-    """
-
-    def __init__(self, state: TensorState) -> None:
-        self._state = state
-        self._differing = [0] * len(state.task.models)
-
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, task = self._state, self._state.task
-        base = data.raws[0]
-        if base is None:  # a tensor without elements
-            return
-        assert data.out is not None
-        if task.out_dtype == task.base.info.dtype:
-            data.out[:] = base
-        else:
-            self._convert(data, workspace)
-        for i, raw in enumerate(data.raws[1:]):
-            if raw is not None and not np.array_equal(raw, base):
-                with state.lock:
-                    self._differing[i] += int(np.count_nonzero(raw != base))
-
-    def _convert(self, data: WindowData, workspace: Workspace) -> None:
-        """What no model touches: NaN and infinities stay, but a finite value must not become one."""
-        state, task = self._state, self._state.task
-        overflowed = 0
-        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            length = end - begin
-            raw = state.bytes_of(data, 0, begin, length)
-            assert raw is not None
-            state.kernels.decode(raw, task.base.info.dtype, workspace.base[:length])
-            workspace.sum[:length] = 0
-            workspace.active[:length] = 0
-            overflowed += write_merged(state, data, workspace, begin, end)
-        with state.lock:
-            state.tally.overflowed += overflowed
-
-    def finish(self) -> None:
-        for i, count in enumerate(self._differing):
-            if count:
-                raise InputError(
-                    f"{self._state.plan.source_name(i + 1)}: {self._state.task.base.info.dtype} tensor "
-                    f"{self._state.task.name!r} differs from the base in {count} bytes",
-                    "integer tensors cannot be merged: list the tensor under `exclude` to copy the base's",
-                )
-        check_overflow(self._state)
 
 
 class TensorFold:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .demands import grain, passes_over
 from .errors import ResourceError
-from .plan import Plan, TensorSettings, TensorTask, grain, passes_over
+from .plan import Plan
 from .settings import TadropDensity
+from .task import TensorSettings, TensorTask
 from .tensor import Workspace
 from .windows import ROW_ELEMENTS, least_window_elements, tile_elements
 

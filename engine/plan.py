@@ -4,85 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from .checkpoint import Checkpoint, TensorLocation
+from .demands import SurveyKind, survey_kind
 from .errors import InputError, RecipeError
-from .header import DTYPES, TensorInfo, build_header
+from .header import DTYPES, TensorInfo
+from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
-from .methods.stages import All, Blocks, Method, ModelThreshold, TaskVectorMerge, Top
+from .methods.stages import Method, ModelThreshold, TaskVectorMerge
 from .parameters import ParameterResolver, SharedParameters, count_layers
 from .recipe import canonical
 from .recipe_schema import Recipe
 from .settings import TadropDensity
+from .task import TensorSettings, TensorTask, make_task
 
 NUMERICS = 1
 """Changes whenever the bytes of an output may change."""
-HEADER_METADATA = {"format": "pt"}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSettings:
-    """How one tensor is merged."""
-
-    method: Method
-    weights: tuple[float, ...]
-    densities: tuple[float | TadropDensity, ...]
-    """Per model; a TadropDensity with a target becomes a number after the survey."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorTask:
-    """One tensor of the output."""
-
-    name: str
-    base: TensorLocation
-    """The reference: the base, or the first model where a method has no base."""
-    models: tuple[TensorLocation | None, ...]
-    """Per model in recipe order; None where it lacks the tensor or is not read."""
-    out_dtype: str
-    settings: TensorSettings | None
-    """None: the tensor is copied from the reference."""
-    reason: str
-    """Why it is copied; empty when it is merged."""
-    numel: int
-    """Elements; bytes where an element is narrower than one."""
-    is_double: bool
-    """Whether section 1.1 asks for fp64: any input is F64."""
-    widest_bytes: int
-    """Bytes per element of the widest input or output."""
-    read_bytes: int
-    """Bytes of all inputs, read once."""
-
-    @property
-    def reads_base(self) -> bool:
-        """Whether the reference's own values take part."""
-        return _reads_base(self.settings)
-
-    @property
-    def has_task_vectors(self) -> bool:
-        """Whether differences to the reference are merged."""
-        return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge)
-
-    @property
-    def write_bytes(self) -> int:
-        return self.numel * DTYPES[self.out_dtype].unit_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class OutputShard:
-    """One file of the output."""
-
-    name: str
-    tasks: tuple[int, ...]
-    """Tensors in file order, as positions in `Plan.tasks`."""
-    header: bytes
-    size: int
 
 
 @dataclass(frozen=True)
@@ -147,10 +89,6 @@ class Plan:
         }
 
 
-SurveyKind = str
-"""'' (none), 'moments', 'quantiles' or 'threshold'."""
-
-
 def make_plan(
     recipe: Recipe,
     reference: Checkpoint,
@@ -188,7 +126,7 @@ def make_plan(
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
-    shards = tuple(_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
+    shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
     inputs: list[dict[str, Any]] = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
     inputs.append({"side_files": [dict(file) for file in side_files]})
     described = canonical(recipe, urls)
@@ -199,14 +137,6 @@ def make_plan(
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     return list({checkpoint.url: checkpoint for checkpoint in checkpoints}.values())
-
-
-def layout(shards: Sequence[OutputShard]) -> list[dict[str, Any]]:
-    """Names, sizes and header digests of the output shards: these determine every output byte's place."""
-    return [
-        {"name": shard.name, "size": shard.size, "header_sha256": hashlib.sha256(shard.header).hexdigest()}
-        for shard in shards
-    ]
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
@@ -266,7 +196,7 @@ def _task(
     out_dtype = (recipe.output_dtype or info.dtype) if kind == "float" else info.dtype
     none = (None,) * len(models)
     if recipe.excludes(info.name):
-        return _make_task(location, none, out_dtype, None, "excluded")
+        return make_task(location, none, out_dtype, None, "excluded")
     sources = tuple(model.tensors.get(info.name) for model in models)
     for model, source in zip(models, sources, strict=True):
         if source is None or (source.info.dtype == info.dtype and source.info.shape == info.shape):
@@ -274,40 +204,13 @@ def _task(
         if problem := _mismatch(recipe, info, source.info):
             problems.append(f"{model.url}: {info.name!r} {problem}")
     if info.numel == 0:
-        return _make_task(location, none, out_dtype, None, "empty")
+        return make_task(location, none, out_dtype, None, "empty")
     if kind != "float":
         others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
-        return _make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
+        return make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
     if not any(sources):
-        return _make_task(location, none, out_dtype, None, "in no model")
-    return _make_task(location, sources, out_dtype, settings.get(info.name), "")
-
-
-def _make_task(
-    base: TensorLocation,
-    models: tuple[TensorLocation | None, ...],
-    out_dtype: str,
-    settings: TensorSettings | None,
-    reason: str,
-) -> TensorTask:
-    info = base.info
-    nbytes = info.nbytes
-    numel = nbytes // DTYPES[info.dtype].unit_bytes
-    read = nbytes if _reads_base(settings) else 0
-    inputs = {info.dtype}
-    for source in models:
-        if source is not None:
-            other = source.info
-            inputs.add(other.dtype)
-            # Most models are cut like the base; for 100,000 tensors the short cut saves a second.
-            same = other.dtype == info.dtype and other.shape == info.shape
-            read += nbytes if same else other.nbytes
-    widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
-    return TensorTask(info.name, base, models, out_dtype, settings, reason, numel, "F64" in inputs, widest, read)
-
-
-def _reads_base(settings: TensorSettings | None) -> bool:
-    return settings is None or isinstance(settings.method, TaskVectorMerge)
+        return make_task(location, none, out_dtype, None, "in no model")
+    return make_task(location, sources, out_dtype, settings.get(info.name), "")
 
 
 def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
@@ -364,85 +267,3 @@ def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
             isinstance(d, TadropDensity) for d in task.settings.densities
         ):
             raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
-
-
-# -- shards --------------------------------------------------------------------------------------------------------
-
-
-def cut_shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_size_bytes: int) -> list[list[int]]:
-    """Cut tensors into output shards, greedily in the given order.
-
-    Args:
-        tensors: (name, dtype, shape) in the reference's order.
-        shard_size_bytes: tensor bytes that a shard holds at most; a larger tensor has a shard of its own.
-
-    Returns:
-        Positions in `tensors` per shard.
-    """
-    shards: list[list[int]] = []
-    room = 0
-    for position, (_, dtype, shape) in enumerate(tensors):
-        size = math.prod(shape) * DTYPES[dtype].bits // 8
-        if not shards or size > room:
-            shards.append([])
-            room = shard_size_bytes
-        shards[-1].append(position)
-        room -= size
-    return shards
-
-
-def _shard(tasks: Sequence[TensorTask], members: Sequence[int], index: int, count: int) -> OutputShard:
-    header, infos = build_header(
-        [(tasks[i].name, tasks[i].out_dtype, tasks[i].base.info.shape) for i in members], HEADER_METADATA
-    )
-    by_name = {tasks[i].name: i for i in members}
-    order = tuple(by_name[info.name] for info in infos)
-    size = len(header) + sum(info.nbytes for info in infos)
-    name = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-    return OutputShard(name, order, header, size)
-
-
-# -- survey --------------------------------------------------------------------------------------------------------
-
-
-def survey_kind(tasks: Sequence[TensorTask]) -> SurveyKind:
-    """Which statistics of whole models the tasks wait for."""
-    kind = ""
-    for settings in {id(task.settings): task.settings for task in tasks}.values():
-        if settings is None or not isinstance(settings.method, TaskVectorMerge):
-            continue
-        if isinstance(settings.method.selection, ModelThreshold):
-            return "threshold"
-        for wanted in settings.densities:
-            if isinstance(wanted, TadropDensity) and wanted.mean is not None:
-                kind = "quantiles" if wanted.statistic == "quantile" or kind == "quantiles" else "moments"
-    return kind
-
-
-def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
-    """How often the inputs of a tensor are looked at; the last time its output is written."""
-    if settings is None or not isinstance(settings.method, TaskVectorMerge):
-        return 1
-    levels = 4 if is_double else 2
-    passes = 1
-    local = [d for d in settings.densities if isinstance(d, TadropDensity) and d.mean is None]
-    if any(d.statistic != "quantile" for d in local) or settings.method.rescale in ("l1", "l2"):
-        passes += 1
-    if any(d.statistic == "quantile" for d in local):
-        passes += levels
-    if isinstance(settings.method.selection, Top):
-        passes += levels * (len(settings.weights) if settings.method.selection.sequential else 1)
-    return passes + (1 if settings.method.rescale in ("l1", "l2") else 0)
-
-
-def grain(settings: TensorSettings | None) -> int:
-    """Elements that must be seen together."""
-    if settings is None or not isinstance(settings.method, TaskVectorMerge):
-        return 1
-    selection = settings.method.selection
-    return selection.m if isinstance(selection, Blocks) else 1
-
-
-def is_sparse(settings: TensorSettings) -> bool:
-    """Whether the method drops anything."""
-    return isinstance(settings.method, TaskVectorMerge) and not isinstance(settings.method.selection, All)

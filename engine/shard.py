@@ -19,9 +19,10 @@ from .manifest import PLAN_ATTRIBUTE, Receipt, TensorRow
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Job, Pipeline
-from .plan import Plan, TensorTask
+from .plan import Plan
 from .storage import Store, Writer
 from .survey import Survey
+from .task import TensorTask
 from .tensor import TensorState
 
 

@@ -22,11 +22,12 @@ from .meter import Meter
 from .methods.stages import ModelThreshold, TaskVectorMerge
 from .order import LEVELS_32, RankSearch
 from .pipeline import Job, Pipeline
-from .plan import Plan, TensorTask
+from .plan import Plan
 from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut
 from .settings import TadropDensity
 from .storage import Store
+from .task import TensorTask
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
 

@@ -15,8 +15,9 @@ from .header import DTYPES
 from .kernels import Array, Kernels
 from .methods.stages import TaskVectorMerge
 from .order import LEVELS_32, LEVELS_64
-from .plan import Plan, TensorTask
+from .plan import Plan
 from .select import EqualLedger, Selector, random_key
+from .task import TensorTask
 from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles, window_elements
 
 Real = Literal["f32", "f64"]

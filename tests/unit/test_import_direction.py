@@ -32,11 +32,17 @@ LAYERS = {
     "engine.parameters": 3,
     "engine.manifest": 3,
     "engine.checkpoint": 4,
+    "engine.task": 5,  # one tensor of the output
+    "engine.demands": 5,
+    "engine.layout": 5,
     "engine.plan": 5,
     "engine.tensor": 6,  # one tensor's state between passes
     "engine.scans": 7,
     "engine.memory": 7,
     "engine.pipeline": 8,
+    "engine.results": 7,
+    "engine.copying": 8,
+    "engine.average": 8,
     "engine.survey": 9,
     "engine.fold": 9,
     "engine.shard": 10,
@@ -60,7 +66,7 @@ ONLY = {
     "engine.methods": {"engine.errors", "engine.kernels"},
 }
 
-PURE = ("engine.plan", "engine.manifest", "cluster.scheduler")
+PURE = ("engine.plan", "engine.task", "engine.demands", "engine.layout", "engine.manifest", "cluster.scheduler")
 INPUT_OUTPUT = {
     "datetime",
     "io",

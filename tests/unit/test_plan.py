@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from anabranch.engine.demands import passes_over
 from anabranch.engine.errors import InputError, RecipeError
 from anabranch.engine.inputs import open_inputs
+from anabranch.engine.layout import cut_shards
 from anabranch.engine.manifest import canonical_json
-from anabranch.engine.plan import NUMERICS, Plan, cut_shards, passes_over
+from anabranch.engine.plan import NUMERICS, Plan
 from anabranch.engine.recipe import load_recipe
 
 from ..merging import write_checkpoint, write_recipe

@@ -1,0 +1,55 @@
+"""One tensor as a weighted sum of the models themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .methods.stages import LinearMerge
+from .results import check_overflow, out_bytes
+from .scans import add_into
+from .tensor import TensorState, WindowData, Workspace
+from .windows import tiles
+
+
+def normalizer(weights: tuple[float, ...], real: str) -> float:
+    """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
+    terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
+    total = float(np.add.accumulate(terms)[-1])
+    return 1.0 if abs(total) < 1e-8 else total
+
+
+class LinearPass:
+    """The weighted mean of the models themselves."""
+
+    def __init__(self, state: TensorState, method: LinearMerge, weights: tuple[float, ...]) -> None:
+        self._state = state
+        present = tuple(weights[i] for i in state.present)
+        self._weights = weights
+        self._denominator = normalizer(present, state.real) if method.normalize else 1.0
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        nonfinite, overflowed = [0] * len(self._nonfinite), 0
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            length = end - begin
+            total, active = workspace.sum[:length], workspace.active[:length]
+            total[:] = 0
+            for i in state.present:
+                values, source = workspace.task_vectors[i][:length], state.task.models[i]
+                raw = state.bytes_of(data, i + 1, begin, length)
+                assert raw is not None and source is not None
+                nonfinite[i + 1] += state.kernels.decode(raw, source.info.dtype, values)
+                state.kernels.accumulate(total, values, None, 1.0, self._weights[i], active)
+            state.kernels.divide(total, self._denominator)
+            out = out_bytes(data, state.task.out_dtype, begin, end)
+            device_out = state.kernels.load(out)
+            overflowed += state.kernels.convert(total, state.task.out_dtype, state.plan.saturate, device_out)
+            state.kernels.store(device_out, out)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            state.tally.overflowed += overflowed
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        check_overflow(self._state)
