@@ -10,13 +10,14 @@ PYTEST_ARGS ?=
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow lint format deploy-check bench bench-peer clean
+.PHONY: help setup setup-s3 demo test test-slow test-parity lint format deploy-check bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
 	@echo 'make demo       train small models on real data, merge them six ways, print the accuracy of each'
 	@echo 'make test       setup, lint, and the fast tests (under 15 minutes on two cores)'
 	@echo 'make test-slow  the long tests'
+	@echo 'make test-parity  the same recipes through mergekit, in an environment of its own, and through us'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
 	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
@@ -48,10 +49,13 @@ demo: setup
 	$(BIN)/anabranch demo --out $(DEMO_OUTPUT)
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-parity: setup bench-peer
+	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,140 @@
+"""Small random checkpoints of real architectures, which both tools read: Llama without and Qwen2 with tied embeddings.
+
+No size divides another, heads included, so that nothing fits by accident.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from ..merging import Tensors, write_checkpoint
+
+HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 24, 37, 4, 2
+WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(48))]
+"""The vocabulary of every checkpoint that names no other: 51 tokens."""
+
+
+def config(family: str, layers: int, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json as transformers writes it."""
+    return {
+        "architectures": [{"llama": "LlamaForCausalLM", "qwen": "Qwen2ForCausalLM"}[family]],
+        "model_type": {"llama": "llama", "qwen": "qwen2"}[family],
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": family == "qwen",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def shapes(family: str, layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, as the architecture has them."""
+    grouped = HIDDEN // HEADS * KV_HEADS
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, HIDDEN)}
+    for i in range(layers):
+        attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        for name, rows in (("q", HIDDEN), ("k", grouped), ("v", grouped)):
+            found[f"{attention}.{name}_proj.weight"] = (rows, HIDDEN)
+            if family == "qwen":
+                found[f"{attention}.{name}_proj.bias"] = (rows,)
+        found[f"{attention}.o_proj.weight"] = (HIDDEN, HIDDEN)
+        found |= {f"{mlp}.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
+        found[f"{mlp}.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        for name in ("input", "post_attention"):
+            found[f"model.layers.{i}.{name}_layernorm.weight"] = (HIDDEN,)
+    found["model.norm.weight"] = (HIDDEN,)
+    return found if family == "qwen" else found | {"lm_head.weight": (vocabulary, HIDDEN)}
+
+
+def random_tensors(family: str, layers: int, vocabulary: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    made = {}
+    for name, shape in shapes(family, layers, vocabulary).items():
+        made[name] = torch.randn(shape, generator=generator) * 0.1
+        if "layernorm" in name or "model.norm" in name:
+            made[name] += 1
+    return made
+
+
+def fine_tuned(base: Tensors, generator: torch.Generator, share: float = 1.0) -> dict[str, torch.Tensor]:
+    """The base with heavy-tailed changes of a share of its elements."""
+    tuned = {}
+    for name, tensor in base.items():
+        change = torch.randn(tensor.shape, generator=generator) ** 3 * 0.01
+        tuned[name] = tensor + change * (torch.rand(tensor.shape, generator=generator) < share)
+    return tuned
+
+
+def write_model(
+    folder: Path,
+    family: str,
+    tensors: Tensors,
+    words: Sequence[str] = WORDS,
+    shards: int = 1,
+    special: Mapping[str, str] | None = None,
+) -> None:
+    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
+    dtype = next(iter(tensors.values())).dtype
+    write_checkpoint(folder, tensors, shards, config(family, layers, len(words), dtype))
+    write_tokenizer(folder, words, special or {})
+
+
+def write_tokenizer(folder: Path, words: Sequence[str], special: Mapping[str, str]) -> None:
+    """tokenizer.json and its configuration: one token per word, numbered as listed.
+
+    Args:
+        folder: an existing checkpoint.
+        words: every token; the first three are unknown, begin and end.
+        special: further keys of tokenizer_config.json, such as chat_template.
+    """
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(list(words[:3]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": words[0],
+        "bos_token": words[1],
+        "eos_token": words[2],
+        "model_max_length": 512,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described | dict(special), indent=2))
+
+
+def write_all(folder: Path) -> None:
+    """Every checkpoint that the recipes of this package name, with equal bytes every time.
+
+    llama/base, a, b, c    4 layers, an lm_head of its own, every element of a, b and c changed
+    llama/deep             6 layers, so that slices and the output have other layer counts than the base
+    llama/half_a, half_b   half of the elements changed: many task vector elements are exactly zero
+    qwen/base, a, b        2 layers, tied embeddings, biases, two files each
+    one/base, a, b         a single layer
+    one/far, opposite      another base; a with all signs changed
+    bf16/base, a, b        llama/base, a, b rounded to bfloat16
+    """
+    generator = torch.Generator().manual_seed(20)
+    for family, where, layers, shards in (("llama", "llama", 4, 1), ("qwen", "qwen", 2, 2), ("llama", "one", 1, 1)):
+        base = random_tensors(family, layers, len(WORDS), generator)
+        made = {"base": base} | {name: fine_tuned(base, generator) for name in "abc"}
+        if where == "llama":
+            made |= {name: fine_tuned(base, generator, 0.5) for name in ("half_a", "half_b")}
+            made["deep"] = random_tensors("llama", 6, len(WORDS), generator)
+        if where == "one":
+            made["far"] = random_tensors("llama", 1, len(WORDS), generator)
+            made["opposite"] = {name: -1.25 * tensor for name, tensor in made["a"].items()}
+            for name in ("base", "a", "b"):
+                rounded = {tensor: values.bfloat16() for tensor, values in made[name].items()}
+                write_model(folder / "bf16" / name, family, rounded)
+        for name, tensors in made.items():
+            write_model(folder / where / name, family, tensors, shards=shards)

@@ -1,0 +1,51 @@
+"""The same recipe, the same models: mergekit 0.1.5 and this project write the same checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..merging import load_output, merge
+from .conftest import Peer
+from .recipes import CASES, Case
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = 1e-6
+"""Absolute and relative: sums of fp32 numbers in another order differ in their last bits."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_outputs_are_equal(case: Case, peer: Peer, tmp_path: Path) -> None:
+    theirs = load_output(peer.output(case))
+    merge(peer.recipe(case), tmp_path / "out")
+    ours = load_output(tmp_path / "out")
+    assert {name: (tuple(t.shape), t.dtype) for name, t in ours.items()} == {
+        name: (tuple(t.shape), t.dtype) for name, t in theirs.items()
+    }
+    wrong = [f"{name}: {difference(ours[name], theirs[name])}" for name in ours if differs(ours[name], theirs[name])]
+    assert not wrong, "\n".join(wrong)
+    assert layers(tmp_path / "out") == layers(peer.output(case))
+
+
+def differs(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return not torch.allclose(ours.double(), theirs.double(), rtol=tolerance(ours.dtype), atol=TOLERANCE)
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    gap = (ours.double() - theirs.double()).abs()
+    return f"{int((gap > TOLERANCE).sum())} of {gap.numel()} elements, at most {gap.max():.3g}"
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """A last bit of fp32 may decide how a value is rounded to a shorter type: one step of it, then."""
+    return max(TOLERANCE, float(torch.finfo(dtype).eps))
+
+
+def layers(checkpoint: Path) -> int:
+    count = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
+    assert isinstance(count, int)
+    return count
