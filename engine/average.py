@@ -1,10 +1,10 @@
-"""One tensor as a weighted sum of the models themselves."""
+"""One tensor as a sum of coefficients times the models themselves."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .methods.stages import LinearMerge
+from .methods.stages import CombinationMerge
 from .results import check_overflow, out_bytes
 from .scans import add_into
 from .tensor import TensorState, WindowData, Workspace
@@ -18,13 +18,13 @@ def normalizer(weights: tuple[float, ...], real: str) -> float:
     return 1.0 if abs(total) < 1e-8 else total
 
 
-class LinearPass:
-    """The weighted mean of the models themselves."""
+class CombinationPass:
+    """Coefficients times tensors, added in recipe order, starting from 0."""
 
-    def __init__(self, state: TensorState, method: LinearMerge, weights: tuple[float, ...]) -> None:
+    def __init__(self, state: TensorState, method: CombinationMerge, weights: tuple[float, ...]) -> None:
         self._state = state
-        present = tuple(weights[i] for i in state.present)
-        self._weights = weights
+        present = method.coefficients.solve([weights[i] for i in state.present])
+        self._coefficients = dict(zip(state.present, present, strict=True))
         self._denominator = normalizer(present, state.real) if method.normalize else 1.0
         self._nonfinite = [0] * (len(state.task.models) + 1)
 
@@ -35,12 +35,12 @@ class LinearPass:
             length = end - begin
             total, active = workspace.sum[:length], workspace.active[:length]
             total[:] = 0
-            for i in state.present:
+            for i, coefficient in self._coefficients.items():
                 values, source = workspace.task_vectors[i][:length], state.task.models[i]
                 raw = state.bytes_of(data, i + 1, begin, length)
                 assert raw is not None and source is not None
                 nonfinite[i + 1] += state.kernels.decode(raw, source.info.dtype, values)
-                state.kernels.accumulate(total, values, None, 1.0, self._weights[i], active)
+                state.kernels.accumulate(total, values, None, 1.0, coefficient, active)
             state.kernels.divide(total, self._denominator)
             out = out_bytes(data, state.task.out_dtype, begin, end)
             device_out = state.kernels.load(out)

@@ -6,11 +6,11 @@ import math
 from itertools import combinations
 
 from . import density
-from .average import LinearPass, normalizer
+from .average import CombinationPass, normalizer
 from .copying import CopyPass
 from .kernels import Array
 from .manifest import ModelRow, TensorRow
-from .methods.stages import LinearMerge, TaskVectorMerge, Top
+from .methods.stages import CombinationMerge, TaskVectorMerge, Top
 from .results import check_overflow, write_merged
 from .scans import (
     KeptNormPass,
@@ -150,8 +150,8 @@ class TensorFold:
         settings = state.task.settings
         if settings is None:
             return [CopyPass(state)]
-        if isinstance(settings.method, LinearMerge):
-            return [LinearPass(state, settings.method, settings.weights)]
+        if isinstance(settings.method, CombinationMerge):
+            return [CombinationPass(state, settings.method, settings.weights)]
         method = settings.method
         passes = [*self._density_passes(), *self._order_passes(method)]
         if method.rescale in ("l1", "l2"):

@@ -14,7 +14,6 @@ from .memory import crosses_network
 from .plan import Plan, make_plan
 from .recipe import resolve_model_url
 from .recipe_schema import Recipe
-from .settings import METHODS
 from .storage import FileInfo, Store, open_store
 
 TOKENIZER_FILES = (
@@ -132,7 +131,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
 
 def _without_base(recipe: Recipe, urls: Mapping[str, str]) -> Recipe:
     """Leave out entries that are the base under another spelling: they are no task vectors."""
-    if recipe.base_model is None or not METHODS[recipe.merge_method].task_vectors:
+    if recipe.base_model is None or not recipe.has_base:
         return recipe
     models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
     if not models:

@@ -20,6 +20,7 @@ class TensorParameters:
 
     weight: float = 1.0
     density: float | TadropDensity = 1.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

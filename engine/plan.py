@@ -16,7 +16,7 @@ from .header import DTYPES, TensorInfo
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
-from .methods.stages import Method, ModelThreshold, TaskVectorMerge
+from .methods.stages import CombinationMerge, Method, ModelThreshold, TaskVectorMerge
 from .parameters import ParameterResolver, SharedParameters, count_layers
 from .recipe import canonical
 from .recipe_schema import Recipe
@@ -210,7 +210,10 @@ def _task(
         return make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
     if not any(sources):
         return make_task(location, none, out_dtype, None, "in no model")
-    return make_task(location, sources, out_dtype, settings.get(info.name), "")
+    found = settings.get(info.name)
+    if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
+        return make_task(location, none, out_dtype, None, "passed through")
+    return make_task(location, sources, out_dtype, found, "")
 
 
 def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
@@ -221,7 +224,7 @@ def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
         return ""
     shapes = f"has shape {list(info.shape)}, the reference has {list(base.shape)}"
     rows_only = len(base.shape) == len(info.shape) == 2 and base.shape[1] == info.shape[1]
-    if not rows_only or base_kind != "float" or recipe.merge_method == "linear":
+    if not rows_only or base_kind != "float" or not recipe.merges_differences:
         return shapes
     if recipe.vocab == "intersect":
         return ""
@@ -245,7 +248,8 @@ class _SettingsCache:
         found = self._made.get((shared, own))
         if found is None:
             method = self._build(**{name: getattr(shared, name) for name in self._wanted})
-            found = TensorSettings(method, tuple(float(p.weight) for p in own), tuple(_density(p.density) for p in own))
+            factors = tuple(float(p.weight * p.scale) for p in own)
+            found = TensorSettings(method, factors, tuple(_density(p.density) for p in own))
             self._made[shared, own] = found
         return found
 

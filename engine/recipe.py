@@ -272,23 +272,38 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     """What no key shows alone."""
     schema = METHODS[recipe.merge_method]
     listed = [entry.model for entry in recipe.models]
-    if schema.task_vectors:
-        if recipe.base_model is None:
-            yield Problem((), f"base_model is missing; {recipe.merge_method} merges differences to a base model")
-        if all(model == recipe.base_model for model in listed):
-            yield Problem(("models",), "expected at least one model to merge, besides the base")
-    elif not listed:
-        yield Problem(("models",), "expected at least one model to merge")
-    elif recipe.base_model is not None and recipe.base_model not in listed:
+    if schema.base == "required" and recipe.base_model is None:
+        what = "differences to a base model" if schema.differences else "a base model with another model"
+        yield Problem((), f"base_model is missing; {recipe.merge_method} merges {what}")
+    yield from _count_contradictions(recipe)
+    if schema.base == "listed" and listed and recipe.base_model is not None and recipe.base_model not in listed:
         text = f"{recipe.merge_method} merges what `models` lists; list this model too or remove the key"
         yield Problem(("base_model",), text)
-    if not schema.task_vectors and recipe.nonfinite == "keep-base":
-        yield Problem(("nonfinite",), f"{recipe.merge_method} has no base whose value could be kept; expected error")
+    may_keep = schema.differences and (recipe.has_base or schema.base == "required")
+    if recipe.nonfinite == "keep-base" and not may_keep:
+        text = f"{recipe.merge_method} merges no differences, so there is no base whose value could be kept"
+        yield Problem(("nonfinite",), f"{text}; expected error")
     yield from _tokenizer_contradictions(recipe)
     for i, entry in enumerate(recipe.models):
-        if not (schema.task_vectors and entry.model == recipe.base_model):
+        if not (recipe.has_base and entry.model == recipe.base_model):
             yield from _entry_contradictions(recipe, i, entry)
     yield from _shared_contradictions(recipe)
+
+
+def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """The number of models, not counting the base where the method sets it apart."""
+    schema = METHODS[recipe.merge_method]
+    apart = recipe.base_model if schema.base != "listed" else None
+    count = sum(entry.model != apart for entry in recipe.models)
+    if count < schema.fewest or (schema.most is not None and count > schema.most):
+        bound = "exactly" if schema.fewest == schema.most else "at least" if count < schema.fewest else "at most"
+        number = schema.fewest if count < schema.fewest or schema.most is None else schema.most
+        text = f"expected {bound} {_NUMBERS[number]} model{'s' if number > 1 else ''} to merge"
+        text += ", besides the base" if schema.base == "required" or apart is not None else ""
+        yield Problem(("models",), text + (f", got {count}" if count else ""))
+
+
+_NUMBERS = {1: "one", 2: "two"}
 
 
 def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
@@ -334,7 +349,7 @@ def _may_be(recipe: Recipe, name: str, value: Value) -> bool:
 
 def _without_base(recipe: Recipe) -> Recipe:
     """Recipes often list the base among the models; its task vector is zero and it takes no part."""
-    if not METHODS[recipe.merge_method].task_vectors:
+    if not recipe.has_base:
         return recipe
     kept = tuple(entry for entry in recipe.models if entry.model != recipe.base_model)
     if any(entry.parameters for entry in recipe.models if entry.model == recipe.base_model):

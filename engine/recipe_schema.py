@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from .recipe_text import did_you_mean, shorten
-from .settings import Setting
+from .settings import METHODS, Setting
 
 OUTPUT_DTYPES: Mapping[str, str] = {
     "float64": "F64",
@@ -139,6 +139,16 @@ class Recipe(BaseModel):
         """The safetensors name of the output dtype; None: each tensor keeps the base's."""
         chosen = self.out_dtype or self.dtype
         return OUTPUT_DTYPES[chosen] if chosen else None
+
+    @property
+    def has_base(self) -> bool:
+        """Whether `base_model` stands apart from the models, and is not just one of them that names the reference."""
+        return self.base_model is not None and METHODS[self.merge_method].base != "listed"
+
+    @property
+    def merges_differences(self) -> bool:
+        """Whether differences to the base are merged, so that "no difference" leaves the base's value."""
+        return self.has_base and METHODS[self.merge_method].differences
 
     def excludes(self, tensor_name: str) -> bool:
         """Whether a tensor is copied from the base instead of merged."""

@@ -84,6 +84,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("rescale_norm", "choice", choices=("none", "l1", "l2")),
         Parameter("normalize", "flag"),
         Parameter("lambda", "number"),
+        Parameter("scale", "number", per_model=True),
     )
 }
 IGNORED = Parameter("int8_mask", "flag", per_model=True)
@@ -99,8 +100,14 @@ class MethodSchema:
 
     defaults: Mapping[str, Value | None]
     """Every parameter that the method takes, with its default or REQUIRED."""
-    task_vectors: bool = True
-    """Merges differences to `base_model`, which it therefore needs."""
+    base: Literal["required", "optional", "listed"] = "required"
+    """Whether there is a base apart from the models. `listed`: no, `base_model` may name one of them as reference."""
+    differences: bool = True
+    """Merges differences to the base, where there is one."""
+    fewest: int = 1
+    """Models that it merges at least, not counting the base ..."""
+    most: int | None = None
+    """... and at most."""
 
 
 _COMMON: Mapping[str, Value | None] = {"weight": 1.0, "lambda": 1.0, "normalize": False, "rescale": False}
@@ -123,7 +130,8 @@ METHODS: Mapping[str, MethodSchema] = {
     "ties": MethodSchema({**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}),
     "dare_linear": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
     "dare_ties": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
-    "linear": MethodSchema({"weight": 1.0, "normalize": True}, task_vectors=False),
+    "linear": MethodSchema({"weight": 1.0, "normalize": True}, "listed", differences=False),
+    "passthrough": MethodSchema({"scale": 1.0}, "listed", differences=False, most=1),
 }
 
 LATER_METHODS = (
@@ -139,7 +147,6 @@ LATER_METHODS = (
     "model_stock",
     "nearswap",
     "arcee_fusion",
-    "passthrough",
     "ram",
     "ramplus_tl",
 )

@@ -16,6 +16,7 @@ class TensorSettings:
 
     method: Method
     weights: tuple[float, ...]
+    """Per model; its scale where the method has no weights."""
     densities: tuple[float | TadropDensity, ...]
     """Per model; a TadropDensity with a target becomes a number after the survey."""
 
@@ -84,4 +85,4 @@ def make_task(
 
 def reads_base(settings: TensorSettings | None) -> bool:
     """Whether the reference's own values take part."""
-    return settings is None or isinstance(settings.method, TaskVectorMerge)
+    return settings is None or settings.method.reads_base

@@ -92,7 +92,7 @@ def merge_tensors(
         write_checkpoint(folder / f"model{i}", tensors)
         parameters: dict[str, Any] = {}
         if weights is not None:
-            parameters["weight"] = weights[i]
+            parameters["scale" if recipe["merge_method"] == "passthrough" else "weight"] = weights[i]
         if densities is not None:
             parameters["density"] = densities[i]
         entries.append({"model": str(folder / f"model{i}"), "parameters": parameters})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .averages import linear, task_arithmetic
+from .averages import linear, passthrough, task_arithmetic
 from .magnitude import cabs, magnitude, ties
 from .random import dare_linear, dare_ties
 from .stages import Method
@@ -17,5 +17,6 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
     "linear": linear,
+    "passthrough": passthrough,
 }
 """Keyword arguments are the method's parameters that are the same for all models; weight and density are per model."""

@@ -1,8 +1,9 @@
-"""Methods that keep every element: task arithmetic (arXiv 2212.04089) and the linear average (arXiv 2203.05482)."""
+"""Sums with given weights: task arithmetic (arXiv 2212.04089), the linear average (arXiv 2203.05482), passthrough."""
 
 from __future__ import annotations
 
-from .stages import All, LinearMerge, TaskVectorMerge
+from ..coefficients import Weights
+from .stages import All, CombinationMerge, TaskVectorMerge
 
 
 def task_arithmetic(*, normalize: bool, lambda_: float) -> TaskVectorMerge:
@@ -10,6 +11,11 @@ def task_arithmetic(*, normalize: bool, lambda_: float) -> TaskVectorMerge:
     return TaskVectorMerge(All(), normalize=normalize, lambda_=lambda_)
 
 
-def linear(*, normalize: bool) -> LinearMerge:
+def linear(*, normalize: bool) -> CombinationMerge:
     """Sum of w_i W_i, divided by the sum of w_i when normalized."""
-    return LinearMerge(normalize)
+    return CombinationMerge(Weights(), normalize)
+
+
+def passthrough() -> CombinationMerge:
+    """scale * W; with a scale of 1, W's own bytes."""
+    return CombinationMerge(Weights(), copies=True)

@@ -1,9 +1,11 @@
-"""What a merge method is made of: a selection, a rescale, a consensus. Declarations only, no loops."""
+"""What a merge method is made of: a selection, a rescale, a consensus, or coefficients. Declarations only, no loops."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from ..coefficients import Coefficients
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,20 @@ class TaskVectorMerge:
     """Divide by the sum of weights (of the agreeing weights under `ties`)."""
     lambda_: float = 1.0
 
+    reads_base: ClassVar[bool] = True
+
 
 @dataclass(frozen=True, slots=True)
-class LinearMerge:
-    """The weighted sum of the models themselves, without a base."""
+class CombinationMerge:
+    """A sum of coefficients times the models themselves."""
 
-    normalize: bool = True
+    coefficients: Coefficients
+    normalize: bool = False
+    """Divide by the sum of the coefficients."""
+    copies: bool = False
+    """A single model with coefficient 1 is copied instead of merged."""
+
+    reads_base: ClassVar[bool] = False
 
 
-Method = TaskVectorMerge | LinearMerge
+Method = TaskVectorMerge | CombinationMerge

@@ -27,6 +27,7 @@ DEFAULTS = {
     "dare_linear": {"normalize": False, "density": 1.0, "rescale": True},
     "dare_ties": {"normalize": False, "density": 1.0, "rescale": True},
     "linear": {"normalize": True},
+    "passthrough": {},
 }
 
 
@@ -42,10 +43,10 @@ def merge(base, models, recipe, weights, densities):
     """The merged tensors by name, or Overflow, or NotFinite.
 
     Args:
-        base: tensors by name; None for `linear`, whose reference is the first model.
+        base: tensors by name; None for methods without a base, whose reference is the first model.
         models: tensors by name, per model.
         recipe: a recipe without models; parameters under "parameters".
-        weights: per model.
+        weights: per model; scales for `passthrough`.
         densities: per model: a number, or {"tadrop": {...}}.
     """
     return _Merge(base if base is not None else models[0], models, recipe, weights, densities).run()
@@ -79,12 +80,17 @@ class _Merge:
     def _tensor(self, name, is_merged):
         reference = self.reference[name]
         if not is_merged:
-            if not reference.is_floating_point() or self.out_dtype(name) == reference.dtype:
-                return reference
-            values = self.values(reference, self.real(name))
-            return self._rounded(values, name, unchecked=~np.isfinite(values)).reshape(reference.shape)
-        flat = self._linear(name) if self.method == "linear" else self._task_vectors(name)
+            return self._copied(name)
+        by_method = {"linear": self._linear, "passthrough": self._passthrough}
+        flat = by_method.get(self.method, self._task_vectors)(name)
         return flat.reshape(reference.shape)
+
+    def _copied(self, name):
+        reference = self.reference[name]
+        if not reference.is_floating_point() or self.out_dtype(name) == reference.dtype:
+            return reference
+        values = self.values(reference, self.real(name))
+        return self._rounded(values, name, unchecked=~np.isfinite(values)).reshape(reference.shape)
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -167,6 +173,15 @@ class _Merge:
         if self.p["normalize"]:
             total = total / denominator(weights, real)
         return self._rounded(total, name)
+
+    def _passthrough(self, name):
+        if self.weights[0] == 1.0:
+            return self._copied(name).reshape(-1)
+        real = self.real(name)
+        values = self.values(self.models[0][name], real)
+        if not np.isfinite(values).all():
+            raise NotFinite(name)
+        return self._rounded(real(0) + values * real(self.weights[0]), name)
 
     def _task_vectors(self, name):
         base, deltas = self.deltas(name)

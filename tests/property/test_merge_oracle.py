@@ -78,12 +78,12 @@ def check(base, models, recipe, weights, densities, **run_options):
     with tempfile.TemporaryDirectory() as folder:
 
         def run():
-            if recipe["merge_method"] == "linear":
+            if recipe["merge_method"] in NO_BASE:
                 return merge_tensors(Path(folder), None, models, recipe, weights, **run_options)
             return merge_tensors(Path(folder), base, models, recipe, weights, given_densities, **run_options)
 
         try:
-            reference = None if recipe["merge_method"] == "linear" else base
+            reference = None if recipe["merge_method"] in NO_BASE else base
             expected = merge_oracle.merge(reference, models, recipe, weights, whole)
         except (merge_oracle.Overflow, merge_oracle.NotFinite) as refusal:
             said = "NaN or Inf" if isinstance(refusal, merge_oracle.NotFinite) else "beyond the range"
@@ -94,7 +94,10 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", "linear") else ("density",)
+    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE) else ("density",)
+
+
+NO_BASE = ("linear", "passthrough")
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -136,11 +139,11 @@ OWN = {
 @st.composite
 def recipes(draw, method):
     """A recipe, weights and densities."""
-    models = draw(st.integers(1, 4))
+    models = 1 if method == "passthrough" else draw(st.integers(1, 4))
     own = draw(OWN.get(method, st.just({})))
     parameters = {key: draw(value) for key, value in COMMON.items()} | own
-    if method == "linear":
-        del parameters["lambda"]
+    if method in NO_BASE:
+        parameters = {"normalize": parameters["normalize"]} if method == "linear" else {}
     elif method != "task_arithmetic":
         rescale = draw(RESCALE)
         if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties"):
@@ -178,7 +181,7 @@ def inputs(draw, models, doubles=True):
     return Checkpoints(draw(st.integers(0, 2**32)), tuple(shapes), tuple(draw(st.one_of(same, mixed))))
 
 
-@pytest.mark.parametrize("method", [*OWN, "linear"])
+@pytest.mark.parametrize("method", [*OWN, *NO_BASE])
 @given(data=st.data())
 @merges(25)
 def test_small_merges_equal_the_oracle(method, data):

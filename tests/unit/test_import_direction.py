@@ -19,6 +19,7 @@ LAYERS = {
     "engine.windows": 1,  # arithmetic on element numbers
     "engine.order": 1,  # arithmetic on histograms
     "engine.density": 1,  # arithmetic on statistics
+    "engine.coefficients": 1,  # arithmetic on dot products
     "engine.meter": 1,
     "engine.kernels": 1,
     "engine.storage": 1,
@@ -61,9 +62,10 @@ ONLY = {
     "engine.windows": set(),
     "engine.order": set(),
     "engine.density": set(),
+    "engine.coefficients": set(),
     "engine.kernels": {"engine.errors"},
     "engine.storage": {"engine.errors"},
-    "engine.methods": {"engine.errors", "engine.kernels"},
+    "engine.methods": {"engine.errors", "engine.kernels", "engine.coefficients"},
 }
 
 PURE = ("engine.plan", "engine.task", "engine.demands", "engine.layout", "engine.manifest", "cluster.scheduler")

@@ -65,7 +65,7 @@ def test_every_method_with_its_parameters_and_defaults() -> None:
     assert list(rows) == list(METHODS)
     for name, (base, parameters) in rows.items():
         schema = METHODS[name]
-        assert base == ("required" if schema.task_vectors else "optional")
+        assert base == ("required" if schema.base == "required" else "optional")
         documented = dict(item.split(": ") for item in re.findall(r"`([^`]+)`", parameters))
         expected = {key: "required" if value is None else written(value) for key, value in schema.defaults.items()}
         assert documented == expected, name

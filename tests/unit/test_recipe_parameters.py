@@ -24,7 +24,7 @@ from anabranch.engine.settings import METHODS, TadropDensity
 
 def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> ParameterResolver:
     text = f"merge_method: {method}\nmodels: {models}\nparameters: {parameters}\n"
-    text += "base_model: base\n" if METHODS[method].task_vectors else ""
+    text += "base_model: base\n" if METHODS[method].base == "required" else ""
     return ParameterResolver(parse_recipe(text, "r"), num_layers)
 
 
