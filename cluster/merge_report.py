@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ..engine.memory import MemoryPlan
+from ..engine.memory import MemoryPlan, reader_threads
 from ..engine.meter import PHASES, Meter, Phase
-from ..engine.pipeline import LOCAL_READERS, REMOTE_READERS
 from ..engine.plan import Plan
 from .plan_report import counted, duration
 from .runner import Outcome
@@ -46,7 +45,7 @@ class MergeReport:
     @property
     def threads(self) -> dict[Phase, int]:
         """Threads of each kind; hashing and writing share one."""
-        readers = REMOTE_READERS if self.is_remote else LOCAL_READERS
+        readers = reader_threads(self.plan, self.memory.threads, self.is_remote)
         return {"read": readers, "fold": self.memory.threads, "hash": 1, "write": 1, "publish": 1, "wait": 0}
 
     def busy(self) -> dict[str, float]:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from .errors import InputError
 from .header import (
     Header,
-    TensorInfo,
     header_length,
     parse_header,
     parse_index,
     without_garbage_collection,
 )
+from .source import TensorLocation
 from .storage import Store, open_store
 
 SINGLE_FILE = "model.safetensors"
@@ -58,15 +58,6 @@ class CheckpointFile:
     version: str
     """See `FileInfo.version`; every later read of the file demands it."""
     header_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class TensorLocation:
-    """Where a tensor's bytes are."""
-
-    file: int
-    """Index in `Checkpoint.files`."""
-    info: TensorInfo
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ LARGEST_SLAB = 2 << 20
 LARGEST_REMOTE_SLAB = 8 << 20
 """Object stores answer a request in tens of milliseconds whatever its size."""
 SMALLEST_SLAB = 64 << 10
+LOCAL_READERS = 2
+REMOTE_READERS = 16
+"""Ranged requests in flight: one stream of an object store carries a fraction of what the network does."""
 AHEAD = 2
 """Windows that are read ahead or written behind, beyond those being folded."""
 
@@ -54,6 +57,8 @@ class MemoryPlan:
     """All threads together."""
     slab_bytes: int
     slabs: int
+    held_bytes: int = 0
+    """What derived tensors may keep between windows; within `fixed_bytes`."""
 
     @property
     def peak_bytes(self) -> int:
@@ -95,17 +100,21 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
     fixed = FIXED_BYTES + around.fixed_bytes + costs.rows + _entries_bytes(plan, around.quantiles)
     for count in range(threads, 0, -1):
         workspaces = count * costs.workspace
-        room = limit_bytes - fixed - workspaces
+        derived = costs.derived.bytes_for(reader_threads(plan, count, around.remote_inputs))
+        room = limit_bytes - fixed - derived - workspaces
         least = (count + AHEAD) * costs.slabs_per_window
         slab = LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB
         while slab >= max(SMALLEST_SLAB, costs.least_slab):
             if least * slab <= room:
                 slabs = room // slab if costs.several_passes else least
-                return MemoryPlan(limit_bytes, count, fixed, workspaces, slab, slabs)
+                return MemoryPlan(limit_bytes, count, fixed + derived, workspaces, slab, slabs, costs.derived.kept)
             slab //= 2
         if costs.least_slab > slab and least * costs.least_slab <= room:
-            return MemoryPlan(limit_bytes, count, fixed, workspaces, costs.least_slab, least)
-    need = fixed + costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
+            return MemoryPlan(
+                limit_bytes, count, fixed + derived, workspaces, costs.least_slab, least, costs.derived.kept
+            )
+    need = fixed + costs.derived.bytes_for(reader_threads(plan, 1, around.remote_inputs))
+    need += costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
     raise ResourceError(
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
         "give more with --memory",
@@ -120,12 +129,46 @@ def _entries_bytes(plan: Plan, quantiles: bool) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class _DerivedCosts:
+    """What tensors that are computed while they are read need, beyond window buffers."""
+
+    kept: int
+    """For all sources of two tensors: windows of the next one are read while those of one are folded."""
+    held: int
+    """Largest of one source."""
+    scratch: int
+
+    def bytes_for(self, readers: int) -> int:
+        """A reader may still use what was kept before and had to make room."""
+        return self.kept + readers * (self.held + self.scratch)
+
+
+def reader_threads(plan: Plan, threads: int, remote: bool) -> int:
+    """How many threads read: as many as fold, where reading computes."""
+    if remote:
+        return REMOTE_READERS
+    return max(LOCAL_READERS, threads) if plan.has_derived else LOCAL_READERS
+
+
+def _derived_costs(plan: Plan) -> _DerivedCosts:
+    kept, held, scratch = 0, 0, 0
+    for task in plan.tasks if plan.has_derived else ():
+        sources = [task.base if task.reads_base else None, *task.models]
+        found = [source.derived for source in sources if source is not None and source.derived is not None]
+        kept = max(kept, sum(derived.held_bytes for derived in found))
+        held = max(held, max((derived.held_bytes for derived in found), default=0))
+        scratch = max(scratch, max((derived.scratch_bytes for derived in found), default=0))
+    return _DerivedCosts(2 * kept, held, scratch)
+
+
+@dataclass(frozen=True, slots=True)
 class _Costs:
     workspace: int
     rows: int
     slabs_per_window: int
     least_slab: int
     several_passes: bool
+    derived: _DerivedCosts
 
 
 def _costs(plan: Plan, quantiles: bool) -> _Costs:
@@ -148,7 +191,7 @@ def _costs(plan: Plan, quantiles: bool) -> _Costs:
         several = several or passes > 1
     doubles = any(task.is_double for task in plan.tasks)
     rows = 24 * models * (largest // ROW_ELEMENTS + 1) * 2
-    return _Costs(workspace * (2 if doubles else 1), rows, models + 2, least_slab, several)
+    return _Costs(workspace * (2 if doubles else 1), rows, models + 2, least_slab, several, _derived_costs(plan))
 
 
 def _takes_quantiles(settings: TensorSettings | None) -> bool:

@@ -11,21 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import TensorLocation
-from .errors import InputError
 from .header import DTYPES
 from .kernels import Kernels
-from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, resident_slabs
+from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, reader_threads, resident_slabs
 from .meter import Meter
 from .plan import Plan
+from .reading import HeldArrays, Scratch, SourceReader
+from .source import TensorLocation
 from .storage import Store
 from .tensor import Pass, Real, TensorState, WindowData, Workspace
 from .windows import Window
 
 Slab = NDArray[np.uint8]
-LOCAL_READERS = 2
-REMOTE_READERS = 16
-"""Ranged requests in flight: one stream of an object store carries a fraction of what the network does."""
 STOP_POLL_SECONDS = 0.2
 """How often a thread that waits for another window looks whether the run is being stopped."""
 
@@ -94,7 +91,7 @@ class Pipeline:
         self._memory = memory
         self._kernels = kernels
         self._meter = meter
-        self._readers = REMOTE_READERS if remote else LOCAL_READERS
+        self._readers = reader_threads(plan, memory.threads, remote)
 
     def run(
         self,
@@ -129,8 +126,11 @@ class _Run:
         emit: Callable[[Job, Slab], None] | None,
         done: Callable[[Job], None] | None,
     ) -> None:
-        self._plan = plan
-        self._stores = stores
+        held, scratch = HeldArrays(memory.held_bytes), Scratch()
+        self._sources = [
+            SourceReader(index, checkpoint, store, kernels, held, scratch, meter)
+            for index, (checkpoint, store) in enumerate(zip((plan.base, *plan.models), stores, strict=True))
+        ]
         self._memory = memory
         self._kernels = kernels
         self._meter = meter
@@ -181,7 +181,7 @@ class _Run:
         with self._lock:
             self._alive.append(job)
         windows = job.state.windows
-        reserve = (self._memory.threads + AHEAD) * (len(self._stores) + 1)
+        reserve = (self._memory.threads + AHEAD) * (len(self._sources) + 1)
         resident = len(job.passes) > 1 and resident_slabs(job.state.task, len(windows)) + reserve <= self._pool.slabs
         kept: list[Sequence[tuple[Slab | None, int, Future[None] | None]]] = []
         before: _Turn | None = None
@@ -204,23 +204,14 @@ class _Run:
         sources: list[TensorLocation | None] = [task.base if task.reads_base else None, *task.models]
         reads: list[tuple[Slab | None, int, Future[None] | None]] = []
         for index, location in enumerate(sources):
-            begin, size = _span(location, window)
+            begin, end, size = _span(location, window)
             if location is None or size == 0:
                 reads.append((None, 0, None))
                 continue
             slab = self._pool.acquire()
-            reads.append((slab, size, self._readers.submit(self._read, index, location, begin, slab[:size])))
+            read = self._readers.submit(self._sources[index].fill, location, begin, end, slab[:size])
+            reads.append((slab, size, read))
         return reads
-
-    def _read(self, source: int, location: TensorLocation, begin: int, into: Slab) -> None:
-        checkpoint = self._plan.base if source == 0 else self._plan.models[source - 1]
-        file = checkpoint.files[location.file]
-        store = self._stores[source]
-        try:
-            with self._meter.measure("read", len(into)):
-                store.read_into(file.name, location.info.offset + begin, into.data, version=file.version)
-        except FileNotFoundError as error:
-            raise InputError(f"{store.url}/{file.name} vanished while it was read", "restore the file") from error
 
     # -- folding -------------------------------------------------------------------------------------------------
 
@@ -309,11 +300,11 @@ class _Run:
             job.state.abandon()
 
 
-def _span(location: TensorLocation | None, window: Window) -> tuple[int, int]:
-    """(first byte within the tensor, bytes) of a source in a window; fewer where the source has fewer rows."""
+def _span(location: TensorLocation | None, window: Window) -> tuple[int, int, int]:
+    """(first unit, end, bytes) of a source in a window; fewer where the source has fewer rows."""
     if location is None:
-        return 0, 0
+        return 0, 0, 0
     size, units = DTYPES[location.info.dtype].unit_bytes, location.info.units
     begin = min(window.begin, units)
     end = min(window.read_end, units)
-    return begin * size, (end - begin) * size
+    return begin, end, (end - begin) * size

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .checkpoint import Checkpoint, TensorLocation
+from .checkpoint import Checkpoint
 from .demands import SurveyKind, survey_kind
 from .errors import InputError, RecipeError
 from .header import DTYPES, TensorInfo
@@ -21,6 +21,7 @@ from .parameters import ParameterResolver, SharedParameters, count_layers
 from .recipe import canonical
 from .recipe_schema import Recipe
 from .settings import TadropDensity
+from .source import TensorLocation
 from .task import TensorSettings, TensorTask, make_task
 
 NUMERICS = 1
@@ -68,6 +69,15 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def has_derived(self) -> bool:
+        """Whether any input is computed while it is read."""
+        return any(
+            source is not None and source.derived is not None
+            for task in self.tasks
+            for source in (task.base, *task.models)
+        )
 
     @cached_property
     def survey_kind(self) -> SurveyKind:
@@ -193,7 +203,7 @@ def _task(
 ) -> TensorTask:
     info = location.info
     kind = DTYPES[info.dtype].kind
-    out_dtype = (recipe.output_dtype or info.dtype) if kind == "float" else info.dtype
+    out_dtype = (recipe.output_dtype or location.out_dtype) if kind == "float" else info.dtype
     none = (None,) * len(models)
     if recipe.excludes(info.name):
         return make_task(location, none, out_dtype, None, "excluded")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .checkpoint import TensorLocation
 from .header import DTYPES
 from .methods.stages import Method, TaskVectorMerge
 from .settings import TadropDensity
+from .source import TensorLocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TensorTask:
     widest_bytes: int
     """Bytes per element of the widest input or output."""
     read_bytes: int
-    """Bytes of all inputs, read once."""
+    """Stored bytes of all inputs, read once."""
 
     @property
     def reads_base(self) -> bool:
@@ -70,15 +70,15 @@ def make_task(
     info = base.info
     nbytes = info.nbytes
     numel = nbytes // DTYPES[info.dtype].unit_bytes
-    read = nbytes if reads_base(settings) else 0
+    read = base.read_bytes if reads_base(settings) else 0
     inputs = {info.dtype}
     for source in models:
         if source is not None:
             other = source.info
             inputs.add(other.dtype)
             # Most models are cut like the base; for 100,000 tensors the short cut saves a second.
-            same = other.dtype == info.dtype and other.shape == info.shape
-            read += nbytes if same else other.nbytes
+            same = source.derived is None and other.dtype == info.dtype and other.shape == info.shape
+            read += nbytes if same else source.read_bytes
     widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
     return TensorTask(info.name, base, models, out_dtype, settings, reason, numel, "F64" in inputs, widest, read)
 

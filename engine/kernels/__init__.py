@@ -40,7 +40,7 @@ class Kernels(Protocol):
         """Bytes in host memory as bytes that the other functions accept (CPU: the same object)."""
 
     def store(self, values: Array, raw: npt.NDArray[np.uint8]) -> None:
-        """Bytes back into host memory (CPU: nothing to do when both are the same memory)."""
+        """The bytes of an array back into host memory (CPU: nothing to do when both are the same memory)."""
 
     def decode(self, raw: Array, dtype: str, out: Array) -> int:
         """Bytes of L elements of a float dtype -> real, exactly. Returns the number of non-finite elements."""
@@ -153,6 +153,33 @@ class Kernels(Protocol):
     def convert(self, values: Array, out_dtype: str, saturate: bool, out_raw: Array) -> int:
         """Bytes of values rounded once to nearest even; with `saturate` infinities and overflow become the largest
         finite value. Returns the number of non-finite results.
+        """
+
+    def scale_blocks(
+        self, values: Array, start: int, columns: int, scales: Array, first_row: int, block: tuple[int, int]
+    ) -> None:
+        """values *= the scale of each element's block; element i of values has flat index start + i in a matrix of
+        `columns` columns, which is cut into blocks of `block` rows and columns.
+
+        All arrays are f32; scales is [block rows from first_row on, all block columns].
+        """
+
+    def add_low_rank(
+        self,
+        values: Array,
+        start: int,
+        columns: int,
+        left: Array,
+        first_row: int,
+        right: Array,
+        first_column: int,
+        scale: float,
+    ) -> None:
+        """values += scale * (left @ right) where right has the column; element i of values has flat index start + i in
+        a matrix of `columns` columns.
+
+        All arrays are f32; left is [rows from first_row on, rank], right is [rank, columns from first_column on]. The
+        products are summed in the order of the rank, starting from 0; scale is rounded to f32 first.
         """
 
     def pair_overlap(self, a: Array, b: Array) -> int:

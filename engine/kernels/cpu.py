@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sums, philox
+from . import ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sources, cpu_sums, philox
 from .compile import start_compiler
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
 
@@ -179,6 +179,25 @@ class CpuKernels:
         kind: Any = WIDE[out_dtype]
         largest, nan = kind(np.finfo(kind).max), kind(math.nan)
         return cpu_codec.round_wide(values, largest, nan, saturate, out)
+
+    def scale_blocks(
+        self, values: Numbers, start: int, columns: int, scales: Numbers, first_row: int, block: tuple[int, int]
+    ) -> None:
+        cpu_sources.scale_blocks(values, start, columns, _frozen(scales), first_row, block[0], block[1])
+
+    def add_low_rank(
+        self,
+        values: Numbers,
+        start: int,
+        columns: int,
+        left: Numbers,
+        first_row: int,
+        right: Numbers,
+        first_column: int,
+        scale: float,
+    ) -> None:
+        left, right = _frozen(left), _frozen(right)
+        cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale))
 
     def pair_overlap(self, a: Numbers, b: Numbers) -> int:
         return cpu_sums.pair_overlap(a, b)

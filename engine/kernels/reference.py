@@ -127,8 +127,9 @@ class TorchKernels:
         return torch.from_numpy(raw if raw.flags.writeable else raw.copy()).to(self.device)
 
     def store(self, values: Tensor, raw: npt.NDArray[np.uint8]) -> None:
-        """A copy from the device; on the CPU the memory is the same and nothing happens."""
-        torch.from_numpy(raw)[: values.numel()].copy_(values)
+        """A copy from the device; on the CPU the memory is often the same and nothing happens."""
+        data = values.view(torch.uint8)
+        torch.from_numpy(raw)[: data.numel()].copy_(data)
 
     def _scalar(self, value: float, like: Tensor) -> Tensor:
         """A number rounded to `like`'s dtype and put on its device.
@@ -299,6 +300,35 @@ class TorchKernels:
         codes, nonfinite = _round(values, out_dtype, torch.full_like(values, saturate, dtype=torch.bool))
         out_raw.view(codes.dtype).copy_(codes)
         return int(nonfinite.sum())
+
+    def scale_blocks(
+        self, values: Tensor, start: int, columns: int, scales: Tensor, first_row: int, block: tuple[int, int]
+    ) -> None:
+        """One product with the scale of each element's block."""
+        index = torch.arange(start, start + values.numel(), device=values.device)
+        row, column = index // columns, index % columns
+        values *= scales[row // block[0] - first_row, column // block[1]]
+
+    def add_low_rank(
+        self,
+        values: Tensor,
+        start: int,
+        columns: int,
+        left: Tensor,
+        first_row: int,
+        right: Tensor,
+        first_column: int,
+        scale: float,
+    ) -> None:
+        """Outer products, one after the other, over whole rows; then what this tile has of them."""
+        index = torch.arange(start, start + values.numel(), device=values.device)
+        row, column = index // columns - first_row, index % columns - first_column
+        inside = (column >= 0) & (column < right.shape[1])
+        row, column = row[inside], column[inside]
+        total = torch.zeros(row.numel(), dtype=torch.float32, device=values.device)
+        for j in range(right.shape[0]):
+            total = total + left[row, j] * right[j, column]
+        values[inside] += total * self._scalar(scale, values)
 
     def pair_overlap(self, a: Tensor, b: Tensor) -> int:
         """Masks hold 0 or 1."""

@@ -267,3 +267,50 @@ def test_counts_of_masks(seed, size):
     a, b = random_mask(rng, size), random_mask(rng, size)
     assert_same(lambda k, a, b: k.pair_overlap(a, b), a, b)
     assert_same(lambda k, a: k.count(a), a)
+
+
+@examples(60)
+@given(
+    seed=seeds,
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 3000)),
+    block=st.tuples(st.integers(1, 50), st.integers(1, 200)),
+    part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_scale_blocks(seed, shape, block, part):
+    rng = np.random.default_rng(seed)
+    start, end = flat_part(shape, part)
+    values = rng.standard_normal(end - start).astype(np.float32)
+    blocks = [-(-size // step) for size, step in zip(shape, block, strict=True)]
+    scales = (rng.standard_normal(blocks) * 2.0 ** rng.integers(-140, 120, blocks)).astype(np.float32)
+    first = start // shape[1] // block[0]
+    assert_same(lambda k, v, s: k.scale_blocks(v, start, shape[1], s[first:], first, block), values, scales)
+
+
+@examples(60)
+@given(
+    seed=seeds,
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 2500)),
+    rank=st.integers(1, 9),
+    part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    columns=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_add_low_rank(seed, shape, rank, part, columns):
+    rng = np.random.default_rng(seed)
+    start, end = flat_part(shape, part)
+    low, high = flat_part((1, shape[1]), columns)
+    first = start // shape[1]
+    values = rng.standard_normal(end - start).astype(np.float32)
+    left = rng.standard_normal((shape[0] - first, rank)).astype(np.float32)
+    right = (rng.standard_normal((rank, high - low)) * 2.0 ** rng.integers(-30, 30, (rank, 1))).astype(np.float32)
+
+    def operation(kernels, v, b, a):
+        kernels.add_low_rank(v, start, shape[1], b, first, a, low, 0.7)
+
+    assert_same(operation, values, left, right)
+
+
+def flat_part(shape, part):
+    """A non-empty range of flat indices of a matrix."""
+    count = shape[0] * shape[1]
+    start = min(int(part[0] * count), count - 1)
+    return start, min(count, start + 1 + int(part[1] * (count - start)))

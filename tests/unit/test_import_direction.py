@@ -32,7 +32,10 @@ LAYERS = {
     "engine.settings": 3,
     "engine.parameters": 3,
     "engine.manifest": 3,
+    "engine.source": 4,  # where one tensor's elements come from
+    "engine.derived": 4,
     "engine.checkpoint": 4,
+    "engine.reading": 5,
     "engine.task": 5,  # one tensor of the output
     "engine.demands": 5,
     "engine.layout": 5,
