@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.anabranch-setup
 DEMO_OUTPUT ?= demo-output
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
@@ -49,7 +50,7 @@ demo: setup
 	$(BIN)/anabranch demo --out $(DEMO_OUTPUT)
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow and not parity' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not parity' -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

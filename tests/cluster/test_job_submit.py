@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,10 +32,15 @@ CANARY = "canary-5d20e1b7-do-not-write-me"
 
 
 class Head:
-    """One node with a dashboard on this machine, started as the documents say; everything of it lies in one folder."""
+    """One node with a dashboard on this machine, started as the documents say.
 
-    def __init__(self, folder: Path) -> None:
-        self.logs = folder / "ray"
+    Args:
+        folder: for its token and its output.
+        logs: for everything that Ray writes; a short path, as those of its sockets end at 107 bytes.
+    """
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        self.logs = logs
         self.token = secrets.token_hex(32)
         token_file = folder / "token"
         token_file.write_text(self.token)
@@ -131,12 +137,13 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    started = Head(tmp_path_factory.mktemp("head"))
-    try:
-        started.wait(120)
-        yield started
-    finally:
-        started.kill()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as logs:
+        started = Head(tmp_path_factory.mktemp("head"), Path(logs))
+        try:
+            started.wait(120)
+            yield started
+        finally:
+            started.kill()
 
 
 def test_a_submitted_merge_with_a_lost_worker(head: Head, cabs: Case, tmp_path: Path) -> None:
