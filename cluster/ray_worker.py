@@ -72,7 +72,7 @@ class MergeWorker:
     def __init__(self, plan: Plan, options: WorkerOptions) -> None:
         self._plan = plan
         self._options = options
-        self._sources = [open_store(checkpoint.url) for checkpoint in (plan.base, *plan.models)]
+        self._sources = [open_store(checkpoint.url) for checkpoint in plan.sources]
         self._output = Output(plan, open_store(options.output_url))
         self._kernels = _kernels(options.device)
         self._meter = Meter()

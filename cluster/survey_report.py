@@ -100,7 +100,7 @@ def make_survey_report(plan: Plan, parts: Sequence[SurveyPart]) -> SurveyReport:
             row = found.get((i, task.name))
             if row is None or task.settings is None:
                 continue
-            wanted = decided.densities.get(task.name, task.settings.densities)[i]
+            wanted = decided.densities.get(task.name, task.settings.densities)[task.position_of(i)]
             rows.append({"model": i, "url": model.url, "tensor": task.name} | _statistics(row, wanted))
     return SurveyReport(plan, tuple(rows))
 

@@ -54,8 +54,8 @@ class CopyPass:
         for i, count in enumerate(self._differing):
             if count:
                 raise InputError(
-                    f"{self._state.plan.source_name(i + 1)}: {self._state.task.base.info.dtype} tensor "
-                    f"{self._state.task.name!r} differs from the base in {count} bytes",
+                    f"{self._state.source_name(i + 1)} differs from the base in {count} bytes and is "
+                    f"{self._state.task.base.info.dtype}",
                     "integer tensors cannot be merged: list the tensor under `exclude` to copy the base's",
                 )
         check_overflow(self._state)

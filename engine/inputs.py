@@ -56,7 +56,7 @@ class Inputs:
 
     plan: Plan
     stores: Sequence[Store]
-    """One per source: the reference first, then the models in recipe order."""
+    """One per source of the plan."""
     side: Sequence[SideFile]
     """Config and tokenizer files that go with the weights, by name."""
 
@@ -126,7 +126,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {reference: checkpoints[url].url for reference, url in urls.items()}
     plan = make_plan(recipe, checkpoints[reference], [checkpoints[url] for url in models], absolute, versions)
-    return Inputs(plan, [stores[reference], *(stores[url] for url in models)], side)
+    return Inputs(plan, [stores[url] for url in (reference, *models)], side)
 
 
 def _without_base(recipe: Recipe, urls: Mapping[str, str]) -> Recipe:

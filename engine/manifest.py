@@ -47,7 +47,7 @@ class TensorRow(_Record):
     reason: str = ""
     """Why it was copied."""
     models: tuple[ModelRow | None, ...] = ()
-    """Per model in recipe order; None where the model has no such tensor."""
+    """As the models of the tensor's task; None where the model has no such tensor."""
     overlaps: tuple[tuple[int, int, int], ...] = ()
     """(model a, model b, elements that both masks kept)."""
     nonfinite: int = 0

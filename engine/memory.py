@@ -123,7 +123,7 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
 
 def _entries_bytes(plan: Plan, quantiles: bool) -> int:
     """What is held for each tensor from the plan to the manifest."""
-    tensors, models = len(plan.tasks), len(plan.models)
+    tensors, models = len(plan.tasks), plan.most_models
     surveyed = quantiles or plan.survey_kind in ("moments", "quantiles")
     return tensors * (BYTES_PER_TENSOR * (1 + models) + SURVEYED_BYTES_PER_TENSOR * models * surveyed)
 
@@ -173,7 +173,7 @@ class _Costs:
 
 def _costs(plan: Plan, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
-    models = len(plan.models)
+    models = plan.most_models
     workspace, least_slab, several, largest = 0, 0, False, 0
     seen: set[tuple[int, bool, int]] = set()
     for task in plan.tasks:

@@ -70,7 +70,7 @@ class Pipeline:
 
     Args:
         plan: the plan; tells the sources' dtypes and policies.
-        stores: one store per source, reference first.
+        stores: one store per source of the plan.
         memory: threads, buffers and their size.
         kernels: makes the kernels of one fold thread.
         meter: gets seconds and bytes of every phase.
@@ -127,9 +127,10 @@ class _Run:
         done: Callable[[Job], None] | None,
     ) -> None:
         held, scratch = HeldArrays(memory.held_bytes), Scratch()
+        self._plan = plan
         self._sources = [
             SourceReader(index, checkpoint, store, kernels, held, scratch, meter)
-            for index, (checkpoint, store) in enumerate(zip((plan.base, *plan.models), stores, strict=True))
+            for index, (checkpoint, store) in enumerate(zip(plan.sources, stores, strict=True))
         ]
         self._memory = memory
         self._kernels = kernels
@@ -181,7 +182,7 @@ class _Run:
         with self._lock:
             self._alive.append(job)
         windows = job.state.windows
-        reserve = (self._memory.threads + AHEAD) * (len(self._sources) + 1)
+        reserve = (self._memory.threads + AHEAD) * (self._plan.most_models + 2)
         resident = len(job.passes) > 1 and resident_slabs(job.state.task, len(windows)) + reserve <= self._pool.slabs
         kept: list[Sequence[tuple[Slab | None, int, Future[None] | None]]] = []
         before: _Turn | None = None
@@ -209,7 +210,7 @@ class _Run:
                 reads.append((None, 0, None))
                 continue
             slab = self._pool.acquire()
-            read = self._readers.submit(self._sources[index].fill, location, begin, end, slab[:size])
+            read = self._readers.submit(self._sources[task.origins[index]].fill, location, begin, end, slab[:size])
             reads.append((slab, size, read))
         return reads
 
@@ -247,7 +248,7 @@ class _Run:
         if key not in workspaces:
             for other in [k for k in workspaces if k[0] == key[0]]:
                 del workspaces[other]
-            workspaces[key] = Workspace(self._kernels, state.real, len(state.task.models), key[1])
+            workspaces[key] = Workspace(self._kernels, state.real, self._plan.most_models, key[1])
         raws = [None if slab is None else slab[:size] for slab, size, _ in item.reads]
         size = (item.window.own_end - item.window.own_begin) * DTYPES[state.task.out_dtype].unit_bytes
         out = None if item.out is None else item.out[:size]

@@ -36,6 +36,8 @@ class Plan:
     base: Checkpoint
     """Reference for names, shapes, dtypes and side files."""
     models: tuple[Checkpoint, ...]
+    sources: tuple[Checkpoint, ...]
+    """Where tensors are read from: the base, the models, and what else tasks name in their `origins`."""
     tasks: tuple[TensorTask, ...]
     """In the reference's order."""
     shards: tuple[OutputShard, ...]
@@ -44,10 +46,10 @@ class Plan:
     inputs: Sequence[Mapping[str, Any]] = field(repr=False)
     plan_id: str = ""
 
-    @property
-    def positions(self) -> range:
-        """0-based places of the models in the recipe, keys of random masks."""
-        return range(len(self.models))
+    @cached_property
+    def most_models(self) -> int:
+        """The largest number of models that are merged into one tensor."""
+        return max(len(task.models) for task in self.tasks)
 
     @property
     def seed(self) -> int:
@@ -83,10 +85,6 @@ class Plan:
     def survey_kind(self) -> SurveyKind:
         """What must be known of whole models before the first tensor can be merged."""
         return survey_kind(self.tasks)
-
-    def source_name(self, source: int) -> str:
-        """What messages call a source: 0 is the reference, i + 1 the i-th model."""
-        return self.base.url if source == 0 else self.models[source - 1].url
 
     def describe(self) -> dict[str, Any]:
         """The content of plan.json: canonical, without paths of the output, times, hosts or execution options."""
@@ -142,7 +140,8 @@ def make_plan(
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
-    return Plan(recipe, reference, tuple(models), tasks, shards, tuple(warnings), described, inputs, plan_id)
+    sources = (reference, *models)
+    return Plan(recipe, reference, tuple(models), sources, tasks, shards, tuple(warnings), described, inputs, plan_id)
 
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -205,8 +204,9 @@ def _task(
     kind = DTYPES[info.dtype].kind
     out_dtype = (recipe.output_dtype or location.out_dtype) if kind == "float" else info.dtype
     none = (None,) * len(models)
+    origins = tuple(range(1 + len(models)))
     if recipe.excludes(info.name):
-        return make_task(location, none, out_dtype, None, "excluded")
+        return make_task(info.name, location, none, origins, out_dtype, None, "excluded")
     sources = tuple(model.tensors.get(info.name) for model in models)
     for model, source in zip(models, sources, strict=True):
         if source is None or (source.info.dtype == info.dtype and source.info.shape == info.shape):
@@ -214,16 +214,17 @@ def _task(
         if problem := _mismatch(recipe, info, source.info):
             problems.append(f"{model.url}: {info.name!r} {problem}")
     if info.numel == 0:
-        return make_task(location, none, out_dtype, None, "empty")
+        return make_task(info.name, location, none, origins, out_dtype, None, "empty")
     if kind != "float":
         others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
-        return make_task(location, others, out_dtype, None, f"{info.dtype}, identical in all models")
+        reason = f"{info.dtype}, identical in all models"
+        return make_task(info.name, location, others, origins, out_dtype, None, reason)
     if not any(sources):
-        return make_task(location, none, out_dtype, None, "in no model")
+        return make_task(info.name, location, none, origins, out_dtype, None, "in no model")
     found = settings.get(info.name)
     if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
-        return make_task(location, none, out_dtype, None, "passed through")
-    return make_task(location, sources, out_dtype, found, "")
+        return make_task(info.name, location, none, origins, out_dtype, None, "passed through")
+    return make_task(info.name, location, sources, origins, out_dtype, found, "")
 
 
 def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:

@@ -108,8 +108,8 @@ def check_moments(state: TensorState, i: int) -> None:
     moments = state.moments[i]
     if moments is not None and not np.isfinite(moments).all():
         raise InputError(
-            f"{state.plan.source_name(i + 1)}: tensor {state.task.name!r} has changes so large that their powers are "
-            "beyond fp64, so TADrop finds no density",
+            f"{state.source_name(i + 1)} has changes so large that their powers are beyond fp64, so TADrop finds no "
+            "density",
             "exclude the tensor or give it a number as density",
         )
 

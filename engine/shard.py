@@ -83,7 +83,7 @@ class ShardWorker:
 
     Args:
         plan: the plan.
-        sources: one store per source, reference first.
+        sources: one store per source of the plan.
         output: where shards are written.
         memory: the worker's share of memory.
         kernels: where the arithmetic runs.

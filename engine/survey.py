@@ -27,7 +27,7 @@ from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut
 from .settings import TadropDensity
 from .storage import Store
-from .task import TensorTask
+from .task import TensorSettings, TensorTask
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
 
@@ -51,7 +51,7 @@ class Survey:
     """What whole models decided."""
 
     densities: Mapping[str, tuple[float | TadropDensity, ...]] = field(default_factory=dict)
-    """Per tensor and model; only tensors whose density depends on the whole model."""
+    """Per tensor, then as its task's models; only tensors whose density depends on the whole model."""
     thresholds: tuple[int, ...] | None = None
     """Per model, the smallest key that is kept."""
     rows: tuple[Mapping[str, Any], ...] = ()
@@ -62,9 +62,8 @@ class Survey:
         if self.thresholds is None or state.selector is None:
             return
         if isinstance(state.selector.selection, ModelThreshold):
-            state.selector.cuts = [
-                Cut(0, key, KEEP_ALL_EQUAL if key else 0) if key >= 0 else None for key in self.thresholds
-            ]
+            keys = [self.thresholds[state.task.model_of(i)] for i in range(len(state.task.models))]
+            state.selector.cuts = [Cut(0, key, KEEP_ALL_EQUAL if key else 0) if key >= 0 else None for key in keys]
 
     @property
     def digest(self) -> str:
@@ -124,6 +123,7 @@ class HistogramPass:
     ) -> None:
         self._state = state
         self._level = level
+        self._models = {i: state.task.model_of(i) for i in state.present}
         self._prefixes = prefixes
         self._totals = totals
         self._totals_lock = lock
@@ -137,12 +137,12 @@ class HistogramPass:
         for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
             state.load(data, workspace, begin, end, nonfinite)
             for counts, i in zip(histograms, state.present, strict=True):
-                t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[i]
+                t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[self._models[i]]
                 state.kernels.histogram(t, None, 0, shift, bits, prefix, counts[: 1 << bits])
         with self._totals_lock:
             add_into(self._nonfinite, nonfinite)
             for counts, i in zip(histograms, state.present, strict=True):
-                self._totals[i] += host(counts[: 1 << bits])
+                self._totals[self._models[i]] += host(counts[: 1 << bits])
 
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
@@ -216,7 +216,7 @@ class _ShardSurvey:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
         if isinstance(taken := job.passes[0], StatisticsPass):
             for i in job.state.present:
-                self._rows[i].append(self._row(job.state, taken, i))
+                self._rows[job.state.task.model_of(i)].append(self._row(job.state, taken, i))
 
     def parts(self) -> list[SurveyPart]:
         return [self._part(i) for i in range(len(self._plan.models))]
@@ -280,7 +280,7 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
             densities = density.budget_densities(u, [row.numel for row in rows], wanted.mean, wanted.spread)
             for task, value, row, statistic in zip(tasks, densities, rows, u, strict=True):
                 assert task.settings is not None
-                decided.setdefault(task.name, list(task.settings.densities))[i] = value
+                decided.setdefault(task.name, list(task.settings.densities))[task.position_of(i)] = value
                 redundant = None if math.isnan(statistic) else statistic
                 table.append(
                     {
@@ -296,13 +296,18 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
 def _budgets(plan: Plan, i: int) -> Mapping[TadropDensity, list[TensorTask]]:
     """The tensors of model i by the target that they share, in plan order."""
     groups: dict[TadropDensity, list[TensorTask]] = defaultdict(list)
-    for task in plan.tasks:
-        if task.settings is None or task.models[i] is None:
-            continue
-        wanted = task.settings.densities[i]
-        if isinstance(wanted, TadropDensity) and wanted.mean is not None:
+    for task, settings, position in _merged(plan, i):
+        wanted = settings.densities[position]
+        if task.models[position] is not None and isinstance(wanted, TadropDensity) and wanted.mean is not None:
             groups[wanted].append(task)
     return groups
+
+
+def _merged(plan: Plan, i: int) -> Iterator[tuple[TensorTask, TensorSettings, int]]:
+    """The merged tensors that model i takes part in, with its place among their models; it may lack some of them."""
+    for task in plan.tasks:
+        if task.settings is not None and i + 1 in task.origins[1:]:
+            yield task, task.settings, task.position_of(i)
 
 
 def threshold_searches(plan: Plan) -> list[RankSearch]:
@@ -311,16 +316,17 @@ def threshold_searches(plan: Plan) -> list[RankSearch]:
     Raises:
         RecipeError: a model's density differs between tensors, so there is no one threshold.
     """
-    tasks = [task for task in plan.tasks if task.settings is not None]
-    numel = sum(task.numel for task in tasks)
     searches = []
     for i in range(len(plan.models)):
-        densities = {task.settings.densities[i] for task in tasks if task.settings is not None}
-        if len(densities) != 1:
+        numel, densities = 0, set()
+        for task, settings, position in _merged(plan, i):
+            numel += task.numel
+            densities.add(settings.densities[position])
+        if len(densities) > 1:
             raise RecipeError("`scope: model` needs one density per model, the recipe gives different ones by tensor")
-        wanted = densities.pop()
+        wanted = densities.pop() if densities else 1.0  # a model all of whose tensors are copied
         assert isinstance(wanted, float)
-        searches.append(RankSearch(min(int(wanted * numel) + 1, numel), LEVELS_32))
+        searches.append(RankSearch(max(1, min(int(wanted * numel) + 1, numel)), LEVELS_32))
     return searches
 
 
@@ -333,5 +339,7 @@ def narrow_thresholds(plan: Plan, searches: Sequence[RankSearch], parts: Sequenc
                 for place, count in part.counts.items():
                     counts[int(place)] += count
         if search.prefix == 0:
-            counts[0] += sum(t.numel for t in plan.tasks if t.settings is not None and t.models[i] is None)
+            counts[0] += sum(task.numel for task, _, position in _merged(plan, i) if task.models[position] is None)
+        if not counts.any():
+            counts[0] = 1  # no tensor of this model is merged, so nobody will ask for its threshold
         search.narrow(counts)

@@ -58,13 +58,14 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
     totals = [_Total(len(names)) for _ in names]
     for task in plan.tasks:
         row = by_name[task.name]
-        for i, model in enumerate(row.models):
+        for position, model in enumerate(row.models):
             if model is None:
                 continue
+            i = task.model_of(position)
             overlaps = [0] * len(names)
             for a, b, count in row.overlaps:
-                if i in (a, b):
-                    overlaps[b if i == a else a] = count
+                if position in (a, b):
+                    overlaps[task.model_of(b if position == a else a)] = count
             totals[i].add(task.numel, model.kept, overlaps)
             rows.append(
                 {

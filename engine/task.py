@@ -26,10 +26,13 @@ class TensorTask:
     """One tensor of the output."""
 
     name: str
+    """In the output; in a slice, layers of the inputs have other numbers and so other names."""
     base: TensorLocation
     """The reference: the base, or the first model where a method has no base."""
     models: tuple[TensorLocation | None, ...]
-    """Per model in recipe order; None where it lacks the tensor or is not read."""
+    """Per model that is merged here, in recipe order; None where it lacks the tensor or is not read."""
+    origins: tuple[int, ...]
+    """Which of `Plan.sources` the reference lies in, then every model."""
     out_dtype: str
     settings: TensorSettings | None
     """None: the tensor is copied from the reference."""
@@ -54,14 +57,24 @@ class TensorTask:
         """Whether differences to the reference are merged."""
         return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge)
 
+    def model_of(self, position: int) -> int:
+        """Which of `Plan.models` stands at a position of `models`."""
+        return self.origins[position + 1] - 1
+
+    def position_of(self, model: int) -> int:
+        """Where one of `Plan.models` that takes part stands in `models`."""
+        return self.origins.index(model + 1, 1) - 1
+
     @property
     def write_bytes(self) -> int:
         return self.numel * DTYPES[self.out_dtype].unit_bytes
 
 
 def make_task(
+    name: str,
     base: TensorLocation,
     models: tuple[TensorLocation | None, ...],
+    origins: tuple[int, ...],
     out_dtype: str,
     settings: TensorSettings | None,
     reason: str,
@@ -80,7 +93,8 @@ def make_task(
             same = source.derived is None and other.dtype == info.dtype and other.shape == info.shape
             read += nbytes if same else source.read_bytes
     widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
-    return TensorTask(info.name, base, models, out_dtype, settings, reason, numel, "F64" in inputs, widest, read)
+    double = "F64" in inputs
+    return TensorTask(name, base, models, origins, out_dtype, settings, reason, numel, double, widest, read)
 
 
 def reads_base(settings: TensorSettings | None) -> bool:

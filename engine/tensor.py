@@ -125,7 +125,7 @@ class TensorState:
         settings = self.task.settings
         if settings is None or not isinstance(settings.method, TaskVectorMerge):
             return None
-        keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in self.plan.positions)
+        keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in range(models))
         densities = [d if isinstance(d, float) else 0.0 for d in settings.densities]
         return Selector(settings.method.selection, self.kernels, keys, densities, [None] * models, [None] * models)
 
@@ -181,9 +181,15 @@ class TensorState:
             return
         source = next(i for i, count in enumerate(counts) if count)
         raise InputError(
-            f"{self.plan.source_name(source)}: tensor {self.task.name!r} holds {counts[source]} NaN or Inf values",
+            f"{self.source_name(source)} holds {counts[source]} NaN or Inf values",
             "repair the checkpoint, exclude the tensor, or set `nonfinite: keep-base` in the recipe",
         )
+
+    def source_name(self, source: int) -> str:
+        """What messages call an input of this tensor: 0 is the reference, i + 1 the i-th model."""
+        location = self.task.base if source == 0 else self.task.models[source - 1]
+        assert location is not None
+        return f"{self.plan.sources[self.task.origins[source]].url}: tensor {location.info.name!r}"
 
     # -- masks ---------------------------------------------------------------------------------------------------
 
