@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .errors import RecipeError
+from .recipe_dialect import MISPLACED, other_tool, plain_recipe
 from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Problem, did_you_mean, read_document, shorten
 from .settings import LATER_METHODS, METHODS, PARAMETERS, Rule, Setting, TadropDensity, Value, read_parameters
@@ -73,8 +74,11 @@ def parse_recipe(text: str, where: str) -> Recipe:
     document = read_document(text, where)
     if not isinstance(document.data, dict):
         raise document.error([Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")])
-    data = {key: value for key, value in document.data.items() if value is not None}
     problems: list[Problem] = []
+    data = plain_recipe(document, [*_known_keys(()), *UNSUPPORTED_KEYS], problems)
+    foreign = other_tool(data)
+    if foreign is not None:
+        raise document.error([foreign])
     for key, instead in UNSUPPORTED_KEYS.items():
         if data.pop(key, None) is not None:
             problems.append(Problem((key,), f"not supported by this version; {instead}"))
@@ -235,7 +239,8 @@ def _problem(details: ErrorDetails) -> Problem:
     got = shorten(details["input"])
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1])
-        return Problem(path, f"unknown key; expected one of {', '.join(known)}{did_you_mean(path[-1], known)}")
+        near = MISPLACED.get(str(path[-1])) or did_you_mean(path[-1], known)
+        return Problem(path, f"unknown key; expected one of {', '.join(known)}{near}")
     if kind == "missing":
         return Problem(path, "the key is missing")
     if kind == "value_error":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ class Document:
     data: Any
     lines: Mapping[KeyPath, int]
     """1-based line of every key and list item; () is the document itself."""
+    anchors: frozenset[str] = frozenset()
+    """Keys at the top whose value holds an anchor that is used elsewhere."""
 
     def line(self, path: KeyPath) -> int:
         """The line of a key path, or of the nearest thing around it when the key is missing."""
@@ -71,10 +73,13 @@ def read_document(text: str, where: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_RECIPE_BYTES:
         raise RecipeError(f"{where}: a recipe has at most {MAX_RECIPE_BYTES} bytes, this text has more")
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
+        if error.problem == "but found another document":
+            raise RecipeError(f"{where}{line}: another document; one recipe per file, so cut the file here") from None
         raise RecipeError(f"{where}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -89,7 +94,22 @@ def read_document(text: str, where: str) -> Document:
         reader.problems = [Problem((), "lists or mappings are nested too deeply")]
     if reader.problems:
         raise Document(where, None, reader.lines).error(reader.problems)
-    return Document(where, data, reader.lines)
+    return Document(where, data, reader.lines, frozenset(_anchor_keys(node, loader.aliased)))
+
+
+def _anchor_keys(document: yaml.Node, aliased: set[int]) -> Iterator[str]:
+    """Keys of the outermost mapping whose value is, or holds, the first of a node that aliases repeat later."""
+
+    def holds_one(node: yaml.Node, key: yaml.Node) -> bool:
+        if id(node) in aliased:  # an alias leads back to a node that stands before the key
+            return bool(node.start_mark.index > key.start_mark.index)
+        if isinstance(node, yaml.MappingNode):
+            return any(holds_one(value, key) for _, value in node.value)
+        return isinstance(node, yaml.SequenceNode) and any(holds_one(item, key) for item in node.value)
+
+    for key, value in document.value if isinstance(document, yaml.MappingNode) else ():
+        if holds_one(value, key):
+            yield key.value
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,12 +120,18 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.values = 0
+        self.aliased: set[int] = set()
+        """Identities of the nodes that aliases repeat."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.values += 1
         if self.values > MAX_VALUES:
             raise yaml.YAMLError(f"more than {MAX_VALUES} values")
-        return super().compose_node(parent, index)
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias:
+            self.aliased.add(id(node))
+        return node
 
 
 _TAG = "tag:yaml.org,2002:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -267,21 +268,35 @@ def _read_gradient(parameter: Parameter, raw: list[Any], path: KeyPath, problems
 def _read_scalar(parameter: Parameter, raw: Any) -> Value | None:
     match parameter.kind:
         case "flag":
-            return raw if isinstance(raw, bool) else None
+            return _read_flag(raw)
         case "choice":
             return raw if isinstance(raw, str) and raw in parameter.choices else None
         case "integer":
+            raw = int(raw) if isinstance(raw, str) and re.fullmatch(r"\d{1,9}", raw) else raw
             whole = isinstance(raw, int) and not isinstance(raw, bool)
             return raw if whole and parameter.lowest <= raw <= parameter.highest else None
         case _:
             return read_number(raw, parameter.lowest, parameter.highest)
 
 
+def _read_flag(raw: Any) -> bool | None:
+    """true and false, also in quotes, and 1 and 0, as mergekit takes them."""
+    if isinstance(raw, bool):
+        return raw
+    text = str(raw).lower()
+    return True if text in ("true", "1") else False if text in ("false", "0") else None
+
+
 def read_number(raw: Any, lowest: float, highest: float) -> float | None:
-    """The number as a float, or None when it is no number, not finite, or outside the range."""
+    """The number as a float, or None when it is no number, not finite, or outside the range; quotes change nothing."""
+    if isinstance(raw, str) and _NUMBER.fullmatch(raw):
+        raw = float(raw)
     if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not lowest <= raw <= highest:
         return None  # comparisons with NaN are false, so NaN ends here too
     return float(raw) + 0.0  # -0.0 and 0 are one recipe
+
+
+_NUMBER = re.compile(r"\s*[-+]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})([eE][-+]?\d{1,3})?\s*")
 
 
 def _read_tadrop(raw: dict[str, Any], path: KeyPath, problems: list[Problem]) -> TadropDensity | None:

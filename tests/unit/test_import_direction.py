@@ -28,6 +28,7 @@ LAYERS = {
     "engine.header": 3,
     "engine.recipe": 3,
     "engine.recipe_text": 3,
+    "engine.recipe_dialect": 3,
     "engine.recipe_schema": 3,
     "engine.settings": 3,
     "engine.parameters": 3,

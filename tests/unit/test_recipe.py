@@ -449,3 +449,41 @@ def test_every_recipe_of_the_repository_is_right(path: Path) -> None:
 def test_every_method_has_a_recipe_to_copy() -> None:
     assert {load_recipe(path).merge_method for path in CONFIGS} == set(METHODS)
     assert not set(METHODS) & set(LATER_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ("{model: {path: acme/base}}", "acme/base"),
+        ("{model: {path: acme/base, revision: v2}}", "acme/base@v2"),
+        ("{model: acme/base, lora: {path: acme/style, revision: v3}}", "acme/base+acme/style@v3"),
+        ("{model: {path: acme/base, revision: null}, lora: null}", "acme/base"),
+    ],
+)
+def test_references_as_mergekit_dumps_them(written: str, means: str) -> None:
+    recipe = parse_recipe(f"merge_method: linear\nmodels: [{{model: {written}}}]", "r.yml")
+    assert recipe.models[0].model == means
+
+
+def test_keys_that_only_hold_an_anchor() -> None:
+    text = """\
+shared: &even {weight: 0.5}
+numbers: [&third 0.3, 0.5]
+merge_method: ties
+base_model: base
+models:
+  - {model: math, parameters: *even}
+  - {model: code, parameters: {<<: *even, density: *third}}
+"""
+    plain = parse_recipe(text, "r.yml")
+    assert [entry.parameters["weight"] for entry in plain.models] == [(Rule(0.5),)] * 2
+    assert plain.models[1].parameters["density"] == (Rule(0.3),)
+
+
+def test_quotes_change_no_number_and_no_flag() -> None:
+    quoted = parse_recipe(TIES_WITH.format("density: '5e-1', weight: ['1', \" .5 \"], normalize: 'True'"), "r.yml")
+    plain = parse_recipe(TIES_WITH.format("density: 0.5, weight: [1, 0.5], normalize: 1"), "r.yml")
+    assert quoted == plain == parse_recipe(TIES_WITH.format("density: .5, weight: [1, 5e-1], normalize: true"), "r.yml")
+
+
+TIES_WITH = "merge_method: ties\nbase_model: base\nmodels: [{{model: math}}]\nparameters: {{{}}}"
