@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sources, cpu_sums, philox
-from .compile import start_compiler
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
@@ -17,13 +16,6 @@ NOTHING = np.empty(0, np.uint8)
 """Stands for absent claims or an absent mask."""
 
 Numbers = npt.NDArray[Any]
-
-
-def _frozen(array: Numbers) -> Numbers:
-    """A read-only view, so that each kernel is compiled for one kind of input buffer only."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _bits(t: Numbers) -> tuple[Numbers, Any]:
@@ -35,9 +27,6 @@ def _bits(t: Numbers) -> tuple[Numbers, Any]:
 
 class CpuKernels:
     """`Kernels` on numpy arrays. Stateless: threads may share one object."""
-
-    def __init__(self) -> None:
-        start_compiler()
 
     def empty(self, count: int, kind: Kind) -> Numbers:
         return np.empty(count, KINDS[kind])
@@ -57,22 +46,22 @@ class CpuKernels:
         return self._read(raw, dtype, base, True, out)
 
     def _read(self, raw: Numbers, dtype: str, base: Numbers, subtract: bool, out: Numbers) -> int:
-        values, base = _frozen(raw.view(RAW[dtype])), _frozen(base)
+        values = raw.view(RAW[dtype])
         assert values.size == base.size == out.size
         if dtype in TABLES:
-            return cpu_codec.read_table(values, TABLES[dtype], base, subtract, out)
+            return int(cpu_codec.read_table(values, TABLES[dtype], base, subtract, out))
         if dtype == "BF16":
-            return cpu_codec.read_bf16(values, base, subtract, out)
+            return int(cpu_codec.read_bf16(values, base, subtract, out))
         if dtype == "F16":
-            return cpu_codec.read_f16(values, base, subtract, out)
-        return cpu_codec.read_wide(values, base, subtract, out)
+            return int(cpu_codec.read_f16(values, base, subtract, out))
+        return int(cpu_codec.read_wide(values, base, subtract, out))
 
     def zero_nonfinite(self, t: Numbers, base: Numbers) -> None:
         cpu_sums.zero_nonfinite(t, base)
 
     def moments(self, t: Numbers, rows: Numbers) -> None:
         assert rows.shape == (-(-t.size // ROW), 3)
-        cpu_sums.moments(t, rows)
+        cpu_sums.moments(t, rows, np.empty((3, cpu_sums.EIGHTH)), np.empty(ROW, t.dtype))
 
     def histogram(
         self, t: Numbers, claims: Numbers | None, level: int, shift: int, bits: int, prefix: int, counts: Numbers
@@ -82,12 +71,13 @@ class CpuKernels:
             cpu_cuts.count_all(patterns, magnitude, shift, bits, counts)
         else:
             claims = NOTHING if claims is None else claims
-            cpu_cuts.count_some(patterns, magnitude, claims, level, shift, bits, prefix, counts)
+            bins = np.empty(cpu_cuts.CHUNK, np.uint16)
+            cpu_cuts.count_some(patterns, magnitude, claims, level, shift, bits, prefix, counts, bins)
 
     def count_equal(self, t: Numbers, claims: Numbers | None, level: int, key: int) -> int:
         patterns, magnitude = _bits(t)
         claims = NOTHING if claims is None else claims
-        return cpu_cuts.count_equal(patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key))
+        return int(cpu_cuts.count_equal(patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key)))
 
     def mask_top(
         self,
@@ -101,8 +91,10 @@ class CpuKernels:
     ) -> int:
         patterns, magnitude = _bits(t)
         claims = NOTHING if claims is None else claims
-        return cpu_cuts.mask_top(
-            patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key), keep_equal, equal_before, mask
+        return int(
+            cpu_cuts.mask_top(
+                patterns, magnitude, claims, np.uint8(level), patterns.dtype.type(key), keep_equal, equal_before, mask
+            )
         )
 
     def mask_blocks(
@@ -110,12 +102,17 @@ class CpuKernels:
     ) -> None:
         assert 0 <= n <= m and t.size == claims.size == mask.size
         patterns, magnitude = _bits(t)
-        cpu_blocks.mask_blocks(patterns, magnitude, n, m, claims, mask, overlap_never, drop_tail)
+        scratch, flags = np.empty((2, m), patterns.dtype), np.empty((2, -(-m // 8) * 8), np.uint8)
+        memory = np.empty((cpu_blocks.LEVELS, 3), np.int64)
+        cpu_blocks.mask_blocks(
+            patterns, magnitude, n, m, claims, mask, overlap_never, drop_tail, scratch, flags, memory
+        )
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Numbers) -> None:
         # (word >> 8) * 2^-24 < p exactly when (word >> 8) < ceil(p * 2^24): the product is exact in fp64
         threshold = math.ceil(min(max(probability, 0.0), 1.0) * 2.0**24)
-        philox.mask_random(np.uint64(key0), np.uint64(key1), first, np.int64(threshold), mask)
+        words, packed = np.empty((4, philox.COUNTERS), np.uint64), np.empty(philox.COUNTERS, np.uint32)
+        philox.mask_random(np.uint64(key0), np.uint64(key1), first, np.int64(threshold), mask, words, packed)
 
     def accumulate(
         self, acc: Numbers, t: Numbers, mask: Numbers | None, divisor: float, weight: float, active: Numbers
@@ -162,28 +159,27 @@ class CpuKernels:
     ) -> int:
         same = base_dtype == out_dtype
         out = out_raw.view(RAW[out_dtype])
-        own = _frozen(base_raw.view(RAW[out_dtype]) if same else out)
-        base = _frozen(base)
+        own = base_raw.view(RAW[out_dtype]) if same else out
         assert out.size == base.size == acc.size == active.size
         if out_dtype in NARROW:
-            return cpu_codec.write_narrow(own, same, base, acc, active, NARROW[out_dtype], saturate, out)
+            return int(cpu_codec.write_narrow(own, same, base, acc, active, NARROW[out_dtype], saturate, out))
         kind: Any = WIDE[out_dtype]
         largest, nan = kind(np.finfo(kind).max), kind(math.nan)
-        return cpu_codec.write_wide(own, same, base, acc, active, largest, nan, saturate, out)
+        return int(cpu_codec.write_wide(own, same, base, acc, active, largest, nan, saturate, out))
 
     def convert(self, values: Numbers, out_dtype: str, saturate: bool, out_raw: Numbers) -> int:
-        out, values = out_raw.view(RAW[out_dtype]), _frozen(values)
+        out = out_raw.view(RAW[out_dtype])
         assert out.size == values.size
         if out_dtype in NARROW:
-            return cpu_codec.round_narrow(values, NARROW[out_dtype], saturate, out)
+            return int(cpu_codec.round_narrow(values, NARROW[out_dtype], saturate, out))
         kind: Any = WIDE[out_dtype]
         largest, nan = kind(np.finfo(kind).max), kind(math.nan)
-        return cpu_codec.round_wide(values, largest, nan, saturate, out)
+        return int(cpu_codec.round_wide(values, largest, nan, saturate, out))
 
     def scale_blocks(
         self, values: Numbers, start: int, columns: int, scales: Numbers, first_row: int, block: tuple[int, int]
     ) -> None:
-        cpu_sources.scale_blocks(values, start, columns, _frozen(scales), first_row, block[0], block[1])
+        cpu_sources.scale_blocks(values, start, columns, scales, first_row, block[0], block[1])
 
     def add_low_rank(
         self,
@@ -196,11 +192,11 @@ class CpuKernels:
         first_column: int,
         scale: float,
     ) -> None:
-        left, right = _frozen(left), _frozen(right)
-        cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale))
+        sums = np.empty(cpu_sources.COLUMNS, np.float32)
+        cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale), sums)
 
     def pair_overlap(self, a: Numbers, b: Numbers) -> int:
-        return cpu_sums.pair_overlap(a, b)
+        return int(cpu_sums.pair_overlap(a, b))
 
     def count(self, mask: Numbers) -> int:
         return int(np.count_nonzero(mask))

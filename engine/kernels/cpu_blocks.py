@@ -192,19 +192,28 @@ def most_claims(claims: Any, first: Any, length: int) -> Any:
 
 @jit
 def mask_blocks(
-    bits: Any, largest: Any, n: int, m: int, claims: Any, mask: Any, overlap_never: bool, drop_tail: bool
+    bits: Any,
+    largest: Any,
+    n: int,
+    m: int,
+    claims: Any,
+    mask: Any,
+    overlap_never: bool,
+    drop_tail: bool,
+    scratch: Any,
+    flags: Any,
+    memory: Any,
 ) -> None:
     """`bits`: t's bit patterns as signed integers; `largest`: the largest of that type, which also clears the sign.
+
+    Scratch: two rows of m keys, two rows of flags u8 whose length is the next multiple of 8, memory i64 [LEVELS, 3].
 
     Elements of a block are addressed by unsigned indices, which cannot be negative and so are not checked for it;
     slices instead would cost a counted reference in every block.
     """
-    padded = (m + 7) // 8 * 8
-    keys, ranks = np.empty(m, bits.dtype), np.empty(m, bits.dtype)
-    taken, equal = np.empty(padded, np.uint8), np.empty(padded, np.uint8)
-    memory = np.zeros((LEVELS, 3), np.int64)
+    keys, ranks, taken, equal = scratch[0], scratch[1], flags[0], flags[1]
     for level in range(LEVELS):
-        memory[level, 0], memory[level, 1] = np.int64(largest) >> 1, np.int64(largest) >> 15
+        memory[level, 0], memory[level, 1], memory[level, 2] = np.int64(largest) >> 1, np.int64(largest) >> 15, 0
     for start in range(0, bits.size, m):
         first, length = np.uint64(start), min(m, bits.size - start)
         want = n if length == m else 0 if drop_tail else (n * length + m // 2) // m

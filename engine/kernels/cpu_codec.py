@@ -87,7 +87,7 @@ def count_matching(codes: Any, exponent: Any) -> int:
 
 
 @jit
-def read_wide(raw: Any, base: Any, subtract: bool, out: Any) -> int:
+def read_wide(raw: Any, base: Any, subtract: bool, out: Any) -> Any:
     """F32 or F64 -> out = value, or value - base; returns the number of non-finite values, as all readers do."""
     if subtract:
         for i in range(out.size):
@@ -301,7 +301,7 @@ def write_wide(
 
 
 @jit
-def round_wide(values: Any, largest: Any, nan: Any, saturate: bool, out: Any) -> int:
+def round_wide(values: Any, largest: Any, nan: Any, saturate: bool, out: Any) -> Any:
     """F32 or F64 of values."""
     kind = out.dtype.type
     for i in range(out.size):

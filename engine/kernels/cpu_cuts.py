@@ -24,14 +24,14 @@ def count_all(bits: Any, largest: Any, shift: int, width: int, counts: Any) -> N
 
 @jit
 def count_some(
-    bits: Any, largest: Any, claims: Any, level: int, shift: int, width: int, prefix: int, counts: Any
+    bits: Any, largest: Any, claims: Any, level: int, shift: int, width: int, prefix: int, counts: Any, bins: Any
 ) -> None:
     """A histogram of the keys below one prefix and at one claim level (claims empty: any).
 
-    Chosen bins are first packed into a list without a branch, as a branch would be mispredicted too often.
+    Chosen bins are first packed into a list (scratch: bins u16 [CHUNK]) without a branch, as a branch would be
+    mispredicted too often.
     """
     low = (1 << width) - 1
-    bins = np.empty(CHUNK, np.uint16)
     for start in range(0, bits.size, CHUNK):
         part, claim = bits[start : start + CHUNK], claims[start : start + CHUNK]
         chosen: Any = 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .compile import jit
 
 COLUMNS = 1024
@@ -30,10 +28,17 @@ def scale_blocks(
 
 @jit
 def add_low_rank(
-    values: Any, start: int, columns: int, left: Any, first_row: int, right: Any, first_column: int, scale: Any
+    values: Any,
+    start: int,
+    columns: int,
+    left: Any,
+    first_row: int,
+    right: Any,
+    first_column: int,
+    scale: Any,
+    sums: Any,
 ) -> None:
-    """values += scale * (left @ right): for each row the sums of some columns, rank by rank."""
-    sums = np.empty(COLUMNS, np.float32)
+    """values += scale * (left @ right): for each row the sums (scratch: f32 [COLUMNS]) of some columns, rank by rank."""
     rank, end = right.shape[0], start + values.size
     last_column = first_column + right.shape[1]
     for tile in range(first_column, last_column, COLUMNS):

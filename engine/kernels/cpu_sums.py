@@ -34,16 +34,20 @@ def fold(sums: Any) -> float:
 
 
 @jit
-def moments(t: Any, rows: Any) -> None:
-    """Sums of |t|, t^2 and t^4 of each row. The first three foldings happen in registers."""
-    first, second, fourth = np.empty(EIGHTH), np.empty(EIGHTH), np.empty(EIGHTH)
-    padded = np.zeros(ROW, t.dtype)
+def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
+    """Sums of |t|, t^2 and t^4 of each row. The first three foldings happen in registers.
+
+    Scratch: sums f64 [3, EIGHTH], padded [ROW] of t's type.
+    """
+    first, second, fourth = sums[0], sums[1], sums[2]
     wide = np.float64
     for row in range(rows.shape[0]):
         x = t[row * ROW : (row + 1) * ROW]
         if x.size < ROW:
             for j in range(x.size):
                 padded[j] = x[j]
+            for j in range(x.size, ROW):
+                padded[j] = 0
             x = padded
         x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
         x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]

@@ -39,9 +39,11 @@ def below(word: Any, threshold: Any) -> Any:
 
 
 @jit
-def mask_random(key0: Any, key1: Any, first: int, threshold: Any, mask: Any) -> None:
-    """mask[e] = 1 where the upper 24 bits of the word of flat index first + e are below threshold (an int64)."""
-    words, packed = np.empty((4, COUNTERS), np.uint64), np.empty(COUNTERS, np.uint32)
+def mask_random(key0: Any, key1: Any, first: int, threshold: Any, mask: Any, words: Any, packed: Any) -> None:
+    """mask[e] = 1 where the upper 24 bits of the word of flat index first + e are below threshold (an int64).
+
+    Scratch: words u64 [4, COUNTERS], packed u32 [COUNTERS].
+    """
     flags = packed.view(np.uint8)
     end = first + mask.size
     for start in range(first // 4, (end + 3) // 4, COUNTERS):

@@ -148,19 +148,19 @@ def test_what_the_image_copies_is_there_and_reaches_the_builder() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_cache_and_processor_are_the_same_when_compiling_and_when_running() -> None:
+def test_kernels_are_compiled_for_the_processor_that_they_are_looked_for() -> None:
     build, final = (set(re.findall(r"(NUMBA_\w+)=(\S+)", env)) for env in instructions("ENV"))
     assert build == final
-    assert {name for name, _ in build} == {"NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"}
+    assert {name for name, _ in build} == {"NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"}
 
 
 @pytest.mark.slow
 def test_a_warmed_cache_holds_what_merges_need(tmp_path: Path) -> None:
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment = os.environ | {"ANABRANCH_KERNELS": str(tmp_path / "cache"), "NUMBA_CPU_NAME": "x86-64-v3"}
     warm = [sys.executable, str(DEPLOY / "warm_kernels.py")]
     subprocess.run(warm, env=environment, check=True, timeout=250)
-    before = {path.name for path in (tmp_path / "cache").rglob("*.nb*")}
-    assert len(before) > 40
+    before = {path.name for path in (tmp_path / "cache").glob("*.bin")}
+    assert len(before) >= 20
     merge = """
 import sys, torch
 from pathlib import Path
@@ -174,7 +174,7 @@ for method in ("cabs", "ties", "dare_ties"):
     merge(write_recipe(folder / f"{method}.yml", common | {"merge_method": method}), folder / method)
 """
     subprocess.run([sys.executable, "-c", merge, str(tmp_path)], cwd=ROOT, env=environment, check=True, timeout=100)
-    assert {path.name for path in (tmp_path / "cache").rglob("*.nb*")} == before
+    assert {path.name for path in (tmp_path / "cache").glob("*.bin")} == before
 
 
 # -- KubeRay ---------------------------------------------------------------------------------------------------------

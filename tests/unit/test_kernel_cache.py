@@ -1,0 +1,105 @@
+"""Compiled kernels: found again without a compiler, in folders that need not be writable, and never trusted blindly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anabranch.engine.kernels.compile import CACHE_VARIABLE, folders, jit
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys
+import numpy as np
+from anabranch.engine.kernels.cpu import CpuKernels
+out = np.empty(5000, np.float32)
+assert CpuKernels().decode(np.full(10000, 63, np.uint8), "BF16", out) == 0 and (out == out[0]).all() and out[0] > 0.7
+print("numba" in sys.modules, "scipy" in sys.modules)
+"""
+
+
+def start(cache: Path) -> list[str]:
+    """Call a kernel in a new process; returns whether numba and scipy were imported, as text."""
+    environment = os.environ | {CACHE_VARIABLE: str(cache), "PYTHONPATH": str(ROOT), "NUMBA_CPU_NAME": "x86-64-v3"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kernels")
+    assert start(folder) == ["True", "False"]
+    return folder
+
+
+def test_the_second_start_needs_no_compiler(cache: Path) -> None:
+    before = [path.stat() for path in cache.iterdir()]
+    assert start(cache) == ["False", "False"]
+    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [status.st_mtime_ns for status in before]
+
+
+def test_a_copy_that_nobody_may_write_is_used(cache: Path, tmp_path: Path) -> None:
+    """As an image or a wheel brings it: times of files are others, and writing fails."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    for path in cache.iterdir():
+        (shipped / path.name).write_bytes(path.read_bytes())
+    shipped.chmod(0o500)
+    assert start(shipped) == ["False", "False"]
+
+
+def test_a_damaged_file_is_made_again(cache: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in cache.iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        (damaged / path.name).write_bytes(content)
+    assert start(damaged) == ["True", "False"]
+    assert {path.name: path.read_bytes() for path in damaged.iterdir()} == {
+        path.name: path.read_bytes() for path in cache.iterdir()
+    }
+
+
+def test_the_named_folder_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert folders()[0] == tmp_path
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert folders()[0].name == "compiled"
+
+
+def test_a_kernel_that_allocates_says_what_to_do() -> None:
+    @jit
+    def allocates(a: np.ndarray) -> float:
+        return np.zeros(a.size)[0]
+
+    with pytest.raises(TypeError, match="allocates cannot be compiled; kernels may not allocate"):
+        allocates(np.ones(3))
+
+
+def test_a_kernel_that_raises_is_an_error() -> None:
+    @jit
+    def raises(a: np.ndarray) -> float:
+        if a[0] > 2:
+            raise ValueError
+        return a[0]
+
+    assert raises(np.ones(3)) == 1
+    with pytest.raises(RuntimeError, match="raised an exception"):
+        raises(np.full(3, 3.0))
+
+
+def test_arrays_with_gaps_are_refused() -> None:
+    @jit
+    def first(a: np.ndarray) -> float:
+        return a[0]
+
+    with pytest.raises(AssertionError, match="contiguous"):
+        first(np.ones((4, 2))[:, 0])
+    assert first(np.full(3, 2.5)) == 2.5
