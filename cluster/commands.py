@@ -26,8 +26,9 @@ from .machine import available_cores, peak_rss_bytes
 from .merge_report import MergeReport
 from .plan_report import PlanReport
 from .progress import Silent
-from .runner import LocalRunner, Progress, Runner, run, surroundings, survey_bytes
+from .runner import LocalRunner, Member, Progress, Runner, run, surroundings
 from .survey_report import SurveyReport, make_survey_report
+from .surveys import survey_bytes
 
 DEFAULT_MEMORY_BYTES = 2 << 30
 TABLES_BYTES_PER_TENSOR = 1000
@@ -80,7 +81,7 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution) -> Job:
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())
-    around = surroundings(inputs, output, ray=bool(execution.ray), cuda=execution.device == "cuda")
+    around = surroundings([Member(inputs, output)], ray=bool(execution.ray), cuda=execution.device == "cuda")
     memory = plan_memory(inputs.plan, execution.memory_bytes, execution.threads, around)
     to_write = sum(shard.size for i, shard in enumerate(inputs.plan.shards) if i not in finished)
     report = PlanReport(
@@ -151,8 +152,9 @@ def merge_job(job: Job, execution: Execution, progress: Progress, meter: Meter) 
     """Carry out a prepared merge whose disk space has been checked."""
     begin = time.perf_counter()
     output = Output(job.inputs.plan, open_store(job.out, create=True))
-    with open_runner(job.inputs, output, execution, meter, progress) as runner:
-        outcome = run(job.inputs, output, runner, progress)
+    members = [Member(job.inputs, output)]
+    with open_runner(members, execution, meter, progress) as runner:
+        [outcome] = run(members, runner, progress)
     return MergeReport(
         recipe=job.recipe,
         out=output.store.url,
@@ -191,7 +193,7 @@ def survey(
     around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
     memory = plan_memory(made, memory_bytes, execution.threads, around)
     meter, progress = meter or Meter(), progress or Silent()
-    worker = SurveyWorker(made, inputs.stores, memory, make_kernels("cpu"), meter, inputs.is_remote)
+    worker = SurveyWorker(made, inputs.stores, memory, make_kernels("cpu"), meter)
     total = sum(survey_bytes(made, shard, Round("quantiles")) for shard in shards)
     progress.phase("survey", total, 0)
     parts: list[SurveyPart] = []
@@ -214,22 +216,18 @@ def verify(out: str | Path, *, workers: int | None = None) -> Verification:
 
 
 @contextmanager
-def open_runner(
-    inputs: Inputs, output: Output, execution: Execution, meter: Meter, progress: Progress
-) -> Iterator[Runner]:
+def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, progress: Progress) -> Iterator[Runner]:
     """Where the work is done: this process, or a Ray cluster."""
     if not execution.ray:
         kernels = make_kernels(execution.device)
-        yield LocalRunner(inputs, output, execution.threads, execution.memory_bytes, kernels, meter)
+        yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter)
         return
     from .ray_session import ray_session
 
     with ray_session(execution.ray, execution.insecure_cluster):
         from .ray_runner import RayRunner
 
-        yield RayRunner(
-            inputs, output, execution.workers, execution.memory_bytes, execution.device, meter, progress.note
-        )
+        yield RayRunner(members, execution.workers, execution.memory_bytes, execution.device, meter, progress.note)
 
 
 def make_kernels(device: str) -> Kernels:

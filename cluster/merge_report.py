@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ..engine.memory import MemoryPlan, reader_threads
+from ..engine.memory import MemoryPlan
 from ..engine.meter import PHASES, Meter, Phase
 from ..engine.plan import Plan
 from .plan_report import counted, duration
@@ -45,8 +45,14 @@ class MergeReport:
     @property
     def threads(self) -> dict[Phase, int]:
         """Threads of each kind; hashing and writing share one."""
-        readers = reader_threads(self.plan, self.memory.threads, self.is_remote)
-        return {"read": readers, "fold": self.memory.threads, "hash": 1, "write": 1, "publish": 1, "wait": 0}
+        return {
+            "read": self.memory.readers,
+            "fold": self.memory.threads,
+            "hash": 1,
+            "write": 1,
+            "publish": 1,
+            "wait": 0,
+        }
 
     def busy(self) -> dict[str, float]:
         """Share of the run that each kind of thread worked; empty for a cluster."""

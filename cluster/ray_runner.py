@@ -14,13 +14,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
-from ..engine.commit import Output
 from ..engine.errors import AnabranchError, ResourceError, TemporaryError
-from ..engine.inputs import Inputs
+from ..engine.group import Group, make_group
 from ..engine.manifest import Receipt
-from ..engine.memory import plan_memory
+from ..engine.memory import plan_group_memory
 from ..engine.meter import Meter, Phase
-from ..engine.plan import Plan
+from ..engine.shard import Shard
 from ..engine.survey import Round, Survey
 from .events import (
     Action,
@@ -45,7 +44,7 @@ from .events import (
 from .incidents import Incidents
 from .limits import Limits
 from .ray_worker import Done, Failed, WorkerOptions, make_worker
-from .runner import fold_bytes, surroundings
+from .runner import Member, group_fold_bytes, surroundings
 from .scheduler import Scheduler
 
 PROGRESS_POLL_SECONDS = 5.0
@@ -60,8 +59,7 @@ class RayRunner:
     """Surveys and merges shards on Ray actors, one shard at a time each.
 
     Args:
-        inputs: plan and sources.
-        output: the output directory, which every node must reach under its URL.
+        members: recipes that share a reading, each with an output directory that every node must reach under its URL.
         workers: actors at most; None: as many as the cluster holds.
         limit_bytes: memory limit of each actor.
         device: `cpu` or `cuda`.
@@ -72,8 +70,7 @@ class RayRunner:
 
     def __init__(
         self,
-        inputs: Inputs,
-        output: Output,
+        members: Sequence[Member],
         workers: int | None,
         limit_bytes: int,
         device: str,
@@ -81,17 +78,17 @@ class RayRunner:
         note: Callable[[str], None],
         limits: Limits | None = None,
     ) -> None:
-        self._plan = inputs.plan
-        self._output = output
+        self._members = members
+        self._group = make_group([member.plan for member in members])
         self._workers = workers
         self._meter = meter
         self._note = note
         self._retries = Counter("anabranch_retries", "Shards handed out again.")
         self._limits = limits or Limits()
-        self.memory = plan_memory(
-            inputs.plan, limit_bytes, 1, surroundings(inputs, output, ray=True, cuda=device == "cuda")
-        )
-        self._options = WorkerOptions(output.store.url, self.memory, device, inputs.is_remote)
+        around = surroundings(members, ray=True, cuda=device == "cuda")
+        self.memory = plan_group_memory(self._group, limit_bytes, 1, around)
+        urls = tuple(member.output.store.url for member in members)
+        self._options = WorkerOptions(urls, self.memory, device)
         self._spare: list[Any] = []
         self._check_fits()
 
@@ -106,36 +103,54 @@ class RayRunner:
                 "lower --memory or add larger nodes",
             )
 
-    def survey(self, shards: Sequence[int], round_: Round, done: Callable[[int], None]) -> None:
-        round_ref = ray.put(round_)
+    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
+        round_ref, outputs = ray.put(round_), [self._members[member].output for member in members]
+
+        def look(shard: int) -> bool | None:
+            return True if all(output.survey_parts(round_, shard) is not None for output in outputs) else None
+
         _Drive(
-            self._tasks(shards),
+            [self._task(Shard(shard, tuple(members))) for shard in shards],
             self,
-            start=lambda worker, shard: worker.survey.remote(shard, round_ref),
-            look=lambda shard: True if self._output.survey_parts(round_, shard) is not None else None,
+            start=lambda worker, shard: worker.survey.remote(shard, round_ref, tuple(members)),
+            look=look,
             done=lambda shard, _: done(shard),
         ).run()
 
-    def merge(self, shards: Sequence[int], survey: Survey | None, done: Callable[[Receipt], None]) -> None:
-        survey_ref = ray.put(survey)
+    def merge(
+        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
+    ) -> None:
+        surveys_ref, by_index = ray.put(tuple(surveys)), {shard.index: shard for shard in shards}
+
+        def look(index: int) -> Mapping[int, Receipt] | None:
+            found: dict[int, Receipt] = {}
+            for member in by_index[index].members:
+                receipt = self._members[member].output.receipt(index)
+                if receipt is None:
+                    return None
+                found[member] = receipt
+            return found
+
+        def settle(_index: int, receipts: Mapping[int, Receipt]) -> None:
+            for member, receipt in receipts.items():
+                done(member, receipt)
+
         _Drive(
-            self._tasks(shards),
+            [self._task(shard) for shard in shards],
             self,
-            start=lambda worker, shard: worker.merge.remote(shard, survey_ref),
-            look=self._output.receipt,
-            done=lambda _, receipt: done(receipt),
+            start=lambda worker, index: worker.merge.remote(by_index[index], surveys_ref),
+            look=look,
+            done=settle,
         ).run()
 
-    def _tasks(self, shards: Sequence[int]) -> list[Task]:
-        plan = self._plan
-        return [
-            Task(shard, fold_bytes(plan, [shard]) + plan.shards[shard].size, plan.shards[shard].name)
-            for shard in shards
-        ]
+    def _task(self, shard: Shard) -> Task:
+        files = [self._group.plans[member].shards[shard.index] for member in shard.members]
+        size = group_fold_bytes(self._group, [shard]) + sum(file.size for file in files)
+        return Task(shard.index, size, files[0].name)
 
     @property
-    def plan(self) -> Plan:
-        return self._plan
+    def group(self) -> Group:
+        return self._group
 
     @property
     def limits(self) -> Limits:
@@ -149,12 +164,12 @@ class RayRunner:
         slots = cluster_slots(self._options)
         return slots if self._workers is None else min(slots, self._workers)
 
-    def start_worker(self, plan_ref: Any, number: int, run_id: str) -> Any:
+    def start_worker(self, group_ref: Any, number: int, run_id: str) -> Any:
         """An actor that an earlier phase left idle, or a new one."""
         if self._spare:
             return self._spare.pop()
-        name = f"anabranch-{self._plan.plan_id[:8]}-{run_id}-{number}"
-        return make_worker(self._options, name).remote(plan_ref, self._options)
+        name = f"anabranch-{self._group.plans[0].plan_id[:8]}-{run_id}-{number}"
+        return make_worker(self._options, name).remote(group_ref, self._options)
 
     def spare_workers(self, actors: Sequence[Any]) -> None:
         """Keep idle actors for the next phase: each has its kernels loaded and its inputs open."""
@@ -217,7 +232,7 @@ class _Drive:
         self._watches: dict[Any, _Call] = {}
         self._looks: dict[Future[Any], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
-        self._plan_ref = ray.put(runner.plan)
+        self._group_ref = ray.put(runner.group)
         self._run_id = secrets.token_hex(3)
         self._error: AnabranchError | None = None
         self._over = False
@@ -295,7 +310,7 @@ class _Drive:
         else:
             assert isinstance(answer, Done)
             self._runner.add_usage(answer.usage)
-            self._settle(call.task, answer.receipt)
+            self._settle(call.task, answer.receipts)
             self._tell(TaskDone(now, call.task, call.run))
 
     def _looked(self, future: Future[Any], look: LookUp) -> None:
@@ -325,7 +340,7 @@ class _Drive:
     def _carry_out(self, action: Action) -> None:
         match action:
             case StartWorker(worker=number):
-                actor = self._runner.start_worker(self._plan_ref, number, self._run_id)
+                actor = self._runner.start_worker(self._group_ref, number, self._run_id)
                 self._actors[number] = actor
                 self._calls[actor.ready.remote()] = _Call(number, None)
             case StartTask(task=task, worker=number, run=run):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ from ray.util.metrics import Counter
 
 from ..engine.commit import Output
 from ..engine.errors import AnabranchError, ResourceError
+from ..engine.group import Group
 from ..engine.kernels import Kernels
-from ..engine.manifest import Receipt
+from ..engine.manifest import Receipt, SurveyPart
 from ..engine.memory import MemoryPlan
 from ..engine.meter import Meter, Phase
-from ..engine.plan import Plan
-from ..engine.shard import ShardWorker
+from ..engine.shard import Shard, ShardWorker
 from ..engine.storage import open_store
 from ..engine.survey import Round, Survey, SurveyWorker
 
@@ -28,10 +28,10 @@ Usage = Mapping[Phase, tuple[float, int, int]]
 class WorkerOptions:
     """What a worker needs besides the plan. Holds no secret: credentials come from each node's own environment."""
 
-    output_url: str
+    output_urls: tuple[str, ...]
+    """One per plan of the group."""
     memory: MemoryPlan
     device: str
-    remote: bool
     num_cpus: int = 1
 
     @property
@@ -49,8 +49,8 @@ class WorkerOptions:
 class Done:
     """A finished shard."""
 
-    receipt: Receipt | bool
-    """True for a part of a survey, which the output holds."""
+    receipts: Mapping[int, Receipt] | bool
+    """By plan of the group; True for a part of a survey, which the outputs hold."""
     usage: Usage
 
 
@@ -65,15 +65,17 @@ class MergeWorker:
     """State of one actor: opened inputs and output.
 
     Args:
-        plan: the plan.
+        group: plans that share a reading.
         options: where to write, and how much memory to use.
     """
 
-    def __init__(self, plan: Plan, options: WorkerOptions) -> None:
-        self._plan = plan
+    def __init__(self, group: Group, options: WorkerOptions) -> None:
+        self._group = group
         self._options = options
-        self._sources = [open_store(checkpoint.url) for checkpoint in plan.sources]
-        self._output = Output(plan, open_store(options.output_url))
+        self._stores = [open_store(checkpoint.url) for checkpoint in group.sources]
+        self._outputs = [
+            Output(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
+        ]
         self._kernels = _kernels(options.device)
         self._meter = Meter()
         self._bytes = Counter("anabranch_bytes", "Bytes per phase.", ("phase",))
@@ -90,36 +92,41 @@ class MergeWorker:
         """The first sign of life."""
         return True
 
-    def merge(self, shard: int, survey: Survey | None) -> Done | Failed:
-        """Write one shard and publish its receipt, unless a twin did so already."""
+    def merge(self, shard: Shard, surveys: Sequence[Survey | None]) -> Done | Failed:
+        """Write one shard of its members and publish the receipts, but for those that a twin published already."""
         meter = self._meter = Meter()
-        receipts: list[Receipt] = []
+        receipts: dict[int, Receipt] = {}
 
         def work() -> None:
-            found = self._output.receipt(shard)
-            if found is not None:
-                receipts.append(found)
+            found = {member: self._outputs[member].receipt(shard.index) for member in shard.members}
+            receipts.update({member: receipt for member, receipt in found.items() if receipt is not None})
+            missing = tuple(member for member in shard.members if member not in receipts)
+            if not missing:
                 return
             options = self._options
-            worker = ShardWorker(
-                self._plan, self._sources, self._output.store, options.memory, self._kernels, meter, options.remote
-            )
-            worker.merge([shard], survey, self._output, receipts.append)
+            worker = ShardWorker(self._group, self._stores, self._outputs, options.memory, self._kernels, meter)
+            worker.merge([Shard(shard.index, missing)], surveys, receipts.__setitem__)
 
-        return self._answer(work, meter, "merge", lambda: receipts[0])
+        return self._answer(work, meter, "merge", lambda: receipts)
 
-    def survey(self, shard: int, round_: Round) -> Done | Failed:
-        """Publish the statistics of one shard."""
+    def survey(self, shard: int, round_: Round, members: Sequence[int]) -> Done | Failed:
+        """Publish the statistics of one shard for members whose statistics are the same."""
         meter = self._meter = Meter()
 
         def work() -> None:
-            options = self._options
-            worker = SurveyWorker(self._plan, self._sources, options.memory, self._kernels, meter, options.remote)
-            worker.survey([shard], round_, lambda parts: self._output.publish_survey_parts(round_, parts))
+            options, plan = self._options, self._group.plans[members[0]]
+            stores = [self._stores[place] for place in self._group.places[members[0]]]
+            worker = SurveyWorker(plan, stores, options.memory, self._kernels, meter)
+
+            def publish(parts: Sequence[SurveyPart]) -> None:
+                for member in members:
+                    self._outputs[member].publish_survey_parts(round_, parts)
+
+            worker.survey([shard], round_, publish)
 
         return self._answer(work, meter, "survey", lambda: True)
 
-    def _answer(self, work: Any, meter: Meter, what: str, receipt: Any) -> Done | Failed:
+    def _answer(self, work: Any, meter: Meter, what: str, receipts: Any) -> Done | Failed:
         try:
             work()
         except AnabranchError as error:
@@ -128,7 +135,7 @@ class MergeWorker:
             return Failed(ResourceError("a worker ran out of memory", "give more with --memory"))
         usage = {phase: (u.seconds, u.bytes, u.calls) for phase, u in meter.usage.items()}
         self._report(usage, what)
-        return Done(receipt(), usage)
+        return Done(receipts(), usage)
 
     def _report(self, usage: Usage, what: str) -> None:
         for phase, (seconds, size, _) in usage.items():

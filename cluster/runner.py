@@ -1,40 +1,50 @@
-"""Runs a plan to its manifest: surveys, shards, commit; a runner decides where the work is done."""
+"""Runs plans to their manifests: surveys, shards, commit; a runner decides where the work is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..engine.commit import Output
 from ..engine.demands import passes_over
+from ..engine.group import Group, make_group
 from ..engine.inputs import Inputs
 from ..engine.kernels import Kernels
 from ..engine.manifest import Manifest, Receipt, SurveyPart
-from ..engine.memory import QUANTILES_PASSES, Surroundings, crosses_network, plan_memory
+from ..engine.memory import Surroundings, crosses_network, plan_group_memory
 from ..engine.meter import Meter
 from ..engine.plan import Plan
-from ..engine.shard import ShardWorker
-from ..engine.survey import (
-    Round,
-    Survey,
-    SurveyWorker,
-    decide_densities,
-    narrow_thresholds,
-    threshold_searches,
-)
+from ..engine.shard import Shard, ShardWorker
+from ..engine.storage import Store
+from ..engine.survey import Round, Survey, SurveyWorker
+from .surveys import take_surveys
 
 Phase = Literal["survey", "merge", "commit"]
 
 
+@dataclass(frozen=True)
+class Member:
+    """One recipe of a run: its inputs, and the output directory that it fills."""
+
+    inputs: Inputs
+    output: Output
+
+    @property
+    def plan(self) -> Plan:
+        return self.inputs.plan
+
+
 class Runner(Protocol):
-    """Where shards are surveyed and merged."""
+    """Where the shards of a group of recipes are surveyed and merged; members are places in the group."""
 
-    def survey(self, shards: Sequence[int], round_: Round, done: Callable[[int], None]) -> None:
-        """Publish the survey parts of each shard, then call `done` with it."""
+    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
+        """Take the statistics that these members agree on, publish each shard's parts for all, then call `done`."""
 
-    def merge(self, shards: Sequence[int], survey: Survey | None, done: Callable[[Receipt], None]) -> None:
-        """Write each shard and publish its receipt, then call `done` with it."""
+    def merge(
+        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
+    ) -> None:
+        """Write each shard of its members, publish their receipts, then call `done` with each."""
 
 
 class Progress(Protocol):
@@ -60,110 +70,123 @@ class Outcome:
     already_complete: bool
 
 
-def run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> Outcome:
-    """Bring an output directory to its manifest, whatever is already there.
+def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[Outcome]:
+    """Bring the output directories of recipes that share a reading to their manifests, whatever is already there.
+
+    Returns:
+        One outcome per member.
 
     Raises:
-        OutputConflictError: the directory belongs to another plan.
-        InputError, ResourceError, TemporaryError: what stopped the run; the same command goes on from there.
+        OutputConflictError: a directory belongs to another plan.
+        InputError, ResourceError, TemporaryError: what stopped the run, for all; the same command goes on from there.
     """
-    finished = output.manifest()
-    if finished is None:
-        inputs.check_config()
+    outcomes: dict[int, Outcome] = {}
+    while len(outcomes) < len(members):
+        for place, member in enumerate(members):
+            if place not in outcomes and (finished := member.output.manifest()) is not None:
+                member.output.clean(finished)
+                shards = tuple(range(len(member.plan.shards)))
+                outcomes[place] = Outcome(finished, (), shards, already_complete=True)
+        missing = [place for place in range(len(members)) if place not in outcomes]
         try:
-            return _run(inputs, output, runner, progress)
+            if missing:
+                outcomes |= _Run(members, missing, runner, progress).run()
         except FileNotFoundError:
-            # A twin finished the same plan and removed our unfinished files: its bytes are ours.
-            finished = output.manifest()
-            if finished is None:
+            # A twin may have finished the same plan and removed our unfinished files: its bytes are ours.
+            if all(members[place].output.manifest() is None for place in missing):
                 raise
-    output.clean(finished)
-    return Outcome(finished, (), tuple(range(len(inputs.plan.shards))), already_complete=True)
+    return [outcomes[place] for place in range(len(members))]
 
 
-def _run(inputs: Inputs, output: Output, runner: Runner, progress: Progress) -> Outcome:
-    plan = inputs.plan
-    output.open()
-    survey = run_survey(plan, output, runner, progress)
-    receipts = output.receipts()
-    resumed = tuple(sorted(receipts))
-    missing = [index for index in range(len(plan.shards)) if index not in receipts]
-    progress.phase("merge", fold_bytes(plan, range(len(plan.shards))), fold_bytes(plan, resumed))
+class _Run:
+    """Those members of a group whose outputs are not finished."""
 
-    def done(receipt: Receipt) -> None:
-        receipts[receipt.shard] = receipt
-        progress.shard_done(receipt.shard)
+    def __init__(self, members: Sequence[Member], missing: Sequence[int], runner: Runner, progress: Progress) -> None:
+        self._members = members
+        self._missing = missing
+        self._runner = runner
+        self._progress = progress
+        self._group = make_group([member.plan for member in members])
+        self._receipts: dict[int, dict[int, Receipt]] = {}
 
-    if missing:
-        runner.merge(missing, survey, done)
-    progress.phase("commit", 0, 0)
-    manifest = output.finish(receipts, survey, inputs.side_files())
-    output.clean(manifest)
-    return Outcome(manifest, tuple(missing), resumed, already_complete=False)
+    def run(self) -> dict[int, Outcome]:
+        missing = {place: self._members[place] for place in self._missing}
+        for member in missing.values():
+            member.inputs.check_config()
+        for member in missing.values():
+            member.output.open()
+        surveys = take_surveys(self._members, self._missing, self._runner, self._progress)
+        self._receipts = {place: member.output.receipts() for place, member in missing.items()}
+        resumed = {place: tuple(sorted(receipts)) for place, receipts in self._receipts.items()}
+        self._merge(surveys)
+        self._progress.phase("commit", 0, 0)
+        outcomes = {}
+        for place, member in missing.items():
+            manifest = member.output.finish(self._receipts[place], surveys[place], member.inputs.side_files())
+            member.output.clean(manifest)
+            made = tuple(sorted(self._receipts[place].keys() - set(resumed[place])))
+            outcomes[place] = Outcome(manifest, made, resumed[place], already_complete=False)
+        return outcomes
+
+    def _merge(self, surveys: Sequence[Survey | None]) -> None:
+        indices = range(len(self._group.plans[0].shards))
+        lacking = {i: tuple(m for m in self._missing if i not in self._receipts[m]) for i in indices}
+        shards = [Shard(index, members) for index, members in lacking.items() if members]
+        whole = group_fold_bytes(self._group, [Shard(index, tuple(self._missing)) for index in indices])
+        self._progress.phase("merge", whole, max(0, whole - group_fold_bytes(self._group, shards)))
+
+        def done(place: int, receipt: Receipt) -> None:
+            self._receipts[place][receipt.shard] = receipt
+            if all(receipt.shard in self._receipts[other] for other in self._missing):
+                self._progress.shard_done(receipt.shard)
+
+        if shards:
+            self._runner.merge(shards, surveys, done)
 
 
-def fold_bytes(plan: Plan, shards: Sequence[int]) -> int:
+def fold_bytes(plan: Plan, shards: Iterable[int]) -> int:
     """Bytes of inputs that the passes over these shards look at."""
+    return group_fold_bytes(make_group([plan]), [Shard(index, (0,)) for index in shards])
+
+
+def group_fold_bytes(group: Group, shards: Iterable[Shard]) -> int:
+    """As `fold_bytes`, for plans that share a reading."""
     passes: dict[tuple[int, bool], int] = {}  # most tensors share their settings
     total = 0
     for shard in shards:
-        for i in plan.shards[shard].tasks:
-            task = plan.tasks[i]
-            kind = (id(task.settings), task.is_double)
-            if kind not in passes:
-                passes[kind] = passes_over(task.settings, task.is_double)
-            total += task.read_bytes * passes[kind]
+        for position in group.plans[0].shards[shard.index].tasks:
+            turns = 0
+            for member in shard.members:
+                task = group.plans[member].tasks[position]
+                kind = (id(task.settings), task.is_double)
+                if kind not in passes:
+                    passes[kind] = passes_over(task.settings, task.is_double)
+                turns = max(turns, passes[kind])
+            total += group.read_bytes(position, shard.members) * turns
     return total
 
 
-def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:
-    """Bytes of inputs that a round of the survey looks at in one shard."""
-    passes = QUANTILES_PASSES if round_.kind == "quantiles" else 1
-    tasks = (plan.tasks[i] for i in plan.shards[shard].tasks)
-    return sum(passes * task.read_bytes for task in tasks if task.has_task_vectors)
-
-
-def run_survey(plan: Plan, output: Output, runner: Runner, progress: Progress) -> Survey | None:
-    """Take the statistics of whole models that the plan asks for; finished parts are not taken again."""
-    if plan.survey_kind == "":
-        return None
-    if plan.survey_kind != "threshold":
-        return decide_densities(plan, _round(plan, output, runner, progress, Round(plan.survey_kind)))
-    searches = threshold_searches(plan)
-    narrow_thresholds(plan, searches, _round(plan, output, runner, progress, Round("high")))
-    low = Round("low", tuple(search.prefix for search in searches))
-    narrow_thresholds(plan, searches, _round(plan, output, runner, progress, low))
-    thresholds = tuple(search.prefix for search in searches)
-    rows = tuple({"model": i, "threshold_key": key} for i, key in enumerate(thresholds))
-    return Survey({}, thresholds, rows)
-
-
-def _round(plan: Plan, output: Output, runner: Runner, progress: Progress, round_: Round) -> list[SurveyPart]:
-    shards = range(len(plan.shards))
-    missing = [shard for shard in shards if output.survey_parts(round_, shard) is None]
-    sizes = {shard: survey_bytes(plan, shard, round_) for shard in shards}
-    progress.phase("survey", sum(sizes.values()), sum(sizes[s] for s in shards if s not in set(missing)))
-    if missing:
-        runner.survey(missing, round_, progress.shard_done)
-    parts: list[SurveyPart] = []
-    for shard in shards:
-        found = output.survey_parts(round_, shard)
-        assert found is not None, "the runner published every part"
-        parts += found
-    return parts
-
-
-def surroundings(inputs: Inputs, output: Output, ray: bool = False, cuda: bool = False) -> Surroundings:
+def surroundings(members: Sequence[Member], ray: bool = False, cuda: bool = False) -> Surroundings:
     """What a worker of this merge holds in memory besides the merge itself."""
-    return Surroundings(inputs.is_remote, crosses_network(output.store.url), ray, cuda)
+    inputs = any(member.inputs.is_remote for member in members)
+    return Surroundings(inputs, any(crosses_network(member.output.store.url) for member in members), ray, cuda)
+
+
+def group_stores(group: Group, members: Sequence[Member]) -> list[Store]:
+    """Where the bytes of each of the group's sources are."""
+    stores = {
+        place: store
+        for member, places in zip(members, group.places, strict=True)
+        for place, store in zip(places, member.inputs.stores, strict=True)
+    }
+    return [stores[place] for place in range(len(group.sources))]
 
 
 class LocalRunner:
     """All work in this process.
 
     Args:
-        inputs: plan and sources.
-        output: where receipts and survey parts are published.
+        members: recipes that share a reading.
         threads: fold threads at most; the memory limit may hold fewer.
         limit_bytes: memory limit of this process.
         kernels: where the arithmetic runs.
@@ -171,37 +194,33 @@ class LocalRunner:
     """
 
     def __init__(
-        self, inputs: Inputs, output: Output, threads: int, limit_bytes: int, kernels: Kernels, meter: Meter
+        self, members: Sequence[Member], threads: int, limit_bytes: int, kernels: Kernels, meter: Meter
     ) -> None:
-        self._inputs = inputs
-        self._output = output
+        self._members = members
         self._kernels = kernels
         self._meter = meter
-        self.memory = plan_memory(inputs.plan, limit_bytes, threads, surroundings(inputs, output))
+        self._group = make_group([member.plan for member in members])
+        self.memory = plan_group_memory(self._group, limit_bytes, threads, surroundings(members))
 
-    def survey(self, shards: Sequence[int], round_: Round, done: Callable[[int], None]) -> None:
+    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
         def publish(parts: Sequence[SurveyPart]) -> None:
-            self._output.publish_survey_parts(round_, parts)
+            for member in members:
+                self._members[member].output.publish_survey_parts(round_, parts)
             done(parts[0].shard)
 
-        worker = SurveyWorker(
-            self._inputs.plan,
-            self._inputs.stores,
-            self.memory,
-            self._kernels,
-            self._meter,
-            self._inputs.is_remote,
-        )
+        inputs = self._members[members[0]].inputs
+        worker = SurveyWorker(inputs.plan, inputs.stores, self.memory, self._kernels, self._meter)
         worker.survey(shards, round_, publish)
 
-    def merge(self, shards: Sequence[int], survey: Survey | None, done: Callable[[Receipt], None]) -> None:
+    def merge(
+        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
+    ) -> None:
         worker = ShardWorker(
-            self._inputs.plan,
-            self._inputs.stores,
-            self._output.store,
+            self._group,
+            group_stores(self._group, self._members),
+            [member.output for member in self._members],
             self.memory,
             self._kernels,
             self._meter,
-            self._inputs.is_remote,
         )
-        worker.merge(shards, survey, self._output, done)
+        worker.merge(shards, surveys, done)

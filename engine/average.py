@@ -44,11 +44,11 @@ class CombinationPass:
             state.kernels.divide(total, self._denominator)
             out = out_bytes(data, state.task.out_dtype, begin, end)
             device_out = state.kernels.load(out)
-            overflowed += state.kernels.convert(total, state.task.out_dtype, state.plan.saturate, device_out)
+            overflowed += state.kernels.convert(total, state.task.out_dtype, state.targets[0].saturate, device_out)
             state.kernels.store(device_out, out)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
-            state.tally.overflowed += overflowed
+            state.targets[0].overflowed += overflowed
 
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)

@@ -151,8 +151,10 @@ class Output:
     # -- survey --------------------------------------------------------------------------------------------------
 
     def publish_survey_parts(self, round_: Round, parts: Sequence[SurveyPart]) -> None:
+        """Keep the statistics of one shard for this plan, whichever plan's survey took them."""
         for part in parts:
-            self.store.replace(f"{SURVEY_FOLDER}/{round_.part_name(part.model, part.shard)}", encode(part))
+            own = part.model_copy(update={"plan_id": self.plan.plan_id})
+            self.store.replace(f"{SURVEY_FOLDER}/{round_.part_name(part.model, part.shard)}", encode(own))
 
     def survey_parts(self, round_: Round, shard: int) -> list[SurveyPart] | None:
         """All models' parts of one shard, or None when one is missing or belongs to something else."""

@@ -48,7 +48,7 @@ class CopyPass:
             workspace.active[:length] = 0
             overflowed += write_merged(state, data, workspace, begin, end)
         with state.lock:
-            state.tally.overflowed += overflowed
+            state.targets[0].overflowed += overflowed
 
     def finish(self) -> None:
         for i, count in enumerate(self._differing):

@@ -6,9 +6,8 @@ import math
 from itertools import combinations
 
 from . import density
-from .average import CombinationPass, normalizer
+from .average import CombinationPass
 from .copying import CopyPass
-from .kernels import Array
 from .manifest import ModelRow, TensorRow
 from .methods.stages import CombinationMerge, TaskVectorMerge, Top
 from .results import check_overflow, write_merged
@@ -23,22 +22,19 @@ from .scans import (
     top_order,
 )
 from .settings import TadropDensity
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .task_sum import TaskVectorSum
+from .tensor import Pass, Target, TensorState, WindowData, Workspace
 from .windows import tiles
 
 
 class FoldPass:
-    """Selects, combines and rounds every window of a tensor merged by task vectors."""
+    """Selects every window of a tensor merged by task vectors once; combines and rounds it for every target."""
 
-    def __init__(
-        self, state: TensorState, method: TaskVectorMerge, weights: tuple[float, ...], sums: RowSums | None
-    ) -> None:
+    def __init__(self, state: TensorState, sums: RowSums | None) -> None:
         self._state = state
-        self._method = method
-        self._weights = weights
         self._sums = sums
+        self._sums_by_target = [TaskVectorSum(state, target) for target in state.targets]
         self._nonfinite = [0] * (len(state.task.models) + 1)
-        self._denominator = normalizer(weights, state.real) if method.normalize and method.consensus == "sum" else 1.0
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state, window = self._state, data.window
@@ -46,20 +42,22 @@ class FoldPass:
         nonfinite = [0] * len(self._nonfinite)
         kept = [0] * len(state.task.models)
         overlaps = dict.fromkeys(combinations(state.present, 2), 0)
-        overflowed = 0
+        overflowed = [0] * len(self._sums_by_target)
         for begin, end in tiles(window.own_begin, window.own_end, state.tile):
             state.load(data, workspace, begin, end, nonfinite)
             if self._sums:
                 self._sums.add(workspace, begin, end)
             self._select(workspace, begin, end, ranks, kept, overlaps)
-            self._combine(workspace, end - begin)
-            overflowed += write_merged(state, data, workspace, begin, end)
+            for place, summed in enumerate(self._sums_by_target):
+                summed.run(workspace, end - begin)
+                overflowed[place] += write_merged(state, data, workspace, begin, end, place)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
             add_into(state.tally.kept, kept)
             for pair, count in overlaps.items():
                 state.tally.overlaps[pair] = state.tally.overlaps.get(pair, 0) + count
-            state.tally.overflowed += overflowed
+            for target, count in zip(state.targets, overflowed, strict=True):
+                target.overflowed += count
 
     def _select(
         self,
@@ -84,48 +82,6 @@ class FoldPass:
         for a, b in overlaps:
             overlaps[a, b] += state.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
 
-    def _combine(self, workspace: Workspace, length: int) -> None:
-        """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2)."""
-        kernels, method = self._state.kernels, self._method
-        total, active = workspace.sum[:length], workspace.active[:length]
-        total[:] = 0
-        active[:] = 0
-        self._sum_into(total, workspace, active)
-        if method.consensus != "sum":
-            signs = workspace.signs[:length]
-            signs[:] = total
-            self._agree_into(total, signs, workspace, length)
-        elif method.normalize:
-            kernels.divide(total, self._denominator)
-        if method.lambda_ != 1.0:
-            kernels.scale(total, method.lambda_)
-
-    def _mask(self, workspace: Workspace, i: int, length: int) -> Array | None:
-        assert self._state.selector is not None
-        return None if self._state.selector.keeps_all else workspace.masks[i][:length]
-
-    def _sum_into(self, total: Array, workspace: Workspace, active: Array) -> None:
-        state, length = self._state, len(total)
-        for i in state.present:
-            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
-            state.kernels.accumulate(total, t, mask, state.divisors[i], self._weights[i], active)
-
-    def _agree_into(self, total: Array, signs: Array, workspace: Workspace, length: int) -> None:
-        state = self._state
-        weight_sum, agreeing = workspace.weight_sum[:length], workspace.agreeing[:length]
-        for array in (total, weight_sum, agreeing):
-            array[:] = 0
-        for i in state.present:
-            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
-            state.kernels.accumulate_agreeing(
-                total, weight_sum, agreeing, signs, t, mask, state.divisors[i], self._weights[i]
-            )
-        if self._method.consensus == "overlap_ties":
-            weight_sum[:] = agreeing
-            state.kernels.divide(total, weight_sum)
-        elif self._method.normalize:
-            state.kernels.divide(total, weight_sum)
-
     def finish(self) -> None:
         state = self._state
         state.settle_nonfinite(self._nonfinite)
@@ -135,7 +91,7 @@ class FoldPass:
 
 
 class TensorFold:
-    """The passes that merge or copy one tensor, and the row that reports it.
+    """The passes that merge or copy one tensor, and the rows that report it.
 
     Args:
         state: the tensor, made for these passes alone.
@@ -160,7 +116,7 @@ class TensorFold:
             passes.append(KeptNormPass(state, 0 if method.rescale == "l1" else 1))
         self._divide_by_density()
         known = any(isinstance(p, MomentsPass) for p in passes)
-        return [*passes, FoldPass(state, method, settings.weights, None if known else RowSums(state))]
+        return [*passes, FoldPass(state, None if known else RowSums(state))]
 
     def _density_passes(self) -> list[Pass]:
         """Passes that decide densities from the tensor alone (`tadrop` without a target)."""
@@ -214,11 +170,11 @@ class TensorFold:
             passes += [OrderPass(state, [order], depth, state.present[:place]) for depth in depths]
         return passes
 
-    def row(self) -> TensorRow:
-        """What the receipt says of this tensor; valid after the last pass."""
+    def row(self, target: Target) -> TensorRow:
+        """What a recipe's receipt says of this tensor; valid after the last pass."""
         state, task = self.state, self.state.task
         if task.settings is None:
-            return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=state.tally.overflowed)
+            return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=target.overflowed)
         densities = state.selector.densities if state.selector else [1.0] * len(task.models)
         models: list[ModelRow | None] = [None] * len(task.models)
         for i in state.present:
@@ -236,7 +192,7 @@ class TensorFold:
             models=tuple(models),
             overlaps=overlaps,
             nonfinite=sum(state.tally.nonfinite),
-            overflowed=state.tally.overflowed,
+            overflowed=target.overflowed,
         )
 
 

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from .demands import grain, passes_over
 from .errors import ResourceError
+from .group import Group, make_group
 from .plan import Plan
 from .settings import TadropDensity
-from .task import TensorSettings, TensorTask
+from .source import TensorLocation
+from .task import TensorSettings
 from .tensor import Workspace
-from .windows import ROW_ELEMENTS, least_window_elements, tile_elements
+from .windows import ROW_ELEMENTS, least_joint_elements, tile_elements
 
 FIXED_BYTES = 320 << 20
 """Interpreter, numpy, numba, kernels, pyarrow for the tables; measured 215 MiB, and 305 MiB in the first run on a
@@ -59,6 +61,8 @@ class MemoryPlan:
     slabs: int
     held_bytes: int = 0
     """What derived tensors may keep between windows; within `fixed_bytes`."""
+    readers: int = LOCAL_READERS
+    """Threads that read."""
 
     @property
     def peak_bytes(self) -> int:
@@ -95,25 +99,37 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
     Raises:
         ResourceError: not even one thread fits.
     """
+    return plan_group_memory(make_group([plan]), limit_bytes, threads, surroundings)
+
+
+def plan_group_memory(
+    group: Group, limit_bytes: int, threads: int, surroundings: Surroundings | None = None
+) -> MemoryPlan:
+    """As `plan_memory`, for recipes that share a reading: a buffer per source and per output for every window."""
     around = surroundings or Surroundings()
-    costs = _costs(plan, around.quantiles)
-    fixed = FIXED_BYTES + around.fixed_bytes + costs.rows + _entries_bytes(plan, around.quantiles)
+    costs = _costs(group, around.quantiles)
+    uploads = PARTS_BYTES * (len(group.plans) - 1) if around.remote_output else 0
+    entries = sum(_entries_bytes(plan, around.quantiles) for plan in group.plans)
+    fixed = FIXED_BYTES + around.fixed_bytes + uploads + costs.rows + entries
     for count in range(threads, 0, -1):
         workspaces = count * costs.workspace
-        derived = costs.derived.bytes_for(reader_threads(plan, count, around.remote_inputs))
+        readers = _reader_threads(group, count, around.remote_inputs)
+        derived = costs.derived.bytes_for(readers)
         room = limit_bytes - fixed - derived - workspaces
         least = (count + AHEAD) * costs.slabs_per_window
         slab = LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB
         while slab >= max(SMALLEST_SLAB, costs.least_slab):
             if least * slab <= room:
                 slabs = room // slab if costs.several_passes else least
-                return MemoryPlan(limit_bytes, count, fixed + derived, workspaces, slab, slabs, costs.derived.kept)
+                return MemoryPlan(
+                    limit_bytes, count, fixed + derived, workspaces, slab, slabs, costs.derived.kept, readers
+                )
             slab //= 2
         if costs.least_slab > slab and least * costs.least_slab <= room:
             return MemoryPlan(
-                limit_bytes, count, fixed + derived, workspaces, costs.least_slab, least, costs.derived.kept
+                limit_bytes, count, fixed + derived, workspaces, costs.least_slab, least, costs.derived.kept, readers
             )
-    need = fixed + costs.derived.bytes_for(reader_threads(plan, 1, around.remote_inputs))
+    need = fixed + costs.derived.bytes_for(_reader_threads(group, 1, around.remote_inputs))
     need += costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
     raise ResourceError(
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
@@ -143,18 +159,18 @@ class _DerivedCosts:
         return self.kept + readers * (self.held + self.scratch)
 
 
-def reader_threads(plan: Plan, threads: int, remote: bool) -> int:
+def _reader_threads(group: Group, threads: int, remote: bool) -> int:
     """How many threads read: as many as fold, where reading computes."""
     if remote:
         return REMOTE_READERS
-    return max(LOCAL_READERS, threads) if plan.has_derived else LOCAL_READERS
+    return max(LOCAL_READERS, threads) if any(plan.has_derived for plan in group.plans) else LOCAL_READERS
 
 
-def _derived_costs(plan: Plan) -> _DerivedCosts:
+def _derived_costs(group: Group) -> _DerivedCosts:
     kept, held, scratch = 0, 0, 0
-    for task in plan.tasks if plan.has_derived else ():
-        sources = [task.base if task.reads_base else None, *task.models]
-        found = [source.derived for source in sources if source is not None and source.derived is not None]
+    members = range(len(group.plans))
+    for position in range(len(group.plans[0].tasks)) if any(plan.has_derived for plan in group.plans) else ():
+        found = [location.derived for _, location in group.reads(position, members) if location.derived is not None]
         kept = max(kept, sum(derived.held_bytes for derived in found))
         held = max(held, max((derived.held_bytes for derived in found), default=0))
         scratch = max(scratch, max((derived.scratch_bytes for derived in found), default=0))
@@ -171,27 +187,30 @@ class _Costs:
     derived: _DerivedCosts
 
 
-def _costs(plan: Plan, quantiles: bool) -> _Costs:
+def _costs(group: Group, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
-    models = plan.most_models
+    models = max(plan.most_models for plan in group.plans)
     workspace, least_slab, several, largest = 0, 0, False, 0
-    seen: set[tuple[int, bool, int]] = set()
-    for task in plan.tasks:
-        largest = max(largest, task.numel if task.settings else 0)
-        key = (id(task.settings), task.is_double, task.widest_bytes)
+    seen: set[tuple[tuple[int, bool, int], ...]] = set()
+    for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
+        largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
+        key = tuple((id(task.settings), task.is_double, task.widest_bytes) for task in tasks)
         if key in seen:
             continue
         seen.add(key)
-        passes = passes_over(task.settings, task.is_double)
+        passes = max(passes_over(task.settings, task.is_double) for task in tasks)
         passes = max(passes, QUANTILES_PASSES) if quantiles else passes
-        histograms = models * (2 if quantiles or _takes_quantiles(task.settings) else 1)
-        elements = tile_elements(grain(task.settings))
-        workspace = max(workspace, Workspace.bytes_for(models, elements, 8 if task.is_double else 4, histograms))
-        least_slab = max(least_slab, least_window_elements(grain(task.settings)) * task.widest_bytes)
+        histograms = models * (2 if quantiles or any(_takes_quantiles(task.settings) for task in tasks) else 1)
+        grains = [grain(task.settings) for task in tasks]
+        elements = max(tile_elements(each) for each in grains)
+        real_bytes = 8 if any(task.is_double for task in tasks) else 4
+        workspace = max(workspace, Workspace.bytes_for(models, elements, real_bytes, histograms))
+        least_slab = max(least_slab, least_joint_elements(grains) * max(task.widest_bytes for task in tasks))
         several = several or passes > 1
-    doubles = any(task.is_double for task in plan.tasks)
-    rows = 24 * models * (largest // ROW_ELEMENTS + 1) * 2
-    return _Costs(workspace * (2 if doubles else 1), rows, models + 2, least_slab, several, _derived_costs(plan))
+    doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
+    rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans)
+    per_window = group.most_reads + len(group.plans)
+    return _Costs(workspace * (2 if doubles else 1), rows, per_window, least_slab, several, _derived_costs(group))
 
 
 def _takes_quantiles(settings: TensorSettings | None) -> bool:
@@ -199,9 +218,9 @@ def _takes_quantiles(settings: TensorSettings | None) -> bool:
     return any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in densities)
 
 
-def resident_slabs(task: TensorTask, windows: int) -> int:
+def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:
     """Buffers that hold all inputs of a tensor between its passes."""
-    return windows * (1 + sum(source is not None for source in task.models))
+    return windows * len(reads)
 
 
 class PoolClosed(Exception):

@@ -7,19 +7,21 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checkpoint import Checkpoint
 from .header import DTYPES
+from .job import Job, Need, Part
 from .kernels import Kernels
-from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, reader_threads, resident_slabs
+from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, resident_slabs
 from .meter import Meter
-from .plan import Plan
 from .reading import HeldArrays, Scratch, SourceReader
 from .source import TensorLocation
 from .storage import Store
-from .tensor import Pass, Real, TensorState, WindowData, Workspace
+from .tensor import Real, Target, WindowData, Workspace
 from .windows import Window
 
 Slab = NDArray[np.uint8]
@@ -28,88 +30,94 @@ STOP_POLL_SECONDS = 0.2
 
 
 @dataclass(slots=True)
-class Job:
-    """One tensor on its way through the pipeline: passes that run in order, the last of which may write."""
+class _Out:
+    """A buffer for one window of one target, of which the first `size` bytes are written."""
 
-    state: TensorState
-    passes: Sequence[Pass]
-    writes: bool
-    """Whether the last pass produces output bytes; a survey's does not."""
+    target: Target
+    slab: Slab
+    size: int
+
+
+_Read = tuple[Slab | None, Future[None] | None]
+"""A buffer and the read that fills it; nothing where the source has no bytes in the window."""
 
 
 @dataclass(slots=True)
 class _Turn:
-    """One pass of one job: how many windows are still out, and whether the pass is finished."""
+    """One turn of one job: how many windows are still out, and whether its passes are finished."""
 
     job: Job
     index: int
+    needs: Sequence[Need]
+    """What its windows have in memory."""
+    picks: Sequence[Sequence[int | None]]
+    """Per part of the turn and source of its tensor, which of the needs it is."""
     remaining: int
     done: threading.Event
 
 
 @dataclass(slots=True)
 class _Item:
-    """One window in one pass."""
+    """One window in one turn."""
 
     turn: _Turn
     before: _Turn | None
-    window: Window
-    reads: Sequence[tuple[Slab | None, int, Future[None] | None]]
-    """Per source: its buffer, the bytes in it, and the read that fills it."""
+    window: int
+    reads: Sequence[_Read]
+    """Per need of the turn."""
     keep: bool
-    """Whether the buffers stay for the next pass."""
-    out: Slab | None
-    result: Future[Slab | None]
+    """Whether the buffers stay for the next turn."""
+    outs: Sequence[_Out]
+    """For everything that is written in this turn, in the order of the parts."""
+    folded: Future[bool]
+    """Whether the outs are filled."""
 
 
 class Pipeline:
     """Runs jobs with a fixed set of threads and buffers.
 
-    Windows are read in order, folded by any thread, and handed to `emit` in order, so the output is one sequential
+    Windows are read in order, folded by any thread, and handed to `emit` in order, so every output is one sequential
     stream whatever the number of threads.
 
     Args:
-        plan: the plan; tells the sources' dtypes and policies.
-        stores: one store per source of the plan.
+        sources: distinct inputs.
+        stores: one store per source.
         memory: threads, buffers and their size.
         kernels: makes the kernels of one fold thread.
         meter: gets seconds and bytes of every phase.
-        remote: whether the sources answer with the latency of a network.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        sources: Sequence[Checkpoint],
         stores: Sequence[Store],
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
-        remote: bool = False,
     ) -> None:
-        self._plan = plan
+        self._sources = sources
         self._stores = stores
         self._memory = memory
         self._kernels = kernels
         self._meter = meter
-        self._readers = reader_threads(plan, memory.threads, remote)
 
     def run(
         self,
         jobs: Iterable[Job],
-        emit: Callable[[Job, Slab], None] | None = None,
+        emit: Callable[[Target, Slab], None] | None = None,
         done: Callable[[Job], None] | None = None,
     ) -> None:
         """Run every job to its end.
 
         Args:
             jobs: made one by one, as buffers allow.
-            emit: gets the output bytes of every window in order; called from one thread.
+            emit: gets the output bytes of every target and window, for each target in order; called from one thread.
             done: called when a job's last window was emitted (or its last pass finished, for jobs that write nothing).
 
         Raises:
             Whatever a pass, a read or `emit` raised first; everything has stopped by then.
         """
-        _Run(self._plan, self._stores, self._memory, self._kernels, self._meter, self._readers, emit, done).run(jobs)
+        _Run(self._sources, self._stores, self._memory, self._kernels, self._meter, emit, done).run(jobs)
 
 
 class _Run:
@@ -117,20 +125,18 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        sources: Sequence[Checkpoint],
         stores: Sequence[Store],
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
-        readers: int,
-        emit: Callable[[Job, Slab], None] | None,
+        emit: Callable[[Target, Slab], None] | None,
         done: Callable[[Job], None] | None,
     ) -> None:
         held, scratch = HeldArrays(memory.held_bytes), Scratch()
-        self._plan = plan
         self._sources = [
             SourceReader(index, checkpoint, store, kernels, held, scratch, meter)
-            for index, (checkpoint, store) in enumerate(zip(plan.sources, stores, strict=True))
+            for index, (checkpoint, store) in enumerate(zip(sources, stores, strict=True))
         ]
         self._memory = memory
         self._kernels = kernels
@@ -138,7 +144,7 @@ class _Run:
         self._emit = emit
         self._done = done
         self._pool = BufferPool(memory.slab_bytes, memory.slabs)
-        self._readers = ThreadPoolExecutor(readers, "read")
+        self._readers = ThreadPoolExecutor(memory.readers, "read")
         self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._alive: list[Job] = []
@@ -181,57 +187,69 @@ class _Run:
     def _feed(self, job: Job) -> None:
         with self._lock:
             self._alive.append(job)
-        windows = job.state.windows
-        reserve = (self._memory.threads + AHEAD) * (self._plan.most_models + 2)
-        resident = len(job.passes) > 1 and resident_slabs(job.state.task, len(windows)) + reserve <= self._pool.slabs
-        kept: list[Sequence[tuple[Slab | None, int, Future[None] | None]]] = []
+        needs = job.needs(0)
+        reserve = (self._memory.threads + AHEAD) * (len(needs) + sum(len(p.state.targets) for p in job.parts))
+        resident = job.turns > 1 and resident_slabs(needs, job.windows) + reserve <= self._pool.slabs
+        kept: list[Sequence[_Read]] = []
         before: _Turn | None = None
-        for index in range(len(job.passes)):
-            last = index == len(job.passes) - 1
-            turn = _Turn(job, index, len(windows), threading.Event())
-            for window in windows:
-                reads = kept[window.index] if resident and index else self._start_reads(job, window)
+        for index in range(job.turns):
+            last = index == job.turns - 1
+            turn = self._start_turn(job, index, needs if resident else job.needs(index))
+            for window in range(job.windows):
+                reads = kept[window] if resident and index else self._start_reads(turn, window)
                 if resident and index == 0:
                     kept.append(reads)
-                out = self._pool.acquire() if last and job.writes else None
-                item = _Item(turn, before, window, reads, resident and not last, out, Future())
+                outs = self._start_outs(job.written_in(index), window)
+                item = _Item(turn, before, window, reads, resident and not last, outs, Future())
                 self._work.put(item)
-                if last:
+                if outs or last:
                     self._ordered.put(item)
             before = turn
 
-    def _start_reads(self, job: Job, window: Window) -> list[tuple[Slab | None, int, Future[None] | None]]:
-        task = job.state.task
-        sources: list[TensorLocation | None] = [task.base if task.reads_base else None, *task.models]
-        reads: list[tuple[Slab | None, int, Future[None] | None]] = []
-        for index, location in enumerate(sources):
-            begin, end, size = _span(location, window)
-            if location is None or size == 0:
-                reads.append((None, 0, None))
+    @staticmethod
+    def _start_turn(job: Job, index: int, needs: Sequence[Need]) -> _Turn:
+        place = {need: number for number, need in enumerate(needs)}
+        picks = [[None if need is None else place[need] for need in part.needs] for part in job.in_turn(index)]
+        return _Turn(job, index, needs, picks, job.windows, threading.Event())
+
+    def _start_outs(self, written: Sequence[tuple[Part, Target]], window: int) -> list[_Out]:
+        outs = []
+        for part, target in written:
+            place = part.state.windows[window]
+            size = (place.own_end - place.own_begin) * DTYPES[target.task.out_dtype].unit_bytes
+            outs.append(_Out(target, self._pool.acquire(), size))
+        return outs
+
+    def _start_reads(self, turn: _Turn, window: int) -> list[_Read]:
+        reads: list[_Read] = []
+        for source, location in turn.needs:
+            begin, end, size = _span(location, *turn.job.span(window))
+            if size == 0:
+                reads.append((None, None))
                 continue
             slab = self._pool.acquire()
-            read = self._readers.submit(self._sources[task.origins[index]].fill, location, begin, end, slab[:size])
-            reads.append((slab, size, read))
+            fill = self._sources[source].fill
+            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size])))
         return reads
 
     # -- folding -------------------------------------------------------------------------------------------------
 
     def _fold_items(self) -> None:
         """One fold thread: takes windows in order until the end mark; after a failure it only drains them."""
-        workspaces: dict[tuple[Real, int], Workspace] = {}
+        workspaces: dict[Real, Workspace] = {}
         while (item := self._work.get()) is not None:
             try:
                 if self._failure is None and self._ready(item):
                     self._fold(item, workspaces)
             except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
-            if not item.result.done():
-                item.result.set_result(None)
+            if not item.folded.done():
+                item.folded.set_result(False)
 
     def _ready(self, item: _Item) -> bool:
-        """Wait for the window's bytes and for the pass before; False when the run is being stopped."""
+        """Wait for the window's bytes and for the turn before; False when the run is being stopped."""
         with self._meter.measure("wait"):
-            for _, _, read in item.reads:
+            for _, read in item.reads:
                 if read is not None:
                     read.result()
             return item.before is None or self._finished(item.before)
@@ -242,27 +260,43 @@ class _Run:
                 return False
         return self._failure is None
 
-    def _fold(self, item: _Item, workspaces: dict[tuple[Real, int], Workspace]) -> None:
-        job, state = item.turn.job, item.turn.job.state
-        key = (state.real, max(state.tile, state.stat_tile))
-        if key not in workspaces:
-            for other in [k for k in workspaces if k[0] == key[0]]:
-                del workspaces[other]
-            workspaces[key] = Workspace(self._kernels, state.real, self._plan.most_models, key[1])
-        raws = [None if slab is None else slab[:size] for slab, size, _ in item.reads]
-        size = (item.window.own_end - item.window.own_begin) * DTYPES[state.task.out_dtype].unit_bytes
-        out = None if item.out is None else item.out[:size]
-        with self._meter.measure("fold", sum(length for _, length, _ in item.reads)):
-            job.passes[item.turn.index].run(WindowData(item.window, raws, out), workspaces[key])
+    def _fold(self, item: _Item, workspaces: dict[Real, Workspace]) -> None:
+        turn = item.turn
+        parts = turn.job.in_turn(turn.index)
+        outs = iter(item.outs)
+        span = turn.job.span(item.window)
+        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs)):
+            for part, picks in zip(parts, turn.picks, strict=True):
+                window = part.state.windows[item.window]
+                own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
+                raws = [
+                    None if pick is None else _bytes_of(item.reads[pick], turn.needs[pick][1], window) for pick in picks
+                ]
+                data = WindowData(window, raws, [out.slab[: out.size] for out in own])
+                part.passes[turn.index].run(data, self._workspace(part, workspaces))
         if not item.keep:
-            self._pool.release([slab for slab, _, _ in item.reads if slab is not None])
+            self._pool.release([slab for slab, _ in item.reads if slab is not None])
         with self._lock:
-            item.turn.remaining -= 1
-            finished = item.turn.remaining == 0
+            turn.remaining -= 1
+            finished = turn.remaining == 0
         if finished:
-            job.passes[item.turn.index].finish()
-            item.turn.done.set()
-        item.result.set_result(out)
+            for part in parts:
+                part.passes[turn.index].finish()
+            turn.done.set()
+        item.folded.set_result(True)
+
+    def _workspace(self, part: Part, workspaces: dict[Real, Workspace]) -> Workspace:
+        """This thread's arrays for the part's tiles; made again, larger, when a part needs more than any before."""
+        state = part.state
+        elements, models = max(state.tile, state.stat_tile), len(state.task.models)
+        found = workspaces.get(state.real)
+        if found is None or found.elements < elements or len(found.task_vectors) < models:
+            if found is not None:
+                elements, models = max(elements, found.elements), max(models, len(found.task_vectors))
+            del found
+            workspaces.pop(state.real, None)
+            workspaces[state.real] = Workspace(self._kernels, state.real, models, elements)
+        return workspaces[state.real]
 
     # -- emitting in order ---------------------------------------------------------------------------------------
 
@@ -270,18 +304,18 @@ class _Run:
         """The emitting thread: takes windows in order until the end mark; after a failure it only drains them."""
         while (item := self._ordered.get()) is not None:
             try:
-                out = item.result.result()
-                if self._failure is None:
-                    self._emit_item(item, out)
+                if item.folded.result() and self._failure is None:
+                    self._emit_item(item)
             except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
 
-    def _emit_item(self, item: _Item, out: Slab | None) -> None:
-        job = item.turn.job
-        if out is not None and item.out is not None and self._emit is not None:
-            self._emit(job, out)
-            self._pool.release([item.out])
-        if item.window.index == len(job.state.windows) - 1 and self._finished(item.turn):
+    def _emit_item(self, item: _Item) -> None:
+        job, turn = item.turn.job, item.turn.index
+        for out in item.outs:
+            if self._emit is not None:
+                self._emit(out.target, out.slab[: out.size])
+        self._pool.release([out.slab for out in item.outs])
+        if turn == job.turns - 1 and item.window == job.windows - 1 and self._finished(item.turn):
             with self._lock:
                 self._alive.remove(job)
             if self._done is not None:
@@ -298,14 +332,18 @@ class _Run:
             alive = list(self._alive)
         self._pool.close()
         for job in alive:
-            job.state.abandon()
+            for part in job.parts:
+                part.state.abandon()
 
 
-def _span(location: TensorLocation | None, window: Window) -> tuple[int, int, int]:
-    """(first unit, end, bytes) of a source in a window; fewer where the source has fewer rows."""
-    if location is None:
-        return 0, 0, 0
+def _span(location: TensorLocation, begin: int, end: int) -> tuple[int, int, int]:
+    """(first unit, end, bytes) of elements [begin, end) of a source; fewer where the source has fewer rows."""
     size, units = DTYPES[location.info.dtype].unit_bytes, location.info.units
-    begin = min(window.begin, units)
-    end = min(window.read_end, units)
+    begin, end = min(begin, units), min(end, units)
     return begin, end, (end - begin) * size
+
+
+def _bytes_of(read: _Read, location: TensorLocation, window: Window) -> Slab | None:
+    """The part of a source's buffer that belongs to a window of one part."""
+    slab, size = read[0], _span(location, window.begin, window.read_end)[2]
+    return None if slab is None or size == 0 else slab[:size]

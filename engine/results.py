@@ -9,10 +9,15 @@ from .header import DTYPES
 from .tensor import TensorState, WindowData, Workspace
 
 
-def write_merged(state: TensorState, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
-    """Base plus sum of elements [begin, end), rounded once, where active; returns how many lie beyond the dtype."""
-    task, length = state.task, end - begin
-    out = out_bytes(data, task.out_dtype, begin, end)
+def write_merged(
+    state: TensorState, data: WindowData, workspace: Workspace, begin: int, end: int, place: int = 0
+) -> int:
+    """Base plus sum of elements [begin, end), rounded once, where active; returns how many lie beyond the dtype.
+
+    `place` says which of the state's targets is written.
+    """
+    task, length, target = state.task, end - begin, state.targets[place]
+    out = out_bytes(data, target.task.out_dtype, begin, end, place)
     device_out = state.kernels.load(out)
     overflowed = state.kernels.finish(
         state.bytes_of(data, 0, begin, length),
@@ -20,31 +25,33 @@ def write_merged(state: TensorState, data: WindowData, workspace: Workspace, beg
         workspace.base[:length],
         workspace.sum[:length],
         workspace.active[:length],
-        task.out_dtype,
-        state.plan.saturate,
+        target.task.out_dtype,
+        target.saturate,
         device_out,
     )
     state.kernels.store(device_out, out)
     return overflowed
 
 
-def out_bytes(data: WindowData, dtype: str, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The place of elements [begin, end) in the window's output."""
-    assert data.out is not None
+def out_bytes(
+    data: WindowData, dtype: str, begin: int, end: int, place: int = 0
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Where elements [begin, end) go in one of the window's outputs."""
     size = DTYPES[dtype].size
     first = (begin - data.window.own_begin) * size
-    return data.out[first : first + (end - begin) * size]
+    return data.outs[place][first : first + (end - begin) * size]
 
 
 def check_overflow(state: TensorState) -> None:
     """Raises InputError when results are not finite; a recipe that saturates still has no answer to Inf - Inf."""
-    count, task = state.tally.overflowed, state.task
-    if count and state.plan.saturate:
-        raise InputError(
-            f"tensor {task.name!r}: {count} results are NaN, which saturation cannot repair", "choose smaller weights"
-        )
-    if count:
-        raise InputError(
-            f"tensor {task.name!r}: {count} values are beyond the range of {task.out_dtype}",
-            "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
-        )
+    for target in state.targets:
+        count, what = target.overflowed, f"{target.label}tensor {target.task.name!r}"
+        if count and target.saturate:
+            raise InputError(
+                f"{what}: {count} results are NaN, which saturation cannot repair", "choose smaller weights"
+            )
+        if count:
+            raise InputError(
+                f"{what}: {count} values are beyond the range of {target.task.out_dtype}",
+                "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
+            )

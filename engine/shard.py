@@ -5,29 +5,38 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .demands import grain
 from .fold import TensorFold
+from .group import Group
+from .job import Job, Part
 from .kernels import Kernels
 from .manifest import PLAN_ATTRIBUTE, Receipt, TensorRow
 from .memory import MemoryPlan
 from .meter import Meter
-from .pipeline import Job, Pipeline
+from .methods.stages import TaskVectorMerge
+from .pipeline import Pipeline
 from .plan import Plan
 from .storage import Store, Writer
 from .survey import Survey
 from .task import TensorTask
-from .tensor import TensorState
+from .tensor import Target, TensorState
+from .windows import joint_window_elements
 
 
 class Ledger(Protocol):
-    """Where receipts are kept."""
+    """Where a merge goes: the place of its shards, and of their receipts."""
+
+    @property
+    def store(self) -> Store:
+        """Where shards are written."""
 
     def publish_receipt(self, receipt: Receipt) -> None:
         """Record that a shard is durable."""
@@ -78,70 +87,113 @@ class ShardSink:
         self._writer.discard()
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of every output that still lacks it."""
+
+    index: int
+    """Its position in the plans' shards."""
+    members: tuple[int, ...]
+    """Which plans of the group need it."""
+
+
 class ShardWorker:
     """Merges shards in one process.
 
     Args:
-        plan: the plan.
-        sources: one store per source of the plan.
-        output: where shards are written.
+        group: the plans.
+        stores: one store per source of the group.
+        outputs: where each plan's shards are written, and their receipts kept.
         memory: the worker's share of memory.
         kernels: where the arithmetic runs.
         meter: gets seconds and bytes.
-        run_id: distinguishes this process's temporary files from another's.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        sources: Sequence[Store],
-        output: Store,
+        group: Group,
+        stores: Sequence[Store],
+        outputs: Sequence[Ledger],
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
-        remote: bool = False,
     ) -> None:
-        self._plan = plan
-        self._output = output
+        self._group = group
+        self._outputs = outputs
         self._memory = memory
         self._kernels = kernels
         self._meter = meter
-        self._pipeline = Pipeline(plan, sources, memory, kernels, meter, remote)
+        self._pipeline = Pipeline(group.sources, stores, memory, kernels, meter)
         self.run_id = uuid.uuid4().hex[:12]
+        """Distinguishes this process's temporary files from another's."""
 
     def merge(
-        self, shards: Sequence[int], survey: Survey | None, ledger: Ledger, done: Callable[[Receipt], None]
+        self,
+        shards: Sequence[Shard],
+        surveys: Sequence[Survey | None],
+        done: Callable[[int, Receipt], None],
     ) -> None:
         """Merge the given shards, one after the other but without a gap: while one is made durable the next is folded.
 
         Args:
-            shards: positions in `plan.shards`.
-            survey: densities and thresholds that depend on whole models, where the plan asks for them.
-            ledger: gets each shard's receipt once the shard is durable.
-            done: called after that.
+            shards: which, and of which plans.
+            surveys: per plan, densities and thresholds that depend on whole models, where it asks for them.
+            done: called with the plan's place in the group and the receipt once a shard is durable and has its receipt.
 
         Raises:
-            InputError, ResourceError, TemporaryError: nothing of the failing shard is left behind.
+            InputError, ResourceError, TemporaryError: nothing of the failing shard is left behind, in no output.
         """
-        run = _Merge(self._plan, self._output, self._meter, self.run_id, ledger, done)
+        run = _Merge(self._group, self._outputs, self._meter, self.run_id, done)
         try:
-            self._pipeline.run(self._jobs(shards, survey, run), run.emit, run.job_done)
+            self._pipeline.run(self._jobs(shards, surveys, run), run.emit, run.job_done)
             run.finish()
         except BaseException:
             run.discard()
             raise
 
-    def _jobs(self, shards: Sequence[int], survey: Survey | None, run: _Merge) -> Iterator[Job]:
-        for index in shards:
-            for position in self._plan.shards[index].tasks:
-                task = self._plan.tasks[position]
-                state = TensorState(with_survey(task, survey), self._plan, self._kernels, self._memory.slab_bytes)
-                if survey is not None:
-                    survey.set_cuts(state)
-                fold = TensorFold(state)
-                job = Job(state, fold.passes, writes=True)
-                run.expect(job, fold, index)
+    def _jobs(self, shards: Sequence[Shard], surveys: Sequence[Survey | None], run: _Merge) -> Iterator[Job]:
+        for shard in shards:
+            for position in self._group.plans[0].shards[shard.index].tasks:
+                folds = self._folds(position, shard.members, surveys)
+                job = Job([Part(fold.state, fold.passes, places) for fold, places in folds])
+                run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
+
+    def _folds(
+        self, position: int, members: Sequence[int], surveys: Sequence[Survey | None]
+    ) -> list[tuple[TensorFold, tuple[int, ...]]]:
+        """What is done to the tensor at that position: once for all plans that select alike, with their sources."""
+        tasks = {member: with_survey(self._group.plans[member].tasks[position], surveys[member]) for member in members}
+        alike: dict[Hashable, list[int]] = {}
+        for member, task in tasks.items():
+            alike.setdefault(self._selection(member, task, surveys[member]), []).append(member)
+        elements = joint_window_elements(
+            self._memory.slab_bytes,
+            max(task.widest_bytes for task in tasks.values()),
+            [grain(task.settings) for task in tasks.values()],
+        )
+        folds = []
+        for first, *others in alike.values():
+            targets = [self._target(member, tasks[member]) for member in (first, *others)]
+            state = TensorState(tasks[first], self._group.plans[first], self._kernels, elements, targets)
+            survey = surveys[first]
+            if survey is not None:
+                survey.set_cuts(state)
+            folds.append((TensorFold(state), self._group.places[first]))
+        return folds
+
+    def _selection(self, member: int, task: TensorTask, survey: Survey | None) -> Hashable:
+        """Equal for plans whose masks and statistics of this tensor are the same, whatever they make of them."""
+        plan, settings = self._group.plans[member], task.settings
+        if settings is None or not isinstance(settings.method, TaskVectorMerge):
+            return member
+        thresholds = survey.thresholds if survey is not None else None
+        chosen = (settings.method.selecting, settings.densities, thresholds, plan.seed, plan.keep_base_where_nonfinite)
+        return chosen, self._group.places[member], task.origins, task.sources
+
+    def _target(self, member: int, task: TensorTask) -> Target:
+        label = f"{self._outputs[member].store.url}: " if len(self._outputs) > 1 else ""
+        return Target(task, self._group.plans[member].saturate, member, label)
 
 
 def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
@@ -152,76 +204,88 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
     return replace(task, settings=replace(task.settings, densities=densities))
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A tensor on its way through the pipeline."""
+
+    job: Job
+    folds: Sequence[TensorFold]
+    shard: Shard
+
+
 class _Merge:
     """The shards of one `merge` call: which window belongs where, and what is being made durable."""
 
     def __init__(
         self,
-        plan: Plan,
-        output: Store,
+        group: Group,
+        outputs: Sequence[Ledger],
         meter: Meter,
         run_id: str,
-        ledger: Ledger,
-        done: Callable[[Receipt], None],
+        done: Callable[[int, Receipt], None],
     ) -> None:
-        self._plan = plan
-        self._output = output
+        self._group = group
+        self._outputs = outputs
         self._meter = meter
         self._run_id = run_id
-        self._ledger = ledger
         self._done = done
-        self._expected: deque[tuple[Job, TensorFold, int]] = deque()
-        self._sink: ShardSink | None = None
+        self._expected: deque[_Expected] = deque()
+        self._sinks: dict[int, ShardSink] = {}
+        """Per plan, the file that is being written."""
         self._publisher = ThreadPoolExecutor(1, "publish")
-        self._publishing: Future[None] | None = None
+        self._publishing: list[Future[None]] = []
 
-    def expect(self, job: Job, fold: TensorFold, shard: int) -> None:
-        self._expected.append((job, fold, shard))
+    def expect(self, expected: _Expected) -> None:
+        self._expected.append(expected)
 
-    def emit(self, job: Job, data: NDArray[np.uint8]) -> None:
-        self._open(job).write(data)
+    def emit(self, target: Target, data: NDArray[np.uint8]) -> None:
+        self._open(target.member).write(data)
 
-    def _open(self, job: Job) -> ShardSink:
-        expected, _, shard = self._expected[0]
-        assert expected is job, "windows come in the order of the plan"
-        if self._sink is None:
-            self._sink = ShardSink(self._plan, shard, self._output, self._run_id, self._meter)
-        return self._sink
+    def _open(self, member: int) -> ShardSink:
+        if member not in self._sinks:
+            plan, shard = self._group.plans[member], self._expected[0].shard
+            self._sinks[member] = ShardSink(plan, shard.index, self._outputs[member].store, self._run_id, self._meter)
+        return self._sinks[member]
 
     def job_done(self, job: Job) -> None:
-        sink = self._open(job)
-        _, fold, shard = self._expected.popleft()
-        sink.rows[fold.state.task.name] = fold.row()
-        if len(sink.rows) == len(self._plan.shards[shard].tasks):
+        expected = self._expected.popleft() if self._expected[0].job is job else None
+        assert expected is not None, "tensors come in the order of the plan"
+        for fold in expected.folds:
+            for target in fold.state.targets:
+                self._open(target.member).rows[target.task.name] = fold.row(target)
+        if len(self._sinks[expected.shard.members[0]].rows) == len(
+            self._group.plans[0].shards[expected.shard.index].tasks
+        ):
             self._settle()
-            self._sink = None
-            self._publishing = self._publisher.submit(self._commit, sink)
+            sinks, self._sinks = self._sinks, {}
+            self._publishing = [self._publisher.submit(self._commit, *each) for each in sinks.items()]
 
-    def _commit(self, sink: ShardSink) -> None:
+    def _commit(self, member: int, sink: ShardSink) -> None:
         try:
             with self._meter.measure("publish"):
-                self._done(self._make_durable(sink))
+                receipt = self._make_durable(self._outputs[member], sink)
+                self._done(member, receipt)
         except BaseException:
             sink.discard()
             raise
 
-    def _make_durable(self, sink: ShardSink) -> Receipt:
+    def _make_durable(self, output: Ledger, sink: ShardSink) -> Receipt:
         try:
             receipt = sink.commit()
         except FileNotFoundError:
             # A twin finished the whole output and cleaned up; its bytes are ours, as both follow from the plan.
-            twin = self._ledger.receipt(sink.index)
+            twin = output.receipt(sink.index)
             if twin is None:
                 raise
             return twin
-        self._ledger.publish_receipt(receipt)
+        output.publish_receipt(receipt)
         return receipt
 
     def _settle(self) -> None:
         """Wait for the shard that is being made durable; one at a time bounds what a failure can cost."""
-        if self._publishing is not None:
-            self._publishing.result()
-            self._publishing = None
+        for future in self._publishing:
+            future.result()
+        self._publishing = []
 
     def finish(self) -> None:
         self._settle()
@@ -230,5 +294,5 @@ class _Merge:
     def discard(self) -> None:
         """Remove the unfinished shard; one that is already being made durable is allowed to finish."""
         self._publisher.shutdown(wait=True)
-        if self._sink is not None:
-            self._sink.discard()
+        for sink in self._sinks.values():
+            sink.discard()

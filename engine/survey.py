@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import density
+from .demands import grain
 from .errors import RecipeError
+from .job import Job, Part
 from .kernels import Kernels, host
 from .manifest import SurveyPart, SurveyRow, canonical_json
 from .memory import MemoryPlan
 from .meter import Meter
 from .methods.stages import ModelThreshold, TaskVectorMerge
 from .order import LEVELS_32, RankSearch
-from .pipeline import Job, Pipeline
+from .pipeline import Pipeline
 from .plan import Plan
 from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut
@@ -29,7 +31,7 @@ from .settings import TadropDensity
 from .storage import Store
 from .task import TensorSettings, TensorTask
 from .tensor import Pass, TensorState, WindowData, Workspace
-from .windows import tiles
+from .windows import tiles, window_elements
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,11 @@ class SurveyWorker:
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
-        remote: bool = False,
     ) -> None:
         self._plan = plan
         self._memory = memory
         self._kernels = kernels
-        self._pipeline = Pipeline(plan, sources, memory, kernels, meter, remote)
+        self._pipeline = Pipeline(plan.sources, sources, memory, kernels, meter)
 
     def survey(self, shards: Sequence[int], round_: Round, publish: Callable[[Sequence[SurveyPart]], None]) -> None:
         """Call `publish` with one part per model for every shard."""
@@ -195,8 +196,9 @@ class _ShardSurvey:
             task = self._plan.tasks[position]
             if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
                 continue
-            state = TensorState(task, self._plan, self._kernels, self._slab_bytes)
-            yield Job(state, self._passes(state), writes=False)
+            elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task.settings))
+            state = TensorState(task, self._plan, self._kernels, elements)
+            yield Job([Part(state, self._passes(state), range(len(self._plan.sources)))])
 
     def _passes(self, state: TensorState) -> list[Pass]:
         if self._round.kind in ("high", "low"):
@@ -214,9 +216,10 @@ class _ShardSurvey:
 
     def add(self, job: Job) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
-        if isinstance(taken := job.passes[0], StatisticsPass):
-            for i in job.state.present:
-                self._rows[job.state.task.model_of(i)].append(self._row(job.state, taken, i))
+        [part] = job.parts
+        if isinstance(taken := part.passes[0], StatisticsPass):
+            for i in part.state.present:
+                self._rows[part.state.task.model_of(i)].append(self._row(part.state, taken, i))
 
     def parts(self) -> list[SurveyPart]:
         return [self._part(i) for i in range(len(self._plan.models))]

@@ -53,6 +53,11 @@ class TensorTask:
         return reads_base(self.settings)
 
     @property
+    def sources(self) -> tuple[TensorLocation | None, ...]:
+        """What is read: of the reference, then of each model; None where nothing is."""
+        return (self.base if self.reads_base else None, *self.models)
+
+    @property
     def has_task_vectors(self) -> bool:
         """Whether differences to the reference are merged."""
         return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge)

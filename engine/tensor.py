@@ -18,7 +18,7 @@ from .order import LEVELS_32, LEVELS_64
 from .plan import Plan
 from .select import EqualLedger, Selector, random_key
 from .task import TensorTask
-from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles, window_elements
+from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles
 
 Real = Literal["f32", "f64"]
 HISTOGRAM_BINS = 1 << 16
@@ -26,14 +26,20 @@ HISTOGRAM_BINS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class WindowData:
-    """The bytes of one window in memory, and where its result goes."""
+    """The bytes of one window in memory, and where its results go."""
 
     window: Window
     raws: Sequence[NDArray[np.uint8] | None]
     """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the
     source ends earlier, None where there is no such source."""
-    out: NDArray[np.uint8] | None
-    """uint8 bytes of elements [own_begin, own_end) in the output dtype; None in passes that only gather statistics."""
+    outs: Sequence[NDArray[np.uint8]]
+    """Per target of the state, uint8 bytes of elements [own_begin, own_end) in its output dtype; empty in passes that
+    only gather statistics."""
+
+    @property
+    def out(self) -> NDArray[np.uint8] | None:
+        """The place of the only result, or None."""
+        return self.outs[0] if self.outs else None
 
 
 class Pass(Protocol):
@@ -48,6 +54,7 @@ class Workspace:
     """The arrays in which one thread folds tiles; made once and reused from the first tile to the last."""
 
     def __init__(self, kernels: Kernels, real: Real, models: int, elements: int) -> None:
+        self.elements = elements
         self.base = kernels.empty(elements, real)
         self.sum = kernels.empty(elements, real)
         self.signs = kernels.empty(elements, real)
@@ -86,6 +93,19 @@ class Tally:
     """Per model, elements its mask kept."""
     overlaps: dict[tuple[int, int], int] = field(default_factory=dict)
     """Per pair of models, elements that both masks kept."""
+
+
+@dataclass(slots=True)
+class Target:
+    """What one recipe makes of a tensor: recipes that select alike share everything else."""
+
+    task: TensorTask
+    """The recipe's own task: its weights and its output dtype count."""
+    saturate: bool
+    member: int = 0
+    """Place of the recipe among those that are merged together."""
+    label: str = ""
+    """What messages call the recipe; empty where there is only one."""
     overflowed: int = 0
     """Results beyond the output dtype's range."""
 
@@ -99,10 +119,14 @@ class TensorState:
         task: the tensor with its sources and settings; densities that a survey decides are already numbers.
         plan: seed and treatment of values that cannot be merged.
         kernels: where the arithmetic runs.
-        slab_bytes: capacity of one window buffer.
+        elements: of one window.
+        targets: what the last pass writes; empty for a survey.
     """
 
-    def __init__(self, task: TensorTask, plan: Plan, kernels: Kernels, slab_bytes: int) -> None:
+    def __init__(
+        self, task: TensorTask, plan: Plan, kernels: Kernels, elements: int, targets: Sequence[Target] = ()
+    ) -> None:
+        self.targets = targets
         self.task = task
         self.plan = plan
         self.kernels = kernels
@@ -112,7 +136,7 @@ class TensorState:
         models = len(task.models)
         self.selector = self._selector(models)
         self.grain = self.selector.grain if self.selector else 1
-        self.windows = cut_windows(task.numel, window_elements(slab_bytes, task.widest_bytes, self.grain), self.grain)
+        self.windows = cut_windows(task.numel, elements, self.grain)
         self.tile = tile_elements(self.grain)
         self.tally = Tally([0] * (models + 1), [0] * models)
         self.rows: list[NDArray[np.float64] | None] = [None] * models

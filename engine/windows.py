@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 ROW_ELEMENTS = 4096
@@ -54,6 +54,24 @@ def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
     if tile % ROW_ELEMENTS == 0:
         return room // tile * tile if room >= tile else room // both * both
     return (room - grain) // ROW_ELEMENTS * ROW_ELEMENTS
+
+
+def least_joint_elements(grains: Collection[int]) -> int:
+    """As `least_window_elements`, for windows that several readers with grains of their own share."""
+    joint = math.lcm(*grains)
+    if len(set(grains)) == 1 or math.lcm(ROW_ELEMENTS, joint) <= MAX_TILE_ELEMENTS:
+        return least_window_elements(joint)
+    return ROW_ELEMENTS + max(grains)
+
+
+def joint_window_elements(slab_bytes: int, element_bytes: int, grains: Collection[int]) -> int:
+    """As `window_elements`, for windows that several readers share: each keeps its own grains whole."""
+    joint = math.lcm(*grains)
+    if len(set(grains)) == 1 or math.lcm(ROW_ELEMENTS, joint) <= MAX_TILE_ELEMENTS:
+        return window_elements(slab_bytes, element_bytes, joint)
+    room = slab_bytes // element_bytes
+    assert room >= least_joint_elements(grains), "the memory plan asks for large enough buffers"
+    return (room - max(grains)) // ROW_ELEMENTS * ROW_ELEMENTS
 
 
 def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from anabranch.cluster.runner import LocalRunner, Outcome, run
+from anabranch.cluster.runner import LocalRunner, Member, Outcome, run
 from anabranch.engine.commit import Output
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
@@ -65,8 +65,10 @@ def merge(recipe: Path, out: Path | Store, threads: int = 2, limit_mib: int = 10
     """One merge in this process."""
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
     output = Output(inputs.plan, open_store(str(out), create=True) if isinstance(out, Path) else out)
-    runner = LocalRunner(inputs, output, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
-    return run(inputs, output, runner, Quiet())
+    members = [Member(inputs, output)]
+    runner = LocalRunner(members, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
+    [outcome] = run(members, runner, Quiet())
+    return outcome
 
 
 def load_output(out: Path) -> dict[str, torch.Tensor]:

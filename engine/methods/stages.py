@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ..coefficients import Coefficients
@@ -62,6 +62,11 @@ class TaskVectorMerge:
     lambda_: float = 1.0
 
     reads_base: ClassVar[bool] = True
+
+    @property
+    def selecting(self) -> TaskVectorMerge:
+        """What decides masks and statistics, the same for recipes that differ only in how they combine."""
+        return replace(self, consensus="sum", normalize=False, lambda_=1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anabranch.cluster.runner import LocalRunner, run
+from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.commit import Output
 from anabranch.engine.errors import InputError
 from anabranch.engine.inputs import Inputs, open_inputs
@@ -371,9 +371,10 @@ def test_an_input_that_changes_while_it_is_read(place: Place, happens: Callable[
     source = FaultStore(Forgetful(str(folder)), fault)
     spoilt = Inputs(inputs.plan, [*inputs.stores[:2], source], inputs.side)
     output = Output(inputs.plan, LocalStore(str(place.out), create=True))
-    runner = LocalRunner(spoilt, output, 2, 1 << 30, CpuKernels(), Meter())
+    members = [Member(spoilt, output)]
+    runner = LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter())
     with pytest.raises(InputError, match=r"model1/model\.safetensors"):
-        run(spoilt, output, runner, Quiet())
+        run(members, runner, Quiet())
     assert not (place.out / "anabranch.manifest.json").exists()
 
 

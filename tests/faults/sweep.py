@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from anabranch.cluster.runner import LocalRunner, run
+from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.commit import Output
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
@@ -37,8 +37,8 @@ class Quiet:
 
 def merge(recipe: Path, store: Store) -> None:
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
-    output = Output(inputs.plan, store)
-    run(inputs, output, LocalRunner(inputs, output, 2, 1 << 30, CpuKernels(), Meter()), Quiet())
+    members = [Member(inputs, Output(inputs.plan, store))]
+    run(members, LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter()), Quiet())
 
 
 def in_child(work: Callable[[], None]) -> int:

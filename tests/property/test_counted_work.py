@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from anabranch.cluster.runner import LocalRunner, run
+from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.commit import Output
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
@@ -58,7 +58,8 @@ def counted(folder: Path, out: Path, recipe: dict[str, Any], limit_mib: int = 10
     inputs = open_inputs(load_recipe(path), path.parent)
     output = Output(inputs.plan, open_store(str(out / "out"), create=True))
     meter, kernels = Meter(), CountingKernels()
-    run(inputs, output, LocalRunner(inputs, output, 2, limit_mib * MIB, kernels, meter), Quiet())
+    members = [Member(inputs, output)]
+    run(members, LocalRunner(members, 2, limit_mib * MIB, kernels, meter), Quiet())
     return meter, kernels.calls
 
 

@@ -41,13 +41,16 @@ LAYERS = {
     "engine.demands": 5,
     "engine.layout": 5,
     "engine.plan": 5,
+    "engine.group": 6,  # plans that share a reading
     "engine.tensor": 6,  # one tensor's state between passes
     "engine.scans": 7,
     "engine.memory": 7,
+    "engine.job": 7,
     "engine.pipeline": 8,
     "engine.results": 7,
     "engine.copying": 8,
     "engine.average": 8,
+    "engine.task_sum": 8,
     "engine.survey": 9,
     "engine.fold": 9,
     "engine.shard": 10,

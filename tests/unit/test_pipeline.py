@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.cluster.runner import LocalRunner
+from anabranch.cluster.runner import LocalRunner, Member
 from anabranch.engine import memory
 from anabranch.engine.commit import Output
 from anabranch.engine.errors import InputError, TemporaryError
-from anabranch.engine.inputs import open_inputs
+from anabranch.engine.inputs import Inputs, open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import BufferPool, PoolClosed
 from anabranch.engine.meter import Meter
 from anabranch.engine.recipe import load_recipe
+from anabranch.engine.shard import Shard
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.wrap import Fault, FaultStore
 
@@ -80,15 +81,21 @@ class Run:
         self.out = FaultStore(MemoryStore())
         output = Output(self.inputs.plan, self.out)
         with mock.patch.object(memory, "LARGEST_SLAB", 64 << 10):
-            self.runner = LocalRunner(self.inputs, output, threads, 1024 * MIB, kernels or CpuKernels(), Meter())
+            members = [Member(self.inputs, output)]
+            self.runner = LocalRunner(members, threads, 1024 * MIB, kernels or CpuKernels(), Meter())
         if not resident:
             enough = (threads + memory.AHEAD) * 4
             plan = self.runner.memory
             self.runner.memory = memory.MemoryPlan(plan.limit_bytes, plan.threads, 0, 0, plan.slab_bytes, enough)
         self.output = output
 
+    def read_from(self, stores) -> None:
+        """Replace the stores of the inputs."""
+        self.inputs = Inputs(self.inputs.plan, stores, self.inputs.side)
+        self.runner._members = [Member(self.inputs, self.output)]
+
     def start(self) -> None:
-        self.runner.merge([0], None, lambda _receipt: None)
+        self.runner.merge([Shard(0, (0,))], [None], lambda _member, _receipt: None)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -97,8 +104,7 @@ class Run:
 def test_a_read_that_fails(recipe: Path, threads: int, resident: bool, number: int) -> None:
     error = TemporaryError("the disk is gone")
     run = Run(recipe, threads, resident=resident)
-    run.inputs = with_faulty_source(run.inputs, Fault("read", number, times=10**6, error=error))
-    run.runner._inputs = run.inputs
+    run.read_from(with_faulty_source(run.inputs, Fault("read", number, times=10**6, error=error)))
     with pytest.raises(TemporaryError) as raised:
         run.start()
     assert raised.value is error
@@ -106,8 +112,7 @@ def test_a_read_that_fails(recipe: Path, threads: int, resident: bool, number: i
 
 
 def with_faulty_source(inputs, fault):
-    stores = [inputs.stores[0], FaultStore(inputs.stores[1], fault), *inputs.stores[2:]]
-    return type(inputs)(inputs.plan, stores, inputs.side)
+    return [inputs.stores[0], FaultStore(inputs.stores[1], fault), *inputs.stores[2:]]
 
 
 class Broken(CpuKernels):
@@ -188,8 +193,7 @@ def test_the_first_of_several_failures_is_raised(recipe: Path) -> None:
         Fault("read", 8, error=first),
         Fault("read", 20, times=10**6, error=TemporaryError("later"), delay_seconds=0.2),
     ]
-    stores = [run.inputs.stores[0], FaultStore(run.inputs.stores[1], *faults), *run.inputs.stores[2:]]
-    run.runner._inputs = type(run.inputs)(run.inputs.plan, stores, run.inputs.side)
+    run.read_from([run.inputs.stores[0], FaultStore(run.inputs.stores[1], *faults), *run.inputs.stores[2:]])
     with pytest.raises(TemporaryError, match="first"):
         run.start()
 
@@ -198,7 +202,7 @@ def test_an_interrupt_stops_everything(recipe: Path) -> None:
     run = Run(recipe, 2)
     main = threading.main_thread().ident
     slow = Fault("read", 10, delay_seconds=0.3, action=lambda: signal.pthread_kill(main, signal.SIGINT))
-    run.runner._inputs = with_faulty_source(run.inputs, slow)
+    run.read_from(with_faulty_source(run.inputs, slow))
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run.start()

@@ -1,0 +1,116 @@
+"""Surveys before a merge: which statistics of whole models recipes need, each kind taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..engine.manifest import SurveyPart
+from ..engine.memory import QUANTILES_PASSES
+from ..engine.plan import Plan
+from ..engine.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
+
+if TYPE_CHECKING:
+    from .runner import Member, Progress, Runner
+
+
+def take_surveys(
+    members: Sequence[Member], missing: Sequence[int], runner: Runner, progress: Progress
+) -> list[Survey | None]:
+    """Take the statistics of whole models that plans ask for; finished parts are not taken again.
+
+    Args:
+        members: recipes that share a reading.
+        missing: those that are not finished, by place.
+        runner: where the statistics are taken.
+        progress: is told of every round.
+
+    Returns:
+        Per member, what whole models decided; None where nothing was asked.
+    """
+    surveys: list[Survey | None] = [None] * len(members)
+    for alike in _alike(members, missing):
+        survey = _Survey(members, alike, runner, progress)
+        for place, found in zip(alike, survey.take(), strict=True):
+            surveys[place] = found
+    return surveys
+
+
+def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:
+    """Bytes of inputs that a round of the survey looks at in one shard."""
+    passes = QUANTILES_PASSES if round_.kind == "quantiles" else 1
+    tasks = (plan.tasks[i] for i in plan.shards[shard].tasks)
+    return sum(passes * task.read_bytes for task in tasks if task.has_task_vectors)
+
+
+def _alike(members: Sequence[Member], missing: Sequence[int]) -> list[list[int]]:
+    """Members that ask for a survey, those together whose statistics are the same numbers."""
+    groups: list[list[int]] = []
+    for place in missing:
+        plan = members[place].plan
+        if not plan.survey_kind:
+            continue
+        found = next((group for group in groups if _same_statistics(members[group[0]].plan, plan)), None)
+        if found is None:
+            groups.append([place])
+        else:
+            found.append(place)
+    return groups
+
+
+def _same_statistics(a: Plan, b: Plan) -> bool:
+    if (a.survey_kind, a.keep_base_where_nonfinite) != (b.survey_kind, b.keep_base_where_nonfinite):
+        return False
+    if [source.url for source in a.sources] != [source.url for source in b.sources]:
+        return False
+    for mine, other in zip(a.tasks, b.tasks, strict=True):
+        if mine.has_task_vectors != other.has_task_vectors:
+            return False
+        if not mine.has_task_vectors:
+            continue
+        assert mine.settings is not None and other.settings is not None
+        if (mine.origins, mine.sources) != (other.origins, other.sources):
+            return False
+        # A threshold's second round looks where the density says.
+        if a.survey_kind == "threshold" and mine.settings.densities != other.settings.densities:
+            return False
+    return True
+
+
+class _Survey:
+    """The rounds of one kind of survey for members whose statistics are the same."""
+
+    def __init__(self, members: Sequence[Member], alike: Sequence[int], runner: Runner, progress: Progress) -> None:
+        self._alike = alike
+        self._plans = [members[place].plan for place in alike]
+        self._outputs = [members[place].output for place in alike]
+        self._runner = runner
+        self._progress = progress
+
+    def take(self) -> list[Survey]:
+        """One survey per member: the statistics are the same, what follows from them need not be."""
+        plan = self._plans[0]
+        if plan.survey_kind != "threshold":
+            parts = self._round(Round(plan.survey_kind))
+            return [decide_densities(each, parts) for each in self._plans]
+        searches = threshold_searches(plan)
+        narrow_thresholds(plan, searches, self._round(Round("high")))
+        low = Round("low", tuple(search.prefix for search in searches))
+        narrow_thresholds(plan, searches, self._round(low))
+        thresholds = tuple(search.prefix for search in searches)
+        rows = tuple({"model": i, "threshold_key": key} for i, key in enumerate(thresholds))
+        return [Survey({}, thresholds, rows)] * len(self._plans)
+
+    def _round(self, round_: Round) -> list[SurveyPart]:
+        plan, shards = self._plans[0], range(len(self._plans[0].shards))
+        missing = [s for s in shards if any(output.survey_parts(round_, s) is None for output in self._outputs)]
+        sizes = {shard: survey_bytes(plan, shard, round_) for shard in shards}
+        self._progress.phase("survey", sum(sizes.values()), sum(sizes[s] for s in shards if s not in set(missing)))
+        if missing:
+            self._runner.survey(missing, round_, self._alike, self._progress.shard_done)
+        parts: list[SurveyPart] = []
+        for shard in shards:
+            found = self._outputs[0].survey_parts(round_, shard)
+            assert found is not None, "the runner published every part"
+            parts += found
+        return parts
