@@ -1,47 +1,192 @@
-"""One tensor as a sum of coefficients times the models themselves."""
+"""One tensor as a sum of coefficients times tensors: the models themselves, the base too, or differences to it."""
 
 from __future__ import annotations
 
-import numpy as np
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .coefficients import NoDirection
+from .errors import InputError
+from .kernels import ROW, WINDOW_ROWS, Array, fold_rows, host
 from .methods.stages import CombinationMerge
-from .results import check_overflow, out_bytes
+from .results import check_overflow, out_bytes, write_merged
 from .scans import add_into
-from .tensor import TensorState, WindowData, Workspace
+from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import tiles
 
 
-def normalizer(weights: tuple[float, ...], real: str) -> float:
+def normalizer(weights: Sequence[float], real: str) -> float:
     """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
     terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
     total = float(np.add.accumulate(terms)[-1])
     return 1.0 if abs(total) < 1e-8 else total
 
 
-class CombinationPass:
-    """Coefficients times tensors, added in recipe order, starting from 0."""
+def combination_passes(state: TensorState, method: CombinationMerge, weights: Sequence[float]) -> list[Pass]:
+    """What it takes to merge a tensor by coefficients: one look for the dot products if they matter, then the sum."""
+    operands = Operands(state, method.of)
+    combination = CombinationPass(state, method, operands)
 
-    def __init__(self, state: TensorState, method: CombinationMerge, weights: tuple[float, ...]) -> None:
+    def solve(gram: NDArray[np.float64]) -> None:
+        try:
+            solved = method.coefficients.solve(gram, [weights[i] for i in operands.models])
+        except NoDirection as error:
+            raise InputError(f"tensor {state.task.name!r}: {error}", "choose other weights or exclude it") from None
+        combination.coefficients = [float(c) for c in solved]
+
+    if method.coefficients.needs_gram:
+        return [GramPass(state, operands, solve), combination]
+    solve(np.zeros((0, 0)))
+    return [combination]
+
+
+class Operands:
+    """The tensors that are added up, in their order: the base where it takes part, then the models.
+
+    Attributes:
+        models: the models that have a coefficient. A model that lacks the tensor is left out of a sum of models, and
+            has a difference of 0 to the base.
+    """
+
+    def __init__(self, state: TensorState, of: Literal["models", "base", "differences"]) -> None:
         self._state = state
-        present = method.coefficients.solve([weights[i] for i in state.present])
-        self._coefficients = dict(zip(state.present, present, strict=True))
-        self._denominator = normalizer(present, state.real) if method.normalize else 1.0
+        self.differences = of == "differences"
+        self.with_base = of == "base"
+        self.models = list(range(len(state.task.models))) if self.differences else state.present
+        self.count = len(self.models) + self.with_base
+
+    def load(
+        self, data: WindowData, workspace: Workspace, begin: int, end: int, nonfinite: list[int]
+    ) -> list[tuple[int, Array]]:
+        """Decode elements [begin, end): (position among the operands, real [end - begin]) of each that exists."""
+        state, length = self._state, end - begin
+        if self.differences:
+            state.load(data, workspace, begin, end, nonfinite)
+            return [(i, workspace.task_vectors[i][:length]) for i in state.present]
+        found: list[tuple[int, Array]] = []
+        places = [(0, workspace.base)] if self.with_base else []
+        places += [(i + 1, workspace.task_vectors[i]) for i in state.present]
+        for position, (source, place) in enumerate(places):
+            location = state.task.models[source - 1] if source else state.task.base
+            raw, values = state.bytes_of(data, source, begin, length), place[:length]
+            assert raw is not None and location is not None
+            nonfinite[source] += state.kernels.decode(raw, location.info.dtype, values)
+            found.append((position, values))
+        return found
+
+
+class GramPass:
+    """Dot products of all pairs of operands, in the one defined order (ALGORITHMS 1.4); `then` gets f64 [k, k].
+
+    Windows of the defined order are folded as soon as their last row is there, so a tensor of any size needs memory
+    only for those that are under way.
+    """
+
+    def __init__(self, state: TensorState, operands: Operands, then: Callable[[NDArray[np.float64]], None]) -> None:
+        self._state = state
+        self._operands = operands
+        self._then = then
+        self._pairs = [(a, b) for a in range(operands.count) for b in range(a, operands.count)]
+        self._sums = WindowSums(state.task.numel, len(self._pairs))
         self._nonfinite = [0] * (len(state.task.models) + 1)
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
-        state = self._state
-        nonfinite, overflowed = [0] * len(self._nonfinite), 0
+        state, nonfinite = self._state, [0] * len(self._nonfinite)
+        for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
+            found = dict(self._operands.load(data, workspace, begin, end, nonfinite))
+            count = -(-(end - begin) // ROW)
+            rows, device_rows = np.zeros((count, len(self._pairs))), workspace.rows[:count]
+            for column, (a, b) in enumerate(self._pairs):
+                if a in found and b in found:
+                    state.kernels.dots(found[a], found[b], device_rows)
+                    rows[:, column] = host(device_rows)
+            self._sums.add(begin // ROW, rows)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        total, gram = self._sums.total(), np.zeros((self._operands.count, self._operands.count))
+        for (a, b), value in zip(self._pairs, total, strict=True):
+            gram[a, b] = gram[b, a] = value
+        if not np.isfinite(gram).all():
+            raise InputError(
+                f"tensor {self._state.task.name!r} has values so large that their squares are beyond fp64",
+                "exclude the tensor",
+            )
+        self._then(gram)
+
+
+class WindowSums:
+    """Sums over a whole tensor in the defined order, from rows that any thread may bring in any order.
+
+    Args:
+        numel: elements of the tensor.
+        columns: how many sums are taken side by side.
+    """
+
+    def __init__(self, numel: int, columns: int) -> None:
+        self._rows = -(-numel // ROW)
+        self._windows = np.zeros((-(-self._rows // WINDOW_ROWS), columns))
+        self._open: dict[int, tuple[NDArray[np.float64], list[int]]] = {}
+        """Per window under way: its rows, and how many of them are missing."""
+        self._lock = threading.Lock()
+
+    def add(self, first: int, rows: NDArray[np.float64]) -> None:
+        """Rows f64 [R, columns] of the tensor from row `first` on; each row is added once."""
+        for window in range(first // WINDOW_ROWS, (first + len(rows) - 1) // WINDOW_ROWS + 1):
+            start = window * WINDOW_ROWS
+            begin, end = max(first, start), min(first + len(rows), start + WINDOW_ROWS)
+            with self._lock:
+                if window not in self._open:
+                    whole = min(WINDOW_ROWS, self._rows - start)
+                    self._open[window] = np.zeros((whole, rows.shape[1])), [whole]
+                kept, missing = self._open[window]
+                kept[begin - start : end - start] = rows[begin - first : end - first]
+                missing[0] -= end - begin
+                if missing[0]:
+                    continue
+                del self._open[window]
+            self._windows[window] = fold_rows(kept)
+
+    def total(self) -> NDArray[np.float64]:
+        """f64 [columns]."""
+        assert not self._open, "every row was added"
+        total = np.zeros(self._windows.shape[1])
+        for window in self._windows:
+            total += window
+        return total
+
+
+class CombinationPass:
+    """Coefficients times operands, added in their order, starting from 0; on top of the base for differences."""
+
+    def __init__(self, state: TensorState, method: CombinationMerge, operands: Operands) -> None:
+        self._state = state
+        self._normalize = method.normalize
+        self._operands = operands
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+        self.coefficients: list[float] = []
+        """One per operand; known when the pass starts."""
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state, nonfinite, overflowed = self._state, [0] * len(self._nonfinite), 0
+        denominator = normalizer(self.coefficients, state.real) if self._normalize else 1.0
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             length = end - begin
             total, active = workspace.sum[:length], workspace.active[:length]
             total[:] = 0
-            for i, coefficient in self._coefficients.items():
-                values, source = workspace.task_vectors[i][:length], state.task.models[i]
-                raw = state.bytes_of(data, i + 1, begin, length)
-                assert raw is not None and source is not None
-                nonfinite[i + 1] += state.kernels.decode(raw, source.info.dtype, values)
-                state.kernels.accumulate(total, values, None, 1.0, coefficient, active)
-            state.kernels.divide(total, self._denominator)
+            active[:] = 0
+            for position, values in self._operands.load(data, workspace, begin, end, nonfinite):
+                state.kernels.accumulate(total, values, None, 1.0, self.coefficients[position], active)
+            if self._operands.differences:
+                overflowed += write_merged(state, data, workspace, begin, end)
+                continue
+            state.kernels.divide(total, denominator)
             out = out_bytes(data, state.task.out_dtype, begin, end)
             device_out = state.kernels.load(out)
             overflowed += state.kernels.convert(total, state.task.out_dtype, state.targets[0].saturate, device_out)

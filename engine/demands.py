@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .methods.stages import Blocks, ModelThreshold, TaskVectorMerge, Top
+from .methods.stages import Blocks, CombinationMerge, ModelThreshold, TaskVectorMerge, Top
 from .settings import TadropDensity
 from .task import TensorSettings, TensorTask
 
@@ -28,8 +28,10 @@ def survey_kind(tasks: Sequence[TensorTask]) -> SurveyKind:
 
 def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
     """How often the inputs of a tensor are looked at; the last time its output is written."""
-    if settings is None or not isinstance(settings.method, TaskVectorMerge):
+    if settings is None:
         return 1
+    if isinstance(settings.method, CombinationMerge):
+        return 2 if settings.method.coefficients.needs_gram else 1
     levels = 4 if is_double else 2
     passes = 1
     local = [d for d in settings.densities if isinstance(d, TadropDensity) and d.mean is None]

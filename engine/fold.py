@@ -6,7 +6,7 @@ import math
 from itertools import combinations
 
 from . import density
-from .average import CombinationPass
+from .average import combination_passes
 from .copying import CopyPass
 from .manifest import ModelRow, TensorRow
 from .methods.stages import CombinationMerge, TaskVectorMerge, Top
@@ -107,7 +107,7 @@ class TensorFold:
         if settings is None:
             return [CopyPass(state)]
         if isinstance(settings.method, CombinationMerge):
-            return [CombinationPass(state, settings.method, settings.weights)]
+            return combination_passes(state, settings.method, settings.weights)
         method = settings.method
         passes = [*self._density_passes(), *self._order_passes(method)]
         if method.rescale in ("l1", "l2"):

@@ -14,6 +14,7 @@ from .memory import crosses_network
 from .plan import Plan, make_plan
 from .recipe import resolve_model_url
 from .recipe_schema import Recipe
+from .settings import METHODS
 from .storage import FileInfo, Store, open_store
 
 TOKENIZER_FILES = (
@@ -134,8 +135,10 @@ def _without_base(recipe: Recipe, urls: Mapping[str, str]) -> Recipe:
     if recipe.base_model is None or not recipe.has_base:
         return recipe
     models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
-    if not models:
-        raise RecipeError("every entry of `models` is the base", "list at least one other model")
+    fewest = METHODS[recipe.merge_method].fewest
+    if len(models) < fewest:
+        text = f"{recipe.merge_method} needs {fewest} or more models besides the base, `models` lists {len(models)}"
+        raise RecipeError(text, "entries that are the base under another name do not count; list another model")
     return recipe.model_copy(update={"models": models})
 
 

@@ -37,6 +37,14 @@ class SharedParameters:
     """`rescale` and `rescale_norm` together: what kept values are divided by."""
     normalize: bool = False
     lambda_: float = 1.0
+    t: float = 0.0
+    normalize_weights: bool = True
+    eps: float = 0.0
+    max_iter: int = 0
+    tol: float = 0.0
+    nuslerp_flatten: bool = True
+    nuslerp_row_wise: bool = False
+    filter_wise: bool = False
 
 
 class ParameterResolver:

@@ -258,7 +258,8 @@ class _SettingsCache:
         own = tuple(self._resolver.model(i, tensor_name) for i in range(len(self._recipe.models)))
         found = self._made.get((shared, own))
         if found is None:
-            method = self._build(**{name: getattr(shared, name) for name in self._wanted})
+            given = {"has_base": self._recipe.has_base}
+            method = self._build(**{n: given[n] if n in given else getattr(shared, n) for n in self._wanted})
             factors = tuple(float(p.weight * p.scale) for p in own)
             found = TensorSettings(method, factors, tuple(_density(p.density) for p in own))
             self._made[shared, own] = found

@@ -39,6 +39,13 @@ UNSUPPORTED_KEYS: Mapping[str, str] = {
 }
 """Keys of mergekit's schema that would change the result and are not implemented."""
 
+UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
+    ("nuslerp_flatten", False, "tensors are interpolated as a whole"),
+    ("nuslerp_row_wise", True, "tensors are interpolated as a whole"),
+    ("filter_wise", True, "there is one coefficient per tensor"),
+)
+"""Values of mergekit's parameters that would change the result and are not implemented."""
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
@@ -325,7 +332,7 @@ def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
 def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator[Problem]:
     path: KeyPath = ("models", i)
     for name, default in METHODS[recipe.merge_method].defaults.items():
-        if default is None and not rules_of(recipe, name, entry):
+        if default is None and PARAMETERS[name].per_model and not rules_of(recipe, name, entry):
             expected = PARAMETERS[name].expected
             text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
             yield Problem(path, text)
@@ -338,6 +345,12 @@ def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator
 
 def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
     path: KeyPath = ("parameters",)
+    for name, default in METHODS[recipe.merge_method].defaults.items():
+        if default is None and not PARAMETERS[name].per_model and not recipe.parameters.get(name):
+            yield Problem(path, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
+    for name, value, instead in UNSUPPORTED_VALUES:
+        if _may_be(recipe, name, value):
+            yield Problem((*path, name), f"{str(value).lower()} is not supported by this version; {instead}")
     norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
     if set(norms) - {"none"} and not _may_be(recipe, "rescale", True):
         yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")

@@ -86,6 +86,14 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("normalize", "flag"),
         Parameter("lambda", "number"),
         Parameter("scale", "number", per_model=True),
+        Parameter("t", "number"),
+        Parameter("normalize_weights", "flag"),
+        Parameter("eps", "number", 0, 1),
+        Parameter("max_iter", "integer", 0, 1000),
+        Parameter("tol", "number", 0, 1),
+        Parameter("nuslerp_flatten", "flag"),
+        Parameter("nuslerp_row_wise", "flag"),
+        Parameter("filter_wise", "flag"),
     )
 }
 IGNORED = Parameter("int8_mask", "flag", per_model=True)
@@ -133,6 +141,13 @@ METHODS: Mapping[str, MethodSchema] = {
     "dare_ties": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
     "linear": MethodSchema({"weight": 1.0, "normalize": True}, "listed", differences=False),
     "passthrough": MethodSchema({"scale": 1.0}, "listed", differences=False, most=1),
+    "slerp": MethodSchema({"t": REQUIRED}, differences=False, most=1),
+    "nuslerp": MethodSchema(
+        {"weight": 1.0, "nuslerp_flatten": True, "nuslerp_row_wise": False}, "optional", fewest=2, most=2
+    ),
+    "multislerp": MethodSchema({"weight": 1.0, "normalize_weights": True, "eps": 1e-8}, "optional"),
+    "karcher": MethodSchema({"max_iter": 10, "tol": 1e-5}, "listed", differences=False),
+    "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
 }
 
 LATER_METHODS = (
@@ -141,11 +156,6 @@ LATER_METHODS = (
     "della",
     "della_linear",
     "sce",
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "model_stock",
     "nearswap",
     "arcee_fusion",
     "ram",

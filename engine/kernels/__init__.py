@@ -58,6 +58,12 @@ class Kernels(Protocol):
         with +0.0. `fold_rows` adds the rows of a whole tensor.
         """
 
+    def dots(self, a: Array, b: Array, rows: Array) -> None:
+        """Sums of a * b (fp64) of each row of 4096 elements, folded in halves; rows is f64 [ceil(L / 4096)].
+
+        a and b start at a multiple of 4096 elements of their tensors; the last row is padded with +0.0.
+        """
+
     def histogram(
         self, t: Array, claims: Array | None, level: int, shift: int, bits: int, prefix: int, counts: Array
     ) -> None:

@@ -63,6 +63,10 @@ class CpuKernels:
         assert rows.shape == (-(-t.size // ROW), 3)
         cpu_sums.moments(t, rows, np.empty((3, cpu_sums.EIGHTH)), np.empty(ROW, t.dtype))
 
+    def dots(self, a: Numbers, b: Numbers, rows: Numbers) -> None:
+        assert a.size == b.size and rows.shape == (-(-a.size // ROW),)
+        cpu_sums.dots(a, b, rows, np.empty(cpu_sums.EIGHTH), np.empty((2, ROW), a.dtype))
+
     def histogram(
         self, t: Numbers, claims: Numbers | None, level: int, shift: int, bits: int, prefix: int, counts: Numbers
     ) -> None:

@@ -64,6 +64,31 @@ def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
 
 
 @jit
+def dots(a: Any, b: Any, rows: Any, sums: Any, padded: Any) -> None:
+    """Sums of a * b of each row, folded as in `moments`. Scratch: sums f64 [EIGHTH], padded [2, ROW] of a's type."""
+    wide = np.float64
+    for row in range(rows.size):
+        x, y = a[row * ROW : (row + 1) * ROW], b[row * ROW : (row + 1) * ROW]
+        if x.size < ROW:
+            for j in range(x.size):
+                padded[0, j], padded[1, j] = x[j], y[j]
+            for j in range(x.size, ROW):
+                padded[0, j], padded[1, j] = 0, 0
+            x, y = padded[0], padded[1]
+        for j in range(EIGHTH):
+            p0 = wide(x[j]) * wide(y[j])
+            p1 = wide(x[j + EIGHTH]) * wide(y[j + EIGHTH])
+            p2 = wide(x[j + 2 * EIGHTH]) * wide(y[j + 2 * EIGHTH])
+            p3 = wide(x[j + 3 * EIGHTH]) * wide(y[j + 3 * EIGHTH])
+            p4 = wide(x[j + 4 * EIGHTH]) * wide(y[j + 4 * EIGHTH])
+            p5 = wide(x[j + 5 * EIGHTH]) * wide(y[j + 5 * EIGHTH])
+            p6 = wide(x[j + 6 * EIGHTH]) * wide(y[j + 6 * EIGHTH])
+            p7 = wide(x[j + 7 * EIGHTH]) * wide(y[j + 7 * EIGHTH])
+            sums[j] = ((p0 + p4) + (p2 + p6)) + ((p1 + p5) + (p3 + p7))
+        rows[row] = fold(sums)
+
+
+@jit
 def accumulate(acc: Any, t: Any, mask: Any, divide: bool, divisor: Any, weight: Any, active: Any) -> None:
     """acc += t / divisor * weight where mask (empty: everywhere) and t != 0. Adding -0.0 changes no number."""
     nothing = acc.dtype.type(-0.0)

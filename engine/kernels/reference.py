@@ -157,16 +157,28 @@ class TorchKernels:
 
     def moments(self, t: Tensor, rows: Tensor) -> None:
         """Pad to whole rows, then halve twelve times."""
-        x = torch.zeros(rows.shape[0] * ROW, dtype=torch.float64, device=t.device)
-        x[: t.numel()] = t
-        x = x.view(-1, ROW)
+        x = self._rows(t)
         square = x * x
         for column, term in enumerate((x.abs(), square, square * square)):
-            half = ROW // 2
-            while half:
-                term = term[:, :half] + term[:, half : 2 * half]
-                half //= 2
-            rows[:, column] = term[:, 0]
+            rows[:, column] = self._fold(term)
+
+    def _rows(self, t: Tensor) -> Tensor:
+        """float64 [rows, 4096], padded with +0.0."""
+        x = torch.zeros(-(-t.numel() // ROW) * ROW, dtype=torch.float64, device=t.device)
+        x[: t.numel()] = t
+        return x.view(-1, ROW)
+
+    def _fold(self, term: Tensor) -> Tensor:
+        """Sums of rows of 4096."""
+        half = ROW // 2
+        while half:
+            term = term[:, :half] + term[:, half : 2 * half]
+            half //= 2
+        return term[:, 0]
+
+    def dots(self, a: Tensor, b: Tensor, rows: Tensor) -> None:
+        """Multiply, then halve twelve times."""
+        rows.copy_(self._fold(self._rows(a) * self._rows(b)))
 
     def histogram(
         self, t: Tensor, claims: Tensor | None, level: int, shift: int, bits: int, prefix: int, counts: Tensor

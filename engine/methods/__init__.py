@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .averages import linear, passthrough, task_arithmetic
 from .magnitude import cabs, magnitude, ties
 from .random import dare_linear, dare_ties
+from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
 
 BUILDERS: dict[str, Callable[..., Method]] = {
@@ -18,5 +19,11 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "dare_ties": dare_ties,
     "linear": linear,
     "passthrough": passthrough,
+    "slerp": slerp,
+    "nuslerp": nuslerp,
+    "multislerp": multislerp,
+    "karcher": karcher,
+    "model_stock": model_stock,
 }
-"""Keyword arguments are the method's parameters that are the same for all models; weight and density are per model."""
+"""Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
+has a base apart from the models. Weight and density are per model."""

@@ -13,7 +13,7 @@ def task_arithmetic(*, normalize: bool, lambda_: float) -> TaskVectorMerge:
 
 def linear(*, normalize: bool) -> CombinationMerge:
     """Sum of w_i W_i, divided by the sum of w_i when normalized."""
-    return CombinationMerge(Weights(), normalize)
+    return CombinationMerge(Weights(), normalize=normalize)
 
 
 def passthrough() -> CombinationMerge:

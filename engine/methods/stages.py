@@ -71,15 +71,20 @@ class TaskVectorMerge:
 
 @dataclass(frozen=True, slots=True)
 class CombinationMerge:
-    """A sum of coefficients times the models themselves."""
+    """A sum of coefficients times tensors."""
 
     coefficients: Coefficients
+    of: Literal["models", "base", "differences"] = "models"
+    """Of the models themselves; of the base and the models; or of the differences to the base, on top of it."""
     normalize: bool = False
     """Divide by the sum of the coefficients."""
     copies: bool = False
     """A single model with coefficient 1 is copied instead of merged."""
 
-    reads_base: ClassVar[bool] = False
+    @property
+    def reads_base(self) -> bool:
+        """Whether the base's own values take part."""
+        return self.of != "models"
 
 
 Method = TaskVectorMerge | CombinationMerge

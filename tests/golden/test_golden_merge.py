@@ -86,6 +86,26 @@ def test_linear_equals_the_formula(tmp_path: Path) -> None:
     torch.testing.assert_close(out["w"], data["linear"], rtol=1e-5, atol=1e-7)
 
 
+SPHERE_CASES = {
+    "slerp_t0.3": ({"merge_method": "slerp", "parameters": {"t": 0.3}}, "base", ["m0"], None),
+    "slerp_far_t0.3": ({"merge_method": "slerp", "parameters": {"t": 0.3}}, "d0", ["d1"], None),
+    "karcher": ({"merge_method": "karcher"}, None, ["m0", "m1", "m2"], None),
+    "karcher_far": ({"merge_method": "karcher"}, None, ["d0", "d1", "d2"], None),
+    "multislerp": ({"merge_method": "multislerp"}, "base", ["m0", "m1", "m2"], (0.5, 0.3, 0.2)),
+    "model_stock": ({"merge_method": "model_stock"}, "base", ["m0", "m1", "m2"], None),
+}
+
+
+@pytest.mark.parametrize("case", SPHERE_CASES)
+def test_coefficient_methods_equal_mergekit(tmp_path: Path, case: str) -> None:
+    data = golden("15_mergekit_sphere")
+    data |= {f"d{i}": data[f"m{i}"] - data["base"] for i in range(3)}  # the far tensors are differences
+    recipe, base, names, weights = SPHERE_CASES[case]
+    reference = None if base is None else {"w": data[base]}
+    out = merge_tensors(tmp_path, reference, [{"w": data[name]} for name in names], recipe, weights)
+    torch.testing.assert_close(out["w"], data[case], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("normalize", "expected"), [(True, "dis_mean"), (False, "dis_sum")])
 def test_ties_over_the_whole_model_equals_the_official_code(tmp_path: Path, normalize: bool, expected: str) -> None:
     data = golden("17_ties_official")

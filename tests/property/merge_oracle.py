@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 
+from .coefficient_oracle import SPHERES, NoDirection
+
 SAFETENSORS_TYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -18,6 +20,7 @@ SAFETENSORS_TYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
 }
+__all__ = ["INTEGERS", "SPHERES", "NoDirection", "NotFinite", "Overflow", "merge"]
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DEFAULTS = {
     "task_arithmetic": {"normalize": False},
@@ -28,6 +31,11 @@ DEFAULTS = {
     "dare_ties": {"normalize": False, "density": 1.0, "rescale": True},
     "linear": {"normalize": True},
     "passthrough": {},
+    "slerp": {},
+    "nuslerp": {},
+    "multislerp": {"normalize_weights": True, "eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+    "model_stock": {},
 }
 
 
@@ -49,12 +57,13 @@ def merge(base, models, recipe, weights, densities):
         weights: per model; scales for `passthrough`.
         densities: per model: a number, or {"tadrop": {...}}.
     """
-    return _Merge(base if base is not None else models[0], models, recipe, weights, densities).run()
+    return _Merge(base, models, recipe, weights, densities).run()
 
 
 class _Merge:
-    def __init__(self, reference, models, recipe, weights, densities):
-        self.reference, self.models, self.weights, self.densities = reference, models, weights, densities
+    def __init__(self, base, models, recipe, weights, densities):
+        self.models, self.weights, self.densities = models, weights, densities
+        self.reference, self.has_base = base if base is not None else models[0], base is not None
         self.recipe, self.method = recipe, recipe["merge_method"]
         given = {"lambda": 1.0, "rescale": False, "rescale_norm": "none"} | DEFAULTS[self.method]
         self.p = given | recipe.get("parameters", {})
@@ -81,8 +90,12 @@ class _Merge:
         reference = self.reference[name]
         if not is_merged:
             return self._copied(name)
-        by_method = {"linear": self._linear, "passthrough": self._passthrough}
-        flat = by_method.get(self.method, self._task_vectors)(name)
+        if self.method in SPHERES:
+            on_base = self.method == "model_stock" or (self.has_base and self.method in ("nuslerp", "multislerp"))
+            flat = self._from_differences(name) if on_base else self._from_models(name)
+        else:
+            by_method = {"linear": self._linear, "passthrough": self._passthrough}
+            flat = by_method.get(self.method, self._task_vectors)(name)
         return flat.reshape(reference.shape)
 
     def _copied(self, name):
@@ -183,6 +196,36 @@ class _Merge:
             raise NotFinite(name)
         return self._rounded(real(0) + values * real(self.weights[0]), name)
 
+    def _from_models(self, name):
+        """Coefficients times the tensors themselves; slerp's first tensor is the base."""
+        real = self.real(name)
+        present = [i for i, model in enumerate(self.models) if name in model]
+        tensors = [self.models[i][name] for i in present]
+        tensors = [self.reference[name], *tensors] if self.method == "slerp" else tensors
+        flat = [self.values(tensor, real) for tensor in tensors]
+        if not all(np.isfinite(values).all() for values in flat):
+            raise NotFinite(name)
+        total = np.zeros(flat[0].size, real)
+        for values, c in zip(flat, self._coefficients(flat, [self.weights[i] for i in present]), strict=True):
+            total = total + values * real(c)
+        return self._rounded(total, name)
+
+    def _from_differences(self, name):
+        """The base plus coefficients times task vectors; where all of these are 0, the base's own bits."""
+        base, deltas = self.deltas(name)
+        real = base.dtype.type
+        total, moved = np.zeros(base.size, real), np.zeros(base.size, bool)
+        for t, c in zip(deltas, self._coefficients(deltas, self.weights), strict=True):
+            total = np.where(t != 0, total + t * real(c), total)
+            moved |= t != 0
+        return self._onto_base(name, base, total, moved)
+
+    def _coefficients(self, flat, weights):
+        gram = np.array([[ordered_dot(a, b) for b in flat] for a in flat])
+        if len(flat) == 1:
+            return [1.0]
+        return SPHERES[self.method](gram, weights, self.p)
+
     def _task_vectors(self, name):
         base, deltas = self.deltas(name)
         real = base.dtype.type
@@ -199,6 +242,9 @@ class _Merge:
         total = self._combine(x, [real(self.weights[i]) for i in present], real)
         if self.p["lambda"] != 1.0:
             total = total * real(self.p["lambda"])
+        return self._onto_base(name, base, total, kept)
+
+    def _onto_base(self, name, base, total, kept):
         result = self._rounded(np.where(kept, base + total, base), name, unchecked=~kept & ~np.isfinite(base))
         if self.out_dtype(name) == self.reference[name].dtype:
             bits = INTEGERS[result.dtype.itemsize]
@@ -345,10 +391,17 @@ def fold_halves(x):
 def ordered_sum(t, power):
     """Sum of |t|^power in fp64: windows of 2^20 elements as 256 rows of 4096, folded in halves; windows are added."""
     a = np.abs(t.astype(np.float64))
-    terms = {1: a, 2: a * a, 4: (a * a) * (a * a)}[power]
-    rows = np.zeros(-(-t.size // 4096) * 4096)
-    rows[: t.size] = terms
-    windows = np.zeros(-(-t.size // (1 << 20)) * 256)  # a row of nothing but padding adds up to +0.0
+    return ordered({1: a, 2: a * a, 4: (a * a) * (a * a)}[power])
+
+
+def ordered_dot(a, b):
+    return ordered(a.astype(np.float64) * b.astype(np.float64))
+
+
+def ordered(terms):
+    rows = np.zeros(-(-terms.size // 4096) * 4096)
+    rows[: terms.size] = terms
+    windows = np.zeros(-(-terms.size // (1 << 20)) * 256)  # a row of nothing but padding adds up to +0.0
     windows[: rows.size // 4096] = fold_halves(rows.reshape(-1, 4096))
     total = 0.0
     for window in fold_halves(windows.reshape(-1, 256)):

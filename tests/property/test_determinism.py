@@ -17,6 +17,7 @@ import torch
 from anabranch.engine.kernels import Kernels
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.kernels.reference import TorchKernels
+from anabranch.engine.settings import METHODS
 
 from ..merging import merge, write_checkpoint, write_recipe
 
@@ -26,6 +27,8 @@ BUDGET = {"tadrop": {"mean": 0.3, "spread": 0.2}}
 RECIPES: dict[str, dict[str, Any]] = {
     "task_arithmetic": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.7}},
     "linear": {"merge_method": "linear"},
+    "karcher": {"merge_method": "karcher"},
+    "model_stock": {"merge_method": "model_stock"},
     "magnitude": {"merge_method": "magnitude", "parameters": {"density": 0.3, "rescale": True, "rescale_norm": "l1"}},
     "sequential": {"merge_method": "magnitude", "parameters": {"density": 0.6, "conflict": "sequential"}},
     "ties": {"merge_method": "ties", "parameters": {"density": QUANTILE}},
@@ -45,7 +48,9 @@ def recipe(folder: Path, name: str) -> Path:
     if path.exists():
         return path
     models = [{"model": str(folder / f"model{i}"), "parameters": {"weight": w}} for i, w in enumerate((1.0, 0.6))]
-    base = {} if name == "linear" else {"base_model": str(folder / "base")}
+    if "weight" not in METHODS[RECIPES[name]["merge_method"]].defaults:
+        models = [{"model": str(folder / f"model{i}")} for i in range(2)]
+    base = {} if name in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(path, RECIPES[name] | base | {"models": models, "output": {"shard_size": "300KB"}})
 
 

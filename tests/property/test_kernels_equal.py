@@ -96,6 +96,14 @@ def test_moments(t):
         assert_same(lambda k, t, rows: k.moments(t, rows), t, np.empty((-(-t.size // 4096), 3)))
 
 
+@examples(40)
+@given(arrays=tiles(max_size=9000, count=2))
+def test_dots(arrays):
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same(lambda k, a, b, rows: k.dots(a, b, rows), *arrays, np.empty(-(-arrays[0].size // 4096)))
+        assert_same(lambda k, a, rows: k.dots(a, a, rows), arrays[0], np.empty(-(-arrays[0].size // 4096)))
+
+
 @examples(120)
 @given(t=tiles(), seed=seeds, with_claims=st.booleans(), level=st.integers(0, 2), data=st.data())
 def test_histogram_and_count_equal(t, seed, with_claims, level, data):

@@ -78,15 +78,16 @@ def check(base, models, recipe, weights, densities, **run_options):
     with tempfile.TemporaryDirectory() as folder:
 
         def run():
-            if recipe["merge_method"] in NO_BASE:
+            if recipe["merge_method"] in NO_BASE or base is None:
                 return merge_tensors(Path(folder), None, models, recipe, weights, **run_options)
             return merge_tensors(Path(folder), base, models, recipe, weights, given_densities, **run_options)
 
         try:
             reference = None if recipe["merge_method"] in NO_BASE else base
-            expected = merge_oracle.merge(reference, models, recipe, weights, whole)
-        except (merge_oracle.Overflow, merge_oracle.NotFinite) as refusal:
-            said = "NaN or Inf" if isinstance(refusal, merge_oracle.NotFinite) else "beyond the range"
+            expected = merge_oracle.merge(reference, models, recipe, weights or [1.0] * len(models), whole)
+        except (merge_oracle.Overflow, merge_oracle.NotFinite, merge_oracle.NoDirection) as refusal:
+            said = {"NotFinite": "NaN or Inf", "Overflow": "beyond the range", "NoDirection": "choose other weights"}
+            said = said[type(refusal).__name__]
             with pytest.raises(InputError, match=said):
                 run()
             return
@@ -94,10 +95,11 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE) else ("density",)
+    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE, *SPHERES) else ("density",)
 
 
-NO_BASE = ("linear", "passthrough")
+NO_BASE = ("linear", "passthrough", "karcher")
+SPHERES = tuple(merge_oracle.SPHERES)
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -181,7 +183,39 @@ def inputs(draw, models, doubles=True):
     return Checkpoints(draw(st.integers(0, 2**32)), tuple(shapes), tuple(draw(st.one_of(same, mixed))))
 
 
-@pytest.mark.parametrize("method", [*OWN, *NO_BASE])
+T = st.sampled_from([0.0, 0.3, 0.5, 1.0, 1.25, -0.5])
+SPHERE_OPTIONS = {
+    "slerp": st.fixed_dictionaries({"t": T}),
+    "multislerp": st.fixed_dictionaries({"normalize_weights": st.booleans(), "eps": st.sampled_from([1e-8, 0.01])}),
+    "karcher": st.fixed_dictionaries({"max_iter": st.sampled_from([0, 1, 10]), "tol": st.sampled_from([1e-5, 0.1])}),
+}
+SPHERE_MODELS = {"slerp": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 4)}
+
+
+@pytest.mark.parametrize("method", SPHERES)
+@given(data=st.data())
+@merges(25)
+def test_coefficients_equal_the_oracle(method, data):
+    count = data.draw(st.integers(*SPHERE_MODELS.get(method, (1, 4))))
+    base, models = data.draw(inputs(count)).make()
+    kind = data.draw(st.sampled_from(["tuned", "tuned", "opposite", "equal", "zero"]))
+    if kind != "tuned":
+        factor = {"opposite": -1.25, "equal": 1.0, "zero": 0.0}[kind]
+        other = models[0] if count > 1 else base
+        models[-1] = {name: (other[name].double() * factor).to(t.dtype) for name, t in models[-1].items()}
+    if len(base) > 1 and data.draw(st.booleans()):
+        models[-1].pop("layers.0.w") if method in ("slerp", "model_stock") or count > 1 else None
+    recipe = {"merge_method": method, "parameters": data.draw(SPHERE_OPTIONS.get(method, st.just({})))}
+    out_dtype = data.draw(st.sampled_from(OUT_DTYPES))
+    if out_dtype:
+        recipe |= {"out_dtype": out_dtype, "overflow": data.draw(st.sampled_from(["error", "saturate"]))}
+    takes_weights = method in ("nuslerp", "multislerp")
+    weights = [data.draw(WEIGHTS) for _ in models] if takes_weights else None
+    apart = method not in NO_BASE and (method not in ("nuslerp", "multislerp") or data.draw(st.booleans()))
+    check(base if apart else None, models, recipe, weights, None, threads=data.draw(st.integers(1, 2)))
+
+
+@pytest.mark.parametrize("method", [*OWN, "linear", "passthrough"])
 @given(data=st.data())
 @merges(25)
 def test_small_merges_equal_the_oracle(method, data):
@@ -252,6 +286,17 @@ def odd_inputs(draw, models):
     )
 
 
+@pytest.mark.parametrize("method", ["model_stock", "multislerp", "nuslerp"])
+@given(data=st.data())
+@merges(10)
+def test_coefficients_of_inputs_that_do_not_fit_equal_the_oracle(method, data):
+    base, models = data.draw(odd_inputs(2)).make()
+    recipe = {"merge_method": method, "vocab": "intersect"}
+    recipe["nonfinite"] = data.draw(st.sampled_from(["keep-base", "keep-base", "error"]))
+    recipe["exclude"] = data.draw(st.sampled_from([[], ["layers.0.*"], ["*.2.w", "counter"]]))
+    check(base, models, recipe, None, None)
+
+
 @pytest.mark.parametrize("method", OWN)
 @given(data=st.data())
 @merges(12)
@@ -288,6 +333,11 @@ CASES = {
     "dare_linear": ({}, (0.1, 0.7)),
     "dare_ties-l1": ({"rescale_norm": "l1"}, (0.1, LOCAL)),
     "linear": ({}, (1.0, 1.0)),
+    "slerp": ({"t": 0.3}, (1.0,)),
+    "nuslerp": ({}, (1.0, 1.0)),
+    "multislerp": ({}, (1.0, 1.0, 1.0)),
+    "karcher": ({}, (1.0, 1.0, 1.0)),
+    "model_stock": ({}, (1.0, 1.0, 1.0)),
 }
 
 
@@ -314,5 +364,6 @@ def test_many_windows_equal_the_oracle(case, kind):
     dtype = torch.bfloat16 if kind is coarse else torch.float32
     base, models = kind(np.random.default_rng(7), dtype, len(densities))
     recipe = {"merge_method": case.split("-")[0], "parameters": parameters, "seed": 5}
+    weights = None if recipe["merge_method"] in ("slerp", "karcher", "model_stock") else (1.0, 0.7, -0.4)[: len(models)]
     with SMALLEST_WINDOWS:
-        check(base, models, recipe, (1.0, 0.7, -0.4)[: len(models)], densities, threads=3)
+        check(base, models, recipe, weights, densities, threads=3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from anabranch.engine.errors import RecipeError
+from anabranch.engine.errors import InputError, RecipeError
 from anabranch.engine.recipe import parse_recipe
 
 from ..merging import merge_tensors
@@ -44,9 +45,85 @@ def test_passthrough_scales_along_a_gradient_and_by_name(tmp_path: Path) -> None
     assert all(found[f"layers.{i}.attn"].tolist() == [1.0, 1.0] for i in range(3))
 
 
+# -- sums of models and of differences ---------------------------------------------------------------------------------
+
+SINE = math.sqrt(0.5)
+"""Of half a right angle, as its cosine."""
+
+
+def test_slerp_of_a_right_angle(tmp_path: Path) -> None:
+    base, model = {"w": torch.tensor([2.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])}
+    found = merge_tensors(tmp_path, base, [model], {"merge_method": "slerp", "parameters": {"t": 0.5}})
+    assert found["w"].tolist() == pytest.approx([2 * SINE, 4 * SINE])
+
+
+def test_a_tensor_that_the_model_lacks_is_that_of_the_base(tmp_path: Path) -> None:
+    base = {"w": torch.tensor([2.0, 0.0]), "x": torch.tensor([1.0])}
+    recipe = {"merge_method": "slerp", "parameters": {"t": 0.5}}
+    found = merge_tensors(tmp_path, base, [{"w": base["w"]}], recipe)
+    assert found["x"].tolist() == [1.0]
+
+
+def test_nuslerp_of_differences(tmp_path: Path) -> None:
+    base = {"w": torch.tensor([10.0, 20.0, 5.0])}
+    models = [{"w": torch.tensor([12.0, 20.0, 5.0])}, {"w": torch.tensor([10.0, 21.0, 5.0])}]
+    found = merge_tensors(tmp_path, base, models, {"merge_method": "nuslerp"})
+    assert found["w"].tolist() == pytest.approx([10 + 2 * SINE, 20 + SINE, 5.0])
+
+
+def test_without_a_base_a_tensor_that_one_model_lacks_is_the_other_one_s(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([2.0]), "x": torch.tensor([3.0])}, {"w": torch.tensor([4.0])}]
+    found = merge_tensors(tmp_path, None, models, {"merge_method": "nuslerp"}, (0.25, 0.75))
+    assert (found["w"].tolist(), found["x"].tolist()) == ([3.5], [3.0])
+
+
+def test_model_stock_keeps_what_models_do_not_agree_on(tmp_path: Path) -> None:
+    base = {"agree": torch.tensor([1.0, 1.0]), "differ": torch.tensor([1.0, 1.0])}
+    models = [
+        {"agree": torch.tensor([3.0, 1.0]), "differ": torch.tensor([3.0, 1.0])},
+        {"agree": torch.tensor([5.0, 1.0]), "differ": torch.tensor([1.0, 5.0])},
+    ]
+    found = merge_tensors(tmp_path, base, models, {"merge_method": "model_stock"})
+    assert (found["agree"].tolist(), found["differ"].tolist()) == ([4.0, 1.0], [1.0, 1.0])
+
+
+def test_dot_products_beyond_fp64_are_an_error(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([1e200, 1.0], dtype=torch.float64)}] * 2
+    with pytest.raises(InputError, match="beyond fp64"):
+        merge_tensors(tmp_path, None, models, {"merge_method": "karcher"})
+
+
 # -- what recipes may say --------------------------------------------------------------------------------------------
 
 WRONG = [
+    (
+        "merge_method: slerp\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0}",
+        "base_model is missing; slerp merges a base",
+    ),
+    ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]", "slerp needs a t: a finite number"),
+    (
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {t: 0}",
+        "models: expected exactly one model to merge, besides the base, got 2",
+    ),
+    (
+        "merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nparameters: {t: 0}\nnonfinite: keep-base",
+        "nonfinite: slerp merges no differences",
+    ),
+    ("merge_method: nuslerp\nmodels: [{model: a}]", "models: expected exactly two models to merge, got 1"),
+    (
+        "merge_method: nuslerp\nbase_model: a\nmodels: [{model: a}, {model: b}]",
+        "models: expected exactly two models to merge, besides the base, got 1",
+    ),
+    ("merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nnonfinite: keep-base", "nonfinite: nuslerp merges no"),
+    (
+        "merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nparameters: {nuslerp_row_wise: true}",
+        "parameters.nuslerp_row_wise: true is not supported by this version",
+    ),
+    (
+        "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}]",
+        "models: expected at least two models to merge, besides the base, got 1",
+    ),
+    ("merge_method: karcher\nmodels: [{model: a}]\nbase_model: b", "base_model: karcher merges what `models` lists"),
     (
         "merge_method: passthrough\nmodels: [{model: a}, {model: b}]",
         "models: expected exactly one model to merge, got 2",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from anabranch.engine.errors import RecipeError
 from anabranch.engine.recipe import (
+    UNSUPPORTED_VALUES,
     Recipe,
     canonical,
     load_recipe,
@@ -325,7 +326,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     data: dict[str, Any] = {
         "merge_method": method,
         "models": [{"model": f"m{i}", "parameters": parameters(own, [])} for i in range(models)],
-        "parameters": parameters(names, [name for name in own if schema.defaults[name] is None]),
+        "parameters": parameters(names, [name for name in names if schema.defaults[name] is None]),
         "exclude": draw(
             st.lists(
                 st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126), min_size=1),
@@ -343,6 +344,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 
 def without_contradictions(data: dict[str, Any]) -> dict[str, Any]:
     shared = data["parameters"]
+    for name, _, _ in UNSUPPORTED_VALUES:
+        shared.pop(name, None)
     if "rescale_norm" in shared:
         shared["rescale"] = True
     if "overlap_merge" in shared:
