@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter
 
+from ..engine.checkpoint import open_source
 from ..engine.commit import Output
 from ..engine.errors import AnabranchError, ResourceError
 from ..engine.group import Group
@@ -72,7 +73,7 @@ class MergeWorker:
     def __init__(self, group: Group, options: WorkerOptions) -> None:
         self._group = group
         self._options = options
-        self._stores = [open_store(checkpoint.url) for checkpoint in group.sources]
+        self._stores = [open_source(checkpoint) for checkpoint in group.sources]
         self._outputs = [
             Output(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
         ]

@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .errors import InputError
@@ -21,6 +21,7 @@ from .header import (
 )
 from .source import TensorLocation
 from .storage import Store, open_store
+from .storage.joined import JoinedStore
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -53,6 +54,7 @@ class CheckpointFile:
     """One weight file, as it was when its header was read."""
 
     name: str
+    """Within the checkpoint's folder; a URL where the file lies in another one."""
     size: int
     """Bytes."""
     version: str
@@ -65,7 +67,8 @@ class Checkpoint:
     """All tensors of one model."""
 
     url: str
-    """Absolute, normalised, without credentials; a hub name's revision is a commit."""
+    """Absolute, normalised, without credentials; a hub name's revision is a commit. A model with an adapter is called
+    BASE+ADAPTER."""
     files: tuple[CheckpointFile, ...]
     """Weight files by name, which for numbered shards is the order of the index."""
     tensors: dict[str, TensorLocation]
@@ -74,6 +77,13 @@ class Checkpoint:
     """Configuration, tokenizer, template, licence and code files directly in the folder; never weights."""
     ignored_files: tuple[str, ...]
     """Weight files in the folder that are not part of the checkpoint: other formats, duplicates, adapters."""
+    folders: tuple[str, ...] = ()
+    """URLs of the folders that its files lie in, first that of plain names and side files; () stands for `url`."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """What configuration files say of how tensors are computed, ready for canonical JSON; part of what identifies the
+    input."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how it is read."""
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """What identifies the input bytes, one entry per file, ready for canonical JSON."""
@@ -86,6 +96,11 @@ class Checkpoint:
             }
             for file in self.files
         ]
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the input: where it is, its files, and how they are read."""
+        found: dict[str, Any] = {"url": self.url, "files": self.fingerprint()}
+        return found | ({"reading": dict(self.reading)} if self.reading else {})
 
 
 def model_url(model: str) -> str:
@@ -102,6 +117,12 @@ def model_url(model: str) -> str:
         f"model {model!r}: no such folder",
         "Give an existing folder, a URL such as s3://bucket/model, or owner/name of the Hugging Face hub.",
     )
+
+
+def open_source(checkpoint: Checkpoint) -> Store:
+    """The store from which the files of an opened checkpoint are read."""
+    home, *others = [open_store(url) for url in checkpoint.folders or (checkpoint.url,)]
+    return JoinedStore(checkpoint.url, home, others) if others else home
 
 
 def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
@@ -158,7 +179,7 @@ def _select_files(store: Store, names: list[str]) -> _Selection:
             return _Selection(wanted, index, weight_map)
         if len(missing) < len(wanted) or SINGLE_FILE not in shards:
             raise InputError(
-                f"{store.url}: {len(missing)} of {len(wanted)} shards are missing: {_some(missing)}",
+                f"{store.url}: {len(missing)} of {len(wanted)} shards are missing: {some_names(missing)}",
                 "Finish the download, or remove the index if it does not belong to these files.",
             )
     if SINGLE_FILE in shards:
@@ -176,7 +197,7 @@ def _find_index(url: str, names: list[str]) -> str | None:
         return INDEX_FILE
     candidates = [name for name in names if _INDEX.fullmatch(name)]
     if len(candidates) > 1:
-        raise InputError(f"{url}: several indexes: {_some(candidates)}", "Keep one of them in the folder.")
+        raise InputError(f"{url}: several indexes: {some_names(candidates)}", "Keep one of them in the folder.")
     return candidates[0] if candidates else None
 
 
@@ -199,7 +220,7 @@ def _reject_folder(url: str, names: list[str]) -> None:
     if any(_ADAPTER.fullmatch(name) for name in names):
         raise InputError(
             f"{url}: an adapter, not a full checkpoint",
-            "Merge the adapter into its base model first (peft: merge_and_unload, then save_pretrained).",
+            "Name it together with the model that it was trained on: BASE+ADAPTER.",
         )
     if any(name.endswith((".gguf", ".ggml")) for name in names):
         raise InputError(
@@ -208,21 +229,21 @@ def _reject_folder(url: str, names: list[str]) -> None:
         )
     if any(_PICKLE.fullmatch(name) for name in names):
         raise InputError(
-            f"{url}: pickled weights only ({_some([name for name in names if _PICKLE.fullmatch(name)])})",
+            f"{url}: pickled weights only ({some_names([name for name in names if _PICKLE.fullmatch(name)])})",
             "Pickles can run code and are never loaded here. Convert: load the model with transformers and call "
             "save_pretrained(FOLDER, safe_serialization=True).",
         )
     if not names:
         raise InputError(f"{url}: no such folder, or an empty one", "Check the path and the permissions.")
-    raise InputError(f"{url}: no *.safetensors file (found {_some(names)})", "Check the path.")
+    raise InputError(f"{url}: no *.safetensors file (found {some_names(names)})", "Check the path.")
 
 
 def _read_headers(store: Store, names: list[str]) -> list[tuple[CheckpointFile, Header]]:
     """All headers, in the order of `names`; the first file's error wins whatever finishes first."""
     if len(names) == 1:
-        return [_read_header(store, names[0])]
+        return [read_file_header(store, names[0])]
     with ThreadPoolExecutor(min(HEADER_THREADS, len(names)), "headers") as pool:
-        futures = [pool.submit(_read_header, store, name) for name in names]
+        futures = [pool.submit(read_file_header, store, name) for name in names]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -230,7 +251,12 @@ def _read_headers(store: Store, names: list[str]) -> list[tuple[CheckpointFile, 
             raise
 
 
-def _read_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
+def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
+    """The header of one weight file, and what identifies the file.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     where = f"{store.url}/{name}"
     try:
         size, version = store.info(name)
@@ -275,13 +301,13 @@ def _check_index(
     if missing:
         named = Counter(weight_map[name] for name in missing)
         raise InputError(
-            f"{where}: names {len(missing)} tensors that are in no file: {_some(missing)} "
-            f"(it places them in {_some(named)})",
+            f"{where}: names {len(missing)} tensors that are in no file: {some_names(missing)} "
+            f"(it places them in {some_names(named)})",
             hint,
         )
     extra = [name for name in tensors if name not in weight_map]
     if extra:
-        raise InputError(f"{where}: lacks {len(extra)} tensors that are in the files: {_some(extra)}", hint)
+        raise InputError(f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(extra)}", hint)
     for name, location in tensors.items():
         file_name = opened[location.file][0].name
         if weight_map[name] != file_name:
@@ -307,7 +333,7 @@ def _is_side_file(store: Store, name: str) -> bool:
     return True
 
 
-def _some(names: Iterable[str]) -> str:
+def some_names(names: Iterable[str]) -> str:
     """The first few names, and how many more."""
     listed = sorted(names)
     shown = ", ".join(listed[:MAX_LISTED])

@@ -260,13 +260,19 @@ def index_json(plan: Plan) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def patch_config(data: bytes, dtype: str | None, where: str) -> bytes:
+def patch_config(data: bytes, dtype: str | None, where: str, unquantise: bool = False) -> bytes:
     """config.json with its dtype set to the output's; unchanged bytes when nothing changes.
+
+    Args:
+        data: the reference's.
+        dtype: of the output; None: each tensor keeps the reference's.
+        where: what to call the file in messages.
+        unquantise: leave `quantization_config` out, because the output's weights are plain numbers.
 
     Raises:
         InputError: the file is not a JSON object.
     """
-    if dtype is None:
+    if dtype is None and not unquantise:
         return data
     try:
         config = json.loads(data)
@@ -274,9 +280,10 @@ def patch_config(data: bytes, dtype: str | None, where: str) -> bytes:
         config = None
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a JSON object")
-    keys = [key for key in ("dtype", "torch_dtype") if key in config]
-    if not keys or all(config[key] == TORCH_NAMES[dtype] for key in keys):
+    keys = [key for key in ("dtype", "torch_dtype") if key in config and dtype is not None]
+    wanted = {key: value for key, value in config.items() if not (unquantise and key == "quantization_config")}
+    wanted |= {key: TORCH_NAMES[dtype] for key in keys if dtype is not None}
+    if wanted == config:
         return data
-    for key in keys:
-        config[key] = TORCH_NAMES[dtype]
+    config = wanted
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

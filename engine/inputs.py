@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
+from .model import open_models
+from .model_url import ModelUrl, resolve_model
 from .plan import Plan, make_plan
-from .recipe import resolve_model_url
 from .recipe_schema import Recipe
 from .settings import METHODS
-from .storage import FileInfo, Store, open_store
+from .storage import FileInfo, Store
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -75,13 +76,24 @@ class Inputs:
         files = {side.name: side.read() for side in self.side}
         if "config.json" in files:
             where = f"{self.plan.base.url}/config.json"
-            files["config.json"] = patch_config(files["config.json"], self.plan.recipe.output_dtype, where)
+            files["config.json"] = patch_config(files["config.json"], self._dtype, where, self._drops_quantization)
         return files
 
     def check_config(self) -> None:
         """Find a config.json that cannot be patched before anything is written; InputError as for `side_files`."""
         for config in (side for side in self.side if side.name == "config.json"):
-            patch_config(config.read(), self.plan.recipe.output_dtype, f"{self.plan.base.url}/config.json")
+            where = f"{self.plan.base.url}/config.json"
+            patch_config(config.read(), self._dtype, where, self._drops_quantization)
+
+    @property
+    def _dtype(self) -> str | None:
+        """The dtype that the output's config.json has to name; None: the reference's own is right."""
+        return self.plan.recipe.output_dtype
+
+    @property
+    def _drops_quantization(self) -> bool:
+        """Whether the reference's weights are quantised and the output's are not."""
+        return "block_scales" in self.plan.base.reading
 
 
 def _side_files(base: Checkpoint, base_store: Store, tokenizer: Checkpoint, tokenizer_store: Store) -> list[SideFile]:
@@ -110,13 +122,10 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
     references = [recipe.base_model, *(entry.model for entry in recipe.models)]
     if recipe.tokenizer_source != "base":  # a word there; elsewhere a folder may have that name
         references.append(recipe.tokenizer_source)
-    urls = {r: resolve_model_url(r, recipe_dir) for r in references if r is not None}
-    stores: dict[str, Store] = {}
-    checkpoints: dict[str, Checkpoint] = {}
-    for url in urls.values():
-        if url not in stores:
-            stores[url] = open_store(url)
-            checkpoints[url] = open_checkpoint(url, stores[url])
+    urls = {r: resolve_model(r, recipe_dir) for r in references if r is not None}
+    opened = open_models(urls.values())
+    checkpoints = {url: checkpoint for url, (checkpoint, _) in opened.items()}
+    stores = {url: store for url, (_, store) in opened.items()}
     recipe = _without_base(recipe, urls)
     models = [urls[entry.model] for entry in recipe.models]
     reference = urls[recipe.base_model] if recipe.base_model is not None else models[0]
@@ -130,7 +139,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
     return Inputs(plan, [stores[url] for url in (reference, *models)], side)
 
 
-def _without_base(recipe: Recipe, urls: Mapping[str, str]) -> Recipe:
+def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
     """Leave out entries that are the base under another spelling: they are no task vectors."""
     if recipe.base_model is None or not recipe.has_base:
         return recipe

@@ -18,6 +18,7 @@ from .manifest import canonical_json
 from .methods import BUILDERS
 from .methods.stages import CombinationMerge, Method, ModelThreshold, TaskVectorMerge
 from .parameters import ParameterResolver, SharedParameters, count_layers
+from .quantised import foreign_format
 from .recipe import canonical
 from .recipe_schema import Recipe
 from .settings import TadropDensity
@@ -117,7 +118,8 @@ def make_plan(
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
         RecipeError: a parameter has no value for some tensor.
     """
-    warnings: list[str] = []
+    warnings = [note for checkpoint in _distinct([reference, *models]) for note in checkpoint.notes]
+    _check_quantised(recipe, [reference, *models])
     _check_names(recipe, reference, models, warnings)
     _warn_of_rows(recipe, reference, models, warnings)
     resolver = ParameterResolver(recipe, count_layers(reference.tensors))
@@ -135,7 +137,7 @@ def make_plan(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
     shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
-    inputs: list[dict[str, Any]] = [{"url": c.url, "files": c.fingerprint()} for c in _distinct([reference, *models])]
+    inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in _distinct([reference, *models])]
     inputs.append({"side_files": [dict(file) for file in side_files]})
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
@@ -170,6 +172,16 @@ def _check_names(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpo
         if recipe.extra_tensors == "error":
             raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
         warnings.append(text + "; they are left out")
+
+
+def _check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in _distinct(checkpoints):
+        names = {name: place for name, place in checkpoint.tensors.items() if not recipe.excludes(name)}
+        if found := foreign_format(names):
+            raise InputError(
+                f"{checkpoint.url}: quantised as {found[0]} ({found[1]!r}); such weights cannot be merged",
+                "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
+            )
 
 
 def _warn_of_rows(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:

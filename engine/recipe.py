@@ -26,7 +26,6 @@ __all__ = [
     "canonical",
     "load_recipe",
     "parse_recipe",
-    "resolve_model_url",
     "rules_of",
 ]
 
@@ -167,51 +166,6 @@ def rules_of(recipe: Recipe, name: str, entry: ModelEntry | None = None) -> Sett
         if rule.filter is None:
             break
     return tuple(rules)
-
-
-def resolve_model_url(reference: str, recipe_dir: Path) -> str:
-    """Where a model lies.
-
-    Args:
-        reference: as the recipe gives it.
-        recipe_dir: the directory of the recipe file.
-
-    Returns:
-        The absolute path of a directory that exists, seen from the working directory or from the recipe;
-        a URL as it is; `hf://owner/name[@revision]` for a name on the Hugging Face Hub.
-
-    Raises:
-        RecipeError: it is none of these.
-    """
-    if _URL.match(reference):
-        return reference
-    path = Path(reference).expanduser()
-    for candidate in (path, recipe_dir / path):
-        if candidate.is_dir():
-            return os.path.abspath(candidate)
-    if any(candidate.exists() for candidate in (path, recipe_dir / path)):
-        raise RecipeError(
-            f"model {shorten(reference)}: expected a directory that holds a checkpoint, got a file",
-            "Name the directory that the file lies in.",
-        )
-    if _HUB_NAME.fullmatch(reference):
-        return f"hf://{reference}"
-    if _HUB_NAME_WITH_ADAPTER.fullmatch(reference):
-        raise RecipeError(
-            f"model {shorten(reference)}: adapters (MODEL+LORA) are not supported by this version",
-            "Merge the adapter into its model first and name the result.",
-        )
-    raise RecipeError(
-        f"model {shorten(reference)} does not exist",
-        f"Looked for a directory in {os.getcwd()} and in {os.path.abspath(recipe_dir)}; "
-        "expected a directory, a URL (s3://bucket/folder, hf://owner/name@revision) or owner/name.",
-    )
-
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_HUB_NAME = re.compile(rf"{_PART}/{_PART}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")
-_HUB_NAME_WITH_ADAPTER = re.compile(rf"{_HUB_NAME.pattern}\+.+")
 
 
 def _unknown_method(method: str) -> str:

@@ -31,12 +31,16 @@ LAYERS = {
     "engine.recipe_dialect": 3,
     "engine.recipe_schema": 3,
     "engine.settings": 3,
+    "engine.model_url": 3,
     "engine.parameters": 3,
     "engine.manifest": 3,
     "engine.source": 4,  # where one tensor's elements come from
     "engine.derived": 4,
     "engine.checkpoint": 4,
     "engine.reading": 5,
+    "engine.quantised": 5,  # what a checkpoint's configuration says of its weights
+    "engine.adapter": 5,
+    "engine.model": 6,  # a checkpoint with all of that
     "engine.task": 5,  # one tensor of the output
     "engine.demands": 5,
     "engine.layout": 5,

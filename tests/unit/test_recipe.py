@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anabranch.engine.errors import RecipeError
+from anabranch.engine.model_url import ModelUrl, resolve_model, resolve_model_url
 from anabranch.engine.recipe import (
     UNSUPPORTED_VALUES,
     Recipe,
     canonical,
     load_recipe,
     parse_recipe,
-    resolve_model_url,
 )
 from anabranch.engine.settings import (
     LATER_METHODS,
@@ -428,12 +428,85 @@ def test_a_model_that_does_not_exist(reference: str, tmp_path: Path) -> None:
     assert str(tmp_path) in caught.value.hint
 
 
-def test_a_file_and_an_adapter_are_no_model(tmp_path: Path) -> None:
+def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(RecipeError, match=r"expected a directory .* got a file"):
         resolve_model_url("model.safetensors", tmp_path)
-    with pytest.raises(RecipeError, match=r"adapters .* not supported"):
-        resolve_model_url("owner/name+owner/adapter", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "base", "adapter"),
+    [
+        ("owner/name+owner/adapter", "hf://owner/name", "hf://owner/adapter"),
+        ("owner/name@main+owner/adapter@v1", "hf://owner/name@main", "hf://owner/adapter@v1"),
+        ("s3://bucket/base+s3://bucket/lora", "s3://bucket/base", "s3://bucket/lora"),
+        ("s3://bucket/ba+se+owner/lora", "s3://bucket/ba+se", "hf://owner/lora"),
+        ("owner/name+here", "hf://owner/name", "HERE/here"),
+        ("c++/model+c++/lora", "HERE/c++/model", "HERE/c++/lora"),
+        ("c++/model", "HERE/c++/model", None),
+        ("a+b", "HERE/a+b", None),
+        ("s3://bucket/x+y", "s3://bucket/x+y", None),
+    ],
+)
+def test_a_model_and_its_adapter(
+    reference: str, base: str, adapter: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("here", "c++/model", "c++/lora", "a+b", "a", "b"):
+        (tmp_path / folder).mkdir(parents=True)
+    here = str(tmp_path)
+    expected = ModelUrl(base.replace("HERE", here), adapter and adapter.replace("HERE", here))
+    assert resolve_model(reference, tmp_path) == expected
+
+
+@pytest.mark.parametrize("reference", ["owner/name+", "+owner/name", "owner/name+nothing", "no such+owner/lora"])
+def test_half_a_pair_is_no_model(reference: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not exist") as caught:
+        resolve_model(reference, tmp_path)
+    assert "BASE+ADAPTER" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{model: org/base, adapter: org/lora}",
+        "{model: org/base, lora: org/lora}",
+        "{model: {path: org/base}, lora: {path: org/lora, revision: null}}",
+        "org/base+org/lora",
+    ],
+)
+def test_forms_of_a_model_with_an_adapter(entry: str) -> None:
+    recipe = parse_recipe(f"merge_method: linear\nmodels: [{{model: {entry}}}]\n", "r.yml")
+    assert recipe.models[0].model == "org/base+org/lora"
+
+
+def test_an_adapter_beside_its_model() -> None:
+    recipe = parse_recipe("merge_method: linear\nmodels: [{model: org/base, adapter: org/lora}]\n", "r.yml")
+    assert recipe.models[0].model == "org/base+org/lora"
+    with pytest.raises(RecipeError, match="expected one model and one adapter"):
+        text = "merge_method: linear\nmodels: [{model: {model: a/b, adapter: c/d}, adapter: e/f}]\n"
+        parse_recipe(text, "r.yml")
+
+
+def test_a_revision_in_the_form_of_a_mapping() -> None:
+    entry = "{model: {path: org/base, revision: v2}, adapter: org/lora}"
+    recipe = parse_recipe(f"merge_method: linear\nmodels: [{{model: {entry}}}]\n", "r.yml")
+    assert recipe.models[0].model == "org/base@v2+org/lora"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{model: org/base, adaptor: org/lora}", "unknown key 'adaptor'"),
+        ("{adapter: org/lora}", "expected one model and one adapter"),
+        ("{model: org/base, adapter: a/b, lora: c/d}", "expected one model and one adapter"),
+        ("{model: org/base, adapter: 7}", "expected a directory, a URL or owner/name"),
+        ("{model: {path: org/base, commit: x}}", "expected a path and perhaps a revision"),
+    ],
+)
+def test_forms_that_are_not_understood(entry: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(f"merge_method: linear\nmodels: [{{model: {entry}}}]\n", "r.yml")
 
 
 # --- the repository's own recipes
