@@ -20,7 +20,8 @@ MISPLACED: Mapping[str, str] = {
 """What to say about keys that mergekit ignores where people write them."""
 
 _HOLDS_A_REFERENCE = ("model", "base_model", "source", "tokenizer_source")
-_REFERENCE_KEYS = {"model", "lora", "override_architecture"}
+_HOLDS_AN_ADAPTER = ("adapter", "lora")
+_REFERENCE_KEYS = {"model", *_HOLDS_AN_ADAPTER, "override_architecture"}
 
 
 def plain_recipe(document: Document, known: Collection[str], problems: list[Problem]) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def _plain(value: Any, path: KeyPath, problems: list[Problem]) -> Any:
         return value
     if path[-1] in _HOLDS_A_REFERENCE and "model" in value and set(value) <= _REFERENCE_KEYS:
         return _reference(value, path, problems)
+    if path[-1] in _HOLDS_AN_ADAPTER:
+        return _model_path(value) or value
     return {key: _plain(item, (*path, key), problems) for key, item in value.items()}
 
 
@@ -65,7 +68,9 @@ def _reference(raw: Mapping[str, Any], path: KeyPath, problems: list[Problem]) -
     if raw.get("override_architecture") is not None:
         text = "not supported: tensors are merged by name, whatever config.json calls the architecture; remove the key"
         problems.append(Problem((*path, "override_architecture"), text))
-    parts = [_model_path(raw[key]) for key in ("model", "lora") if raw.get(key) is not None]
+    parts = [_model_path(raw[key]) for key in ("model", *_HOLDS_AN_ADAPTER) if raw.get(key) is not None]
+    if len(parts) > 2:
+        problems.append(Problem(path, "expected one model and one adapter"))
     return "+".join(parts) if all(parts) else raw
 
 

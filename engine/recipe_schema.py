@@ -66,35 +66,11 @@ def _dtype(raw: Any) -> Any:
 
 def _reference(raw: Any) -> Any:
     """A model's name, path or URL, or BASE+ADAPTER; credentials in it would reach logs and manifests."""
-    if isinstance(raw, dict):
-        return _pair(raw)
     if not isinstance(raw, str) or not raw.strip() or not raw.isprintable():
         raise ValueError(f"expected a directory, a URL or owner/name, got {shorten(raw)}")
     if re.match(r"[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", raw, re.IGNORECASE):
         raise ValueError("a URL must hold no credentials; use the environment or your cloud's configuration")
     return raw
-
-
-def _pair(raw: dict[Any, Any]) -> str:
-    """BASE+ADAPTER from `{model: BASE, adapter: ADAPTER}`; mergekit's `lora` and `{path, revision}` are understood."""
-    if "path" in raw:
-        unknown = raw.keys() - {"path", "revision"}
-        if not unknown and isinstance(raw["path"], str) and isinstance(raw.get("revision"), str | None):
-            path, revision = str(_reference(raw["path"])), raw.get("revision")
-            return f"{path}@{revision}" if revision else path
-        raise ValueError(f"expected a path and perhaps a revision, got {shorten(raw)}")
-    unknown = raw.keys() - {"model", "adapter", "lora"}
-    if unknown:
-        text = ", ".join(shorten(key) for key in sorted(unknown, key=str))
-        raise ValueError(
-            f"unknown key {text}; a model and its adapter are written as {{model: BASE, adapter: ADAPTER}}"
-        )
-    adapters = [raw[key] for key in ("adapter", "lora") if raw.get(key) is not None]
-    if isinstance(raw.get("model"), dict) and "model" in raw["model"]:
-        raise ValueError(f"expected one model and one adapter, got {shorten(raw)}")
-    if raw.get("model") is None or len(adapters) > 1:
-        raise ValueError(f"expected one model and one adapter, got {shorten(raw)}")
-    return "+".join(str(_reference(part)) for part in (raw["model"], *adapters))
 
 
 def _patterns(raw: Any) -> Any:
@@ -133,17 +109,17 @@ class ModelEntry(BaseModel):
 
     model: Reference
     """Once it is read, with its adapter: BASE+ADAPTER."""
-    adapter: None = None
+    adapter: Reference | None = None
     """A LoRA adapter that changes the model; becomes a part of `model`."""
     parameters: Settings = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _join_adapter(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("adapter") is None:
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), str) for key in ("model", "adapter")):
             return raw
-        pair = {"model": raw.get("model"), "adapter": raw["adapter"]}
-        return {key: value for key, value in raw.items() if key != "adapter"} | {"model": pair}
+        rest = {key: value for key, value in raw.items() if key != "adapter"}
+        return rest | {"model": f"{_reference(raw['model'])}+{_reference(raw['adapter'])}"}
 
 
 class Recipe(BaseModel):

@@ -38,7 +38,7 @@ def add_low_rank(
     scale: Any,
     sums: Any,
 ) -> None:
-    """values += scale * (left @ right): for each row the sums (scratch: f32 [COLUMNS]) of some columns, rank by rank."""
+    """values += scale * (left @ right): for each row the sums of some columns (scratch f32 [COLUMNS]), rank by rank."""
     rank, end = right.shape[0], start + values.size
     last_column = first_column + right.shape[1]
     for tile in range(first_column, last_column, COLUMNS):

@@ -168,7 +168,7 @@ def test_an_index_cannot_point_outside_the_folder():
         (["pytorch_model.bin", "config.json"], "Pickles can run code"),
         (["consolidated.00.pth"], "Pickles can run code"),
         (["model.Q4_K.gguf"], "GGUF"),
-        (["adapter_model.safetensors", "adapter_config.json"], "merge_and_unload"),
+        (["adapter_model.safetensors", "adapter_config.json"], "BASE+ADAPTER"),
     ],
 )
 def test_folders_without_usable_weights_say_what_to_do(names, message):

@@ -1,0 +1,179 @@
+"""The whole command on quantised checkpoints: block-scaled FP8 is merged, everything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..merging import load_output, write_checkpoint, write_recipe
+from .conftest import CONFIG, Command, llama_shapes
+
+BLOCK = (16, 8)
+QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(BLOCK)}
+Tensors = dict[str, torch.Tensor]
+
+
+def quantise(tensor: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """FP8 codes, the scale of every block, and the fp32 values that they stand for."""
+    rows, columns = (math.ceil(size / step) for size, step in zip(tensor.shape, block, strict=True))
+    scales = torch.empty(rows, columns)
+    codes = torch.empty(tensor.shape, dtype=torch.float8_e4m3fn)
+    values = torch.empty(tensor.shape)
+    for i in range(rows):
+        for j in range(columns):
+            part = (slice(i * block[0], (i + 1) * block[0]), slice(j * block[1], (j + 1) * block[1]))
+            scales[i, j] = tensor[part].abs().max() / 448
+            codes[part] = (tensor[part] / scales[i, j]).to(torch.float8_e4m3fn)
+            values[part] = codes[part].float() * scales[i, j]
+    return codes, scales, values
+
+
+class Models:
+    """A base and a fine-tune as DeepSeek-V3 ships weights, and the fp32 values of both."""
+
+    def __init__(self, folder: Path, block: tuple[int, int] = BLOCK) -> None:
+        self.folder = folder
+        generator = torch.Generator().manual_seed(3)
+        self.stored: dict[str, Tensors] = {}
+        self.values: dict[str, Tensors] = {}
+        start = {n: torch.randn(shape, generator=generator) * 0.05 for n, shape in llama_shapes().items()}
+        for model in ("base", "tuned"):
+            self.stored[model], self.values[model] = {}, {}
+            for name, tensor in start.items():
+                moved = tensor + torch.randn(tensor.shape, generator=generator) * 0.01 * (model == "tuned")
+                if "_proj" in name:
+                    codes, scales, values = quantise(moved, block)
+                    self.stored[model] |= {name: codes, f"{name}_scale_inv": scales}
+                else:
+                    values = moved.bfloat16()
+                    self.stored[model][name] = values
+                self.values[model][name] = values
+
+    def write(self, quantization: dict[str, Any] | None = None, **config: Any) -> None:
+        for model, tensors in self.stored.items():
+            write_checkpoint(self.folder / model, tensors, 2, {**CONFIG, **config, "quantization_config": quantization})
+
+    def recipe(self, **keys: Any) -> Path:
+        content = {
+            "merge_method": "task_arithmetic",
+            "base_model": str(self.folder / "base"),
+            "models": [{"model": str(self.folder / "tuned"), "parameters": {"weight": 0.5}}],
+        }
+        return write_recipe(self.folder / "recipe.yml", content | keys)
+
+    def merged(self, dtype: torch.dtype) -> Tensors:
+        base, tuned = ({n: t.float() for n, t in self.values[model].items()} for model in ("base", "tuned"))
+        return {name: (base[name] + (tuned[name] - base[name]) * 0.5).to(dtype) for name in base}
+
+
+def test_block_scales_are_applied_while_reading(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    models.write(QUANTIZATION)
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "14 FP8 matrices are multiplied by their block scales" in result.output
+    found, expected = load_output(tmp_path / "out"), models.merged(torch.bfloat16)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == CONFIG
+    result = anabranch("verify", tmp_path / "out", "--load")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_output_dtype_may_be_given(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    models.write(QUANTIZATION)
+    result = anabranch("merge", models.recipe(out_dtype="float32"), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found, expected = load_output(tmp_path / "out"), models.merged(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == CONFIG | {"torch_dtype": "float32"}
+
+
+def test_blocks_of_128_are_the_default(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path, (128, 128))
+    models.write(torch_dtype="float16")
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(load_output(tmp_path / "out")[name], models.merged(torch.float16)[name])
+
+
+def test_a_plain_base_and_a_quantised_fine_tune(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    models.write(QUANTIZATION)
+    models.values["base"] = {name: tensor.bfloat16() for name, tensor in models.values["base"].items()}
+    write_checkpoint(tmp_path / "base2", models.values["base"], 1, CONFIG)
+    result = anabranch("merge", models.recipe(base_model=str(tmp_path / "base2")), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found, expected = load_output(tmp_path / "out"), models.merged(torch.bfloat16)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "quantization", "said"),
+    [
+        ({}, QUANTIZATION | {"weight_block_size": [32, 8]}, "blocks of 32 x 8 need [1, 6]"),
+        ({}, QUANTIZATION | {"weight_block_size": [0, 8]}, "weight_block_size is [0, 8]"),
+        ({"x.weight_scale_inv": torch.ones(1, 1)}, QUANTIZATION, "has no weight 'x.weight' beside it"),
+        ({"model.norm.weight_scale_inv": torch.ones(2)}, QUANTIZATION, "has block scales and is BF16"),
+        (
+            {"e.w": torch.ones(2, 3, 4).to(torch.float8_e4m3fn), "e.w_scale_inv": torch.ones(2, 1, 1)},
+            QUANTIZATION,
+            "only matrices are supported",
+        ),
+    ],
+)
+def test_scales_that_do_not_fit(
+    changes: Tensors, quantization: dict[str, Any], said: str, anabranch: Command, tmp_path: Path
+) -> None:
+    models = Models(tmp_path)
+    models.stored["base"] |= changes
+    models.write(quantization)
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 3
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "kind"),
+    [
+        ("model.layers.0.q.qweight", torch.zeros(2, 2, dtype=torch.int32), "GPTQ or AWQ"),
+        ("model.layers.0.q.weight.absmax", torch.zeros(2, dtype=torch.uint8), "bitsandbytes"),
+        ("model.layers.0.q.SCB", torch.zeros(2), "bitsandbytes"),
+        ("model.layers.0.q.weight_packed", torch.zeros(2, 2, dtype=torch.int32), "compressed-tensors"),
+        ("model.layers.0.q.weight_scale", torch.ones(1), "compressed-tensors"),
+        ("model.layers.0.mlp.experts.down_proj_blocks", torch.zeros(2, 2, dtype=torch.uint8), "MXFP4"),
+    ],
+)
+def test_other_quantisations_are_refused_by_name(
+    name: str, tensor: torch.Tensor, kind: str, anabranch: Command, tmp_path: Path
+) -> None:
+    models = Models(tmp_path)
+    for stored in models.stored.values():
+        stored[name] = tensor
+    models.write(QUANTIZATION)
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 3
+    assert f"quantised as {kind}" in result.stderr
+    assert name in result.stderr
+    assert not (tmp_path / "out").exists()
+    result = anabranch("merge", models.recipe(exclude=[name]), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_float_matrix_called_blocks_is_no_quantisation(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    for stored in models.stored.values():
+        stored["position_scales"] = torch.ones(4)
+    models.write(QUANTIZATION)
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 0, result.output
