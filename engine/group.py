@@ -79,4 +79,4 @@ def why_apart(plans: Sequence[Plan], other: Plan) -> str:
 
 
 def _identity(checkpoint: Checkpoint) -> Hashable:
-    return checkpoint.url, checkpoint.files
+    return checkpoint.url, checkpoint.files, repr(checkpoint.reading)
