@@ -32,6 +32,8 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
         return 1
     if isinstance(settings.method, CombinationMerge):
         return 2 if settings.method.coefficients.needs_gram else 1
+    if not isinstance(settings.method, TaskVectorMerge):
+        return 1
     levels = 4 if is_double else 2
     passes = 1
     local = [d for d in settings.densities if isinstance(d, TadropDensity) and d.mean is None]

@@ -9,7 +9,8 @@ from . import density
 from .average import combination_passes
 from .copying import CopyPass
 from .manifest import ModelRow, TensorRow
-from .methods.stages import CombinationMerge, TaskVectorMerge, Top
+from .methods.stages import CombinationMerge, NearSwap, TaskVectorMerge, Top
+from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
 from .scans import (
     KeptNormPass,
@@ -108,6 +109,8 @@ class TensorFold:
             return [CopyPass(state)]
         if isinstance(settings.method, CombinationMerge):
             return combination_passes(state, settings.method, settings.weights)
+        if isinstance(settings.method, NearSwap):
+            return [NearSwapPass(state, settings.method)]
         method = settings.method
         passes = [*self._density_passes(), *self._order_passes(method)]
         if method.rescale in ("l1", "l2"):

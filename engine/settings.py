@@ -148,6 +148,7 @@ METHODS: Mapping[str, MethodSchema] = {
     "multislerp": MethodSchema({"weight": 1.0, "normalize_weights": True, "eps": 1e-8}, "optional"),
     "karcher": MethodSchema({"max_iter": 10, "tol": 1e-5}, "listed", differences=False),
     "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
+    "nearswap": MethodSchema({"t": REQUIRED}, most=1),
 }
 
 LATER_METHODS = (
@@ -156,7 +157,6 @@ LATER_METHODS = (
     "della",
     "della_linear",
     "sce",
-    "nearswap",
     "arcee_fusion",
     "ram",
     "ramplus_tl",

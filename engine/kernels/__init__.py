@@ -16,6 +16,8 @@ Array: TypeAlias = Any
 
 Kind: TypeAlias = Literal["f32", "f64", "u8", "u16", "i64"]
 
+LEAST_CHANGE = 1e-6
+"""Changes below it count as this large where a bound is divided by them (mergekit's nearswap)."""
 ROW = 4096
 """Elements of one row of the defined summation order."""
 WINDOW_ROWS = 256
@@ -129,6 +131,9 @@ class Kernels(Protocol):
         """With x = t / divisor * weight, where mask, x != 0 and (x > 0) == (signs >= 0): acc += x,
         weight_sum += weight (real) and count += 1 (uint8).
         """
+
+    def shorten(self, t: Array, bound: float) -> None:
+        """t *= min(max(bound / max(|t|, 1e-6), 0), 1), with bound and 1e-6 rounded to real."""
 
     def divide(self, acc: Array, denominator: Array | float) -> None:
         """acc /= denominator; where it is 0, acc stays. An array is real or uint8; a number is rounded to real."""

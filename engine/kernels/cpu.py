@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sources, cpu_sums, philox
+from . import LEAST_CHANGE, ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sources, cpu_sums, philox
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
@@ -139,6 +139,10 @@ class CpuKernels:
         real = acc.dtype.type
         mask = np.ones(t.size, np.uint8) if mask is None else mask
         cpu_sums.accumulate_agreeing(acc, weight_sum, count, signs, t, mask, real(divisor), real(weight))
+
+    def shorten(self, t: Numbers, bound: float) -> None:
+        real = t.dtype.type
+        cpu_sums.shorten(t, real(bound), real(LEAST_CHANGE), real(0), real(1))
 
     def divide(self, acc: Numbers, denominator: Numbers | float) -> None:
         real = acc.dtype.type

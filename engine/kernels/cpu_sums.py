@@ -122,6 +122,17 @@ def accumulate_agreeing(
 
 
 @jit
+def shorten(t: Any, bound: Any, least: Any, zero: Any, one: Any) -> None:
+    """t *= share, the part of t that the bound allows."""
+    for i in range(t.size):
+        value = t[i]
+        size = abs(value)
+        share = bound / (max(least, size))
+        share = max(zero, share)
+        t[i] = value * (min(one, share))
+
+
+@jit
 def divide(acc: Any, denominator: Any) -> None:
     """acc /= denominator, 0 counting as 1."""
     kind = acc.dtype.type

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import ROW, Kind
+from . import LEAST_CHANGE, ROW, Kind
 
 KINDS = {
     "f32": torch.float32,
@@ -274,6 +274,11 @@ class TorchKernels:
         acc.copy_(torch.where(agree, acc + x, acc))
         weight_sum.copy_(torch.where(agree, weight_sum + self._scalar(weight, t), weight_sum))
         count += agree
+
+    def shorten(self, t: Tensor, bound: float) -> None:
+        """One quotient and one product per element."""
+        share = self._scalar(bound, t) / torch.maximum(t.abs(), self._scalar(LEAST_CHANGE, t))
+        t.mul_(share.clamp(0, 1))
 
     def divide(self, acc: Tensor, denominator: Tensor | float) -> None:
         """A denominator of 0 counts as 1."""

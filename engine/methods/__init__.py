@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .averages import linear, passthrough, task_arithmetic
 from .magnitude import cabs, magnitude, ties
+from .pairs import nearswap
 from .random import dare_linear, dare_ties
 from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
@@ -24,6 +25,7 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "multislerp": multislerp,
     "karcher": karcher,
     "model_stock": model_stock,
+    "nearswap": nearswap,
 }
 """Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
 has a base apart from the models. Weight and density are per model."""

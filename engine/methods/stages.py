@@ -87,4 +87,13 @@ class CombinationMerge:
         return self.of != "models"
 
 
-Method = TaskVectorMerge | CombinationMerge
+@dataclass(frozen=True, slots=True)
+class NearSwap:
+    """The base plus the change of one model, the smaller the more of it: min(1, t / |W_1 - W0|) times it."""
+
+    t: float
+
+    reads_base: ClassVar[bool] = True
+
+
+Method = TaskVectorMerge | CombinationMerge | NearSwap

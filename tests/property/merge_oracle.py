@@ -36,6 +36,7 @@ DEFAULTS = {
     "multislerp": {"normalize_weights": True, "eps": 1e-8},
     "karcher": {"max_iter": 10, "tol": 1e-5},
     "model_stock": {},
+    "nearswap": {},
 }
 
 
@@ -94,7 +95,7 @@ class _Merge:
             on_base = self.method == "model_stock" or (self.has_base and self.method in ("nuslerp", "multislerp"))
             flat = self._from_differences(name) if on_base else self._from_models(name)
         else:
-            by_method = {"linear": self._linear, "passthrough": self._passthrough}
+            by_method = {"linear": self._linear, "passthrough": self._passthrough, "nearswap": self._nearswap}
             flat = by_method.get(self.method, self._task_vectors)(name)
         return flat.reshape(reference.shape)
 
@@ -195,6 +196,14 @@ class _Merge:
         if not np.isfinite(values).all():
             raise NotFinite(name)
         return self._rounded(real(0) + values * real(self.weights[0]), name)
+
+    def _nearswap(self, name):
+        base, (t,) = self.deltas(name)
+        real = base.dtype.type
+        bound = real(self.p["t"])
+        share = np.minimum(np.maximum(bound / np.maximum(np.abs(t), real(1e-6)), real(0)), real(1))
+        change = share * t
+        return self._onto_base(name, base, change, change != 0)
 
     def _from_models(self, name):
         """Coefficients times the tensors themselves; slerp's first tensor is the base."""

@@ -96,6 +96,12 @@ def test_moments(t):
         assert_same(lambda k, t, rows: k.moments(t, rows), t, np.empty((-(-t.size // 4096), 3)))
 
 
+@examples(60)
+@given(t=tiles(), bound=st.sampled_from([0.0, 1e-7, 1e-6, 0.003, 0.1, 2.0, -1.0, 1e30]))
+def test_shorten(t, bound):
+    assert_same(lambda k, t: k.shorten(t, bound), t)
+
+
 @examples(40)
 @given(arrays=tiles(max_size=9000, count=2))
 def test_dots(arrays):

@@ -95,7 +95,7 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE, *SPHERES) else ("density",)
+    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE, *SPHERES, "nearswap") else ("density",)
 
 
 NO_BASE = ("linear", "passthrough", "karcher")
@@ -286,12 +286,28 @@ def odd_inputs(draw, models):
     )
 
 
-@pytest.mark.parametrize("method", ["model_stock", "multislerp", "nuslerp"])
+@given(data=st.data())
+@merges(25)
+def test_nearswap_equals_the_oracle(data):
+    base, models = data.draw(inputs(1)).make()
+    recipe = {"merge_method": "nearswap", "parameters": {"t": data.draw(NEAR)}}
+    out_dtype = data.draw(st.sampled_from(OUT_DTYPES))
+    if out_dtype:
+        recipe |= {"out_dtype": out_dtype, "overflow": data.draw(st.sampled_from(["error", "saturate"]))}
+    check(base, models, recipe, None, None, threads=data.draw(st.integers(1, 2)))
+
+
+NEAR = st.sampled_from([0.0, 1e-7, 0.001, 0.0078125, 0.125, 3.0, -1.0])
+
+
+@pytest.mark.parametrize("method", ["model_stock", "multislerp", "nuslerp", "nearswap"])
 @given(data=st.data())
 @merges(10)
-def test_coefficients_of_inputs_that_do_not_fit_equal_the_oracle(method, data):
-    base, models = data.draw(odd_inputs(2)).make()
+def test_pairs_and_coefficients_of_inputs_that_do_not_fit_equal_the_oracle(method, data):
+    base, models = data.draw(odd_inputs(1 if method == "nearswap" else 2)).make()
     recipe = {"merge_method": method, "vocab": "intersect"}
+    if method == "nearswap":
+        recipe["parameters"] = {"t": data.draw(NEAR)}
     recipe["nonfinite"] = data.draw(st.sampled_from(["keep-base", "keep-base", "error"]))
     recipe["exclude"] = data.draw(st.sampled_from([[], ["layers.0.*"], ["*.2.w", "counter"]]))
     check(base, models, recipe, None, None)
@@ -334,6 +350,7 @@ CASES = {
     "dare_ties-l1": ({"rescale_norm": "l1"}, (0.1, LOCAL)),
     "linear": ({}, (1.0, 1.0)),
     "slerp": ({"t": 0.3}, (1.0,)),
+    "nearswap": ({"t": 0.02}, (1.0,)),
     "nuslerp": ({}, (1.0, 1.0)),
     "multislerp": ({}, (1.0, 1.0, 1.0)),
     "karcher": ({}, (1.0, 1.0, 1.0)),
@@ -364,6 +381,10 @@ def test_many_windows_equal_the_oracle(case, kind):
     dtype = torch.bfloat16 if kind is coarse else torch.float32
     base, models = kind(np.random.default_rng(7), dtype, len(densities))
     recipe = {"merge_method": case.split("-")[0], "parameters": parameters, "seed": 5}
-    weights = None if recipe["merge_method"] in ("slerp", "karcher", "model_stock") else (1.0, 0.7, -0.4)[: len(models)]
+    weights = (
+        None
+        if recipe["merge_method"] in ("slerp", "karcher", "model_stock", "nearswap")
+        else (1.0, 0.7, -0.4)[: len(models)]
+    )
     with SMALLEST_WINDOWS:
         check(base, models, recipe, weights, densities, threads=3)

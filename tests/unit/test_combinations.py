@@ -93,6 +93,23 @@ def test_dot_products_beyond_fp64_are_an_error(tmp_path: Path) -> None:
         merge_tensors(tmp_path, None, models, {"merge_method": "karcher"})
 
 
+# -- nearswap --------------------------------------------------------------------------------------------------------
+
+
+def test_nearswap_takes_near_values_and_goes_towards_far_ones(tmp_path: Path) -> None:
+    base = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
+    model = {"w": torch.tensor([1.25, 0.75, 2.0, -3.0])}
+    found = merge_tensors(tmp_path, base, [model], {"merge_method": "nearswap", "parameters": {"t": 0.5}})
+    assert found["w"].tolist() == [1.25, 0.75, 1.5, 0.5]
+
+
+def test_nearswap_by_nothing_keeps_the_base_s_bits(tmp_path: Path) -> None:
+    base = {"w": torch.tensor([-0.0, 1.0, 3.0])}
+    recipe = {"merge_method": "nearswap", "parameters": {"t": 0}}
+    found = merge_tensors(tmp_path, base, [{"w": torch.tensor([1.0, 2.0, 3.0])}], recipe)
+    assert torch.equal(found["w"].view(torch.int32), base["w"].view(torch.int32))
+
+
 # -- what recipes may say --------------------------------------------------------------------------------------------
 
 WRONG = [

@@ -54,6 +54,7 @@ LAYERS = {
     "engine.results": 7,
     "engine.copying": 8,
     "engine.average": 8,
+    "engine.nearswap": 8,
     "engine.task_sum": 8,
     "engine.survey": 9,
     "engine.fold": 9,
