@@ -134,10 +134,9 @@ class _Run:
         done: Callable[[Job], None] | None,
     ) -> None:
         held, scratch = HeldArrays(memory.held_bytes), Scratch()
-        self._sources = [
-            SourceReader(index, checkpoint, store, kernels, held, scratch, meter)
-            for index, (checkpoint, store) in enumerate(zip(sources, stores, strict=True))
-        ]
+        self._sources: list[SourceReader] = []
+        for index, (checkpoint, store) in enumerate(zip(sources, stores, strict=True)):
+            self._sources.append(SourceReader(index, checkpoint, store, kernels, held, scratch, meter, self._sources))
         self._memory = memory
         self._kernels = kernels
         self._meter = meter

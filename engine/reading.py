@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ class SourceReader:
         held: shared by all sources.
         scratch: shared by all sources.
         meter: gets seconds and bytes of reads.
+        readers: those of all sources, by their numbers; filled after they are made.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class SourceReader:
         held: HeldArrays,
         scratch: Scratch,
         meter: Meter,
+        readers: Sequence[SourceReader] = (),
     ) -> None:
         self.kernels = kernels
         self._source = source
@@ -97,6 +99,7 @@ class SourceReader:
         self._held = held
         self._scratch = scratch
         self._meter = meter
+        self._readers = readers
 
     def fill(self, location: TensorLocation, begin: int, end: int, into: Bytes) -> None:
         """Units [begin, end) of a tensor of this checkpoint."""
@@ -112,6 +115,10 @@ class SourceReader:
             raise InputError(
                 f"{self._store.url}/{wanted.name} vanished while it was read", "restore the file"
             ) from error
+
+    def of(self, source: int) -> SourceReader:
+        """See `Reads.of`."""
+        return self if source == self._source else self._readers[source]
 
     def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
         """See `Reads.held`."""

@@ -140,13 +140,16 @@ def test_low_rank_on_block_scales(opened: Opened, parts: None, window: int) -> N
     assert adapter.out_dtype == "BF16"
 
 
-def gathered(opened: Opened, parts: list[str], rows: list[list[tuple[int, int]]], dtype: str) -> TensorLocation:
+def gathered(
+    opened: Opened, parts: list[str], rows: list[list[tuple[int, int]]], dtype: str, padding: int = 0
+) -> TensorLocation:
     """A matrix of rows given as [(part, row), ...]."""
     offsets = np.cumsum([0, *map(len, rows)])
     entries = [entry for row in rows for entry in row]
     part, row = np.array([p for p, _ in entries], np.int32), np.array([r for _, r in entries], np.int64)
-    made = RowGather(tuple(opened[name] for name in parts), offsets, part, row, dtype, "BF16")
-    return opened.location(made, len(rows), dtype)
+    origins = (0,) * len(parts)
+    made = RowGather(tuple(opened[name] for name in parts), origins, offsets, part, row, padding, dtype, "BF16")
+    return opened.location(made, len(rows) + padding, dtype)
 
 
 @pytest.mark.parametrize("window", [7, 120, 10**6])
@@ -167,6 +170,35 @@ def test_gathered_rows_of_several_dtypes_and_means(opened: Opened, parts: None, 
     mean = ((weight[7] + wide[4]) + weight[8]) / 3
     expected = torch.stack([weight[3], wide[2], wide[3], mean, torch.zeros(COLUMNS), weight[0]])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("window", [7, 120, 10**6])
+def test_padding_is_the_mean_of_all_rows(opened: Opened, parts: None, window: int) -> None:
+    rows = [[(0, 3)], [(1, 2)], [(0, 7), (1, 4)], []]
+    found = opened.whole(gathered(opened, ["weight", "wide"], rows, "F32", padding=3), window)
+    weight, wide = STORED["weight"].float(), STORED["wide"]
+    plain = torch.stack([weight[3], wide[2], (weight[7] + wide[4]) / 2, torch.zeros(COLUMNS)])
+    total = torch.zeros(COLUMNS, dtype=torch.float64)
+    for row in plain:
+        total = total + row
+    mean = (total / 4).float()
+    torch.testing.assert_close(found, torch.cat([plain, mean.expand(3, -1)]), rtol=0, atol=0)
+
+
+def test_rows_of_another_source_are_read_there(opened: Opened) -> None:
+    other = Opened(CpuKernels())
+    other.store.replace("model.safetensors", save(STORED | {"weight": STORED["weight"] + 1}))
+    other.checkpoint = open_checkpoint(other.store.url, other.store)
+    readers: list[SourceReader] = []
+    for number, place in enumerate([opened, other]):
+        readers.append(
+            SourceReader(number, place.checkpoint, place.store, CpuKernels(), place.held, Scratch(), Meter(), readers)
+        )
+    offsets, part, row = np.array([0, 1, 2]), np.array([0, 1], np.int32), np.array([4, 5], np.int64)
+    made = RowGather((opened["weight"], other["weight"]), (0, 1), offsets, part, row, 0, "BF16", "BF16")
+    opened.reader = readers[0]
+    found = opened.whole(opened.location(made, 2, "BF16"), 10**6)
+    torch.testing.assert_close(found, torch.stack([STORED["weight"][4], STORED["weight"][5] + 1]), rtol=0, atol=0)
 
 
 def test_rows_that_follow_each_other_are_one_read(opened: Opened) -> None:
