@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -156,9 +156,20 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
         url=store.url,
         files=tuple(file for file, _ in opened),
         tensors=tensors,
-        side_files=tuple(name for name in names if name not in weights and _is_side_file(store, name)),
+        side_files=side_file_names(store, names),
         ignored_files=tuple(sorted(weights - set(selection.files) - {selection.index_file})),
     )
+
+
+def side_file_names(store: Store, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Configuration, tokenizer, template, licence and code files of a folder, which may hold no weights.
+
+    Args:
+        store: the folder.
+        names: its files, when they have been listed already.
+    """
+    listed = store.list() if names is None else names
+    return tuple(name for name in listed if not _is_weight_file(name) and _is_side_file(store, name))
 
 
 class _Selection(NamedTuple):

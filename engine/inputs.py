@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .checkpoint import Checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
@@ -16,7 +15,9 @@ from .model_url import ModelUrl, resolve_model
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
 from .settings import METHODS
-from .storage import FileInfo, Store
+from .storage import FileInfo, Store, open_store
+from .tokenizer_output import VocabularyFiles
+from .tokenizer_plan import Folders, Source, plan_tokenizer, tokenizer_url
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -61,6 +62,8 @@ class Inputs:
     """One per source of the plan."""
     side: Sequence[SideFile]
     """Config and tokenizer files that go with the weights, by name."""
+    vocabulary: VocabularyFiles
+    """How they change with the vocabulary and the chat template."""
 
     @property
     def is_remote(self) -> bool:
@@ -77,10 +80,12 @@ class Inputs:
         if "config.json" in files:
             where = f"{self.plan.base.url}/config.json"
             files["config.json"] = patch_config(files["config.json"], self._dtype, where, self._drops_quantization)
-        return files
+        return self.vocabulary.apply(files, self.plan.base.url)
 
     def check_config(self) -> None:
-        """Find a config.json that cannot be patched before anything is written; InputError as for `side_files`."""
+        """Find files that cannot be changed as they must before anything is written; InputError as for `side_files`."""
+        if self.vocabulary.changes_files:
+            self.side_files()
         for config in (side for side in self.side if side.name == "config.json"):
             where = f"{self.plan.base.url}/config.json"
             patch_config(config.read(), self._dtype, where, self._drops_quantization)
@@ -96,11 +101,9 @@ class Inputs:
         return "block_scales" in self.plan.base.reading
 
 
-def _side_files(base: Checkpoint, base_store: Store, tokenizer: Checkpoint, tokenizer_store: Store) -> list[SideFile]:
-    own = [SideFile(base_store, n, base_store.info(n)) for n in base.side_files if not _is_tokenizer_file(n)]
-    others = [
-        SideFile(tokenizer_store, n, tokenizer_store.info(n)) for n in tokenizer.side_files if _is_tokenizer_file(n)
-    ]
+def _side_files(base: Store, tokenizer: Store, folders: Folders) -> list[SideFile]:
+    own = [SideFile(base, n, base.info(n)) for n in folders.names(base) if not _is_tokenizer_file(n)]
+    others = [SideFile(tokenizer, n, tokenizer.info(n)) for n in folders.names(tokenizer) if _is_tokenizer_file(n)]
     return sorted([*own, *others], key=lambda side: side.name)
 
 
@@ -120,23 +123,26 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
         InputError: a checkpoint is damaged, or the checkpoints do not fit each other.
     """
     references = [recipe.base_model, *(entry.model for entry in recipe.models)]
-    if recipe.tokenizer_source != "base":  # a word there; elsewhere a folder may have that name
-        references.append(recipe.tokenizer_source)
-    urls = {r: resolve_model(r, recipe_dir) for r in references if r is not None}
-    opened = open_models(urls.values())
-    checkpoints = {url: checkpoint for url, (checkpoint, _) in opened.items()}
-    stores = {url: store for url, (_, store) in opened.items()}
+    merged = {r: resolve_model(r, recipe_dir) for r in references if r is not None}
+    keys = recipe.tokenizer_keys
+    urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
+    opened = open_models(merged.values())
     recipe = _without_base(recipe, urls)
     models = [urls[entry.model] for entry in recipe.models]
     reference = urls[recipe.base_model] if recipe.base_model is not None else models[0]
-    source = reference if recipe.tokenizer_source == "base" else urls[recipe.tokenizer_source]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
-    side = _side_files(checkpoints[reference], stores[reference], checkpoints[source], stores[source])
+    folders = Folders()
+    sources = [Source(url, opened[url][1], opened[url][0]) for url in (reference, *models)]
+    writer = tokenizer_url(keys, urls, reference)
+    writing = opened[writer][1] if writer in opened else open_store(writer.base)  # a tokenizer without weights will do
+    tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
+    side = _side_files(opened[reference][1], writing, folders)
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
-    absolute = {reference: checkpoints[url].url for reference, url in urls.items()}
-    plan = make_plan(recipe, checkpoints[reference], [checkpoints[url] for url in models], absolute, versions)
-    return Inputs(plan, [stores[url] for url in (reference, *models)], side)
+    absolute = {r: opened[url][0].url if url in opened else writing.url for r, url in urls.items()}
+    base, *others = tokens.checkpoints
+    plan = make_plan(recipe, base, others, absolute, versions, tokens.identity, tokens.warnings)
+    return Inputs(plan, [source.store for source in sources], side, tokens.files)
 
 
 def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:

@@ -104,6 +104,8 @@ def make_plan(
     models: Sequence[Checkpoint],
     urls: Mapping[str, str],
     side_files: Sequence[Mapping[str, Any]] = (),
+    tokenizer: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Plan:
     """Decide what happens to every tensor of every input.
 
@@ -113,15 +115,18 @@ def make_plan(
         models: one checkpoint per entry of `recipe.models`.
         urls: absolute normalised URL of every model reference of the recipe.
         side_files: name, size and version of the config and tokenizer files that will be copied.
+        tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
+        warnings: what was noticed before.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
         RecipeError: a parameter has no value for some tensor.
     """
-    warnings = [note for checkpoint in _distinct([reference, *models]) for note in checkpoint.notes]
+    noticed = [note for checkpoint in _distinct([reference, *models]) for note in checkpoint.notes]
+    noticed += warnings
     _check_quantised(recipe, [reference, *models])
-    _check_names(recipe, reference, models, warnings)
-    _warn_of_rows(recipe, reference, models, warnings)
+    _check_names(recipe, reference, models, noticed)
+    _warn_of_rows(recipe, reference, models, noticed)
     resolver = ParameterResolver(recipe, count_layers(reference.tensors))
     settings = _SettingsCache(recipe, resolver)
     problems: list[str] = []
@@ -139,11 +144,13 @@ def make_plan(
     shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
     inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in _distinct([reference, *models])]
     inputs.append({"side_files": [dict(file) for file in side_files]})
+    if tokenizer:
+        inputs.append({"tokenizer": dict(tokenizer)})
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
     sources = (reference, *models)
-    return Plan(recipe, reference, tuple(models), sources, tasks, shards, tuple(warnings), described, inputs, plan_id)
+    return Plan(recipe, reference, tuple(models), sources, tasks, shards, tuple(noticed), described, inputs, plan_id)
 
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

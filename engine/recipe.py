@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 UNSUPPORTED_KEYS: Mapping[str, str] = {
     "slices": "this version merges whole models, listed under `models`",
     "modules": "this version merges whole models, listed under `models`",
-    "tokenizer": "this version copies one model's tokenizer, named by `tokenizer_source`",
 }
 """Keys of mergekit's schema that would change the result and are not implemented."""
 
@@ -143,9 +142,11 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
         result[key] = getattr(recipe, key)
     if recipe.out_dtype or recipe.dtype:
         result["out_dtype"] = recipe.out_dtype or recipe.dtype
-    source = recipe.tokenizer_source
-    reference = recipe.base_model or recipe.models[0].model
-    result["tokenizer_source"] = "base" if source in ("base", reference) else url(source)
+    if recipe.tokenizer_keys is not None:
+        reference = url(recipe.base_model or recipe.models[0].model)
+        result["tokenizer"] = recipe.tokenizer_keys.plain(url, reference)
+    if recipe.chat_template is not None:
+        result["chat_template"] = recipe.chat_template
     result["output"] = {"shard_size": recipe.output.shard_size_bytes}
     return result
 
@@ -273,14 +274,16 @@ _NUMBERS = {1: "one", 2: "two"}
 
 
 def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
-    source = recipe.tokenizer_source
-    known = {recipe.base_model, *(entry.model for entry in recipe.models)} - {None}
-    if source == "union":
-        text = "union is not supported by this version; name base or the model whose tokenizer is wanted"
-        yield Problem(("tokenizer_source",), text)
-    elif source != "base" and source not in known:
-        near = did_you_mean(source, [str(model) for model in known])
-        yield Problem(("tokenizer_source",), f"expected base or a model of this recipe, got {shorten(source)}{near}")
+    if recipe.tokenizer is None:
+        return
+    if recipe.tokenizer_source is not None:
+        yield Problem(("tokenizer_source",), "say it with `tokenizer: {source: ...}` or with this key, not with both")
+    known = [recipe.base_model, *(entry.model for entry in recipe.models)]
+    for model in recipe.tokenizer.token_models():
+        if model not in known:
+            near = did_you_mean(model, [str(reference) for reference in known])
+            text = f"expected a model of this recipe as the source of a token's row, got {shorten(model)}{near}"
+            yield Problem(("tokenizer", "tokens"), text)
 
 
 def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator[Problem]:

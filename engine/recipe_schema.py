@@ -20,8 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from .chat_templates import CHAT_TEMPLATES
 from .recipe_text import did_you_mean, shorten
 from .settings import METHODS, Setting
+from .tokenizer_keys import TokenizerKeys, read_chat_template, read_tokenizer_keys
 
 OUTPUT_DTYPES: Mapping[str, str] = {
     "float64": "F64",
@@ -79,12 +81,12 @@ def _patterns(raw: Any) -> Any:
     return tuple(raw)
 
 
-def _chat_template(raw: Any) -> None:
-    if raw is not None:
-        raise ValueError(
-            "not supported by this version: the chat template is copied with the files of tokenizer_source; "
-            f"remove the key, got {shorten(raw)}"
-        )
+def _tokenizer(raw: Any) -> Any:
+    return None if raw is None else read_tokenizer_keys(raw, _reference)
+
+
+def _chat_template(raw: Any) -> Any:
+    return read_chat_template(raw, CHAT_TEMPLATES)
 
 
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]
@@ -141,8 +143,9 @@ class Recipe(BaseModel):
     strict: StrictBool = False
     extra_tensors: Literal["error", "ignore"] = "error"
     vocab: Literal["error", "intersect"] = "error"
-    tokenizer_source: Reference = "base"
-    chat_template: Annotated[None, BeforeValidator(_chat_template)] = None
+    tokenizer_source: Reference | None = None
+    tokenizer: Annotated[TokenizerKeys | None, BeforeValidator(_tokenizer)] = None
+    chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]{0,99}$")] | None = None
     output: Output = Field(default_factory=Output)
 
@@ -161,6 +164,13 @@ class Recipe(BaseModel):
     def merges_differences(self) -> bool:
         """Whether differences to the base are merged, so that "no difference" leaves the base's value."""
         return self.has_base and METHODS[self.merge_method].differences
+
+    @property
+    def tokenizer_keys(self) -> TokenizerKeys | None:
+        """What `tokenizer` or `tokenizer_source` says; None: the base's tokenizer is copied and rows stay in place."""
+        if self.tokenizer is None and self.tokenizer_source is not None:
+            return TokenizerKeys(source=self.tokenizer_source)
+        return self.tokenizer
 
     def excludes(self, tensor_name: str) -> bool:
         """Whether a tensor is copied from the base instead of merged."""

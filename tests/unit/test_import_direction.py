@@ -26,6 +26,10 @@ LAYERS = {
     "engine.methods": 2,
     "engine.select": 3,  # masks from stages, kernels and order statistics
     "engine.header": 3,
+    "engine.tokenizer_file": 1,
+    "engine.vocabulary": 2,  # tokens to rows
+    "engine.chat_templates": 1,
+    "engine.tokenizer_keys": 3,
     "engine.recipe": 3,
     "engine.recipe_text": 3,
     "engine.recipe_dialect": 3,
@@ -61,6 +65,9 @@ LAYERS = {
     "engine.shard": 10,
     "engine.tables": 10,
     "engine.commit": 11,
+    "engine.embeddings": 6,  # which tensors have rows of tokens
+    "engine.tokenizer_output": 6,
+    "engine.tokenizer_plan": 7,  # reads tokenizers
     "engine.inputs": 12,  # opens what a recipe names
     "engine.verify": 12,
     "engine": 13,  # the package itself may offer what lies below it
@@ -80,7 +87,16 @@ ONLY = {
     "engine.methods": {"engine.errors", "engine.kernels", "engine.coefficients"},
 }
 
-PURE = ("engine.plan", "engine.task", "engine.demands", "engine.layout", "engine.manifest", "cluster.scheduler")
+PURE = (
+    "engine.vocabulary",
+    "engine.tokenizer_file",
+    "engine.plan",
+    "engine.task",
+    "engine.demands",
+    "engine.layout",
+    "engine.manifest",
+    "cluster.scheduler",
+)
 INPUT_OUTPUT = {
     "datetime",
     "io",

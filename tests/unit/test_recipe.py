@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -225,7 +226,6 @@ def test_canonical_fills_in_defaults() -> None:
         "strict": False,
         "extra_tensors": "error",
         "vocab": "error",
-        "tokenizer_source": "base",
         "output": {"shard_size": 2_000_000_000},
     }
 
@@ -235,8 +235,9 @@ def test_canonical_fills_in_defaults() -> None:
     [
         "name: anything",
         "seed: 0",
-        "tokenizer_source: base",
         "tokenizer_source:",
+        "tokenizer:",
+        "chat_template:",
         "output: {shard_size: 2000MB}",
         "output: {}",
         "exclude: []",
@@ -266,7 +267,11 @@ def test_canonical_does_not_depend_on_where_a_setting_stands() -> None:
         "strict: true",
         "extra_tensors: ignore",
         "vocab: intersect",
+        "tokenizer_source: base",
         "tokenizer_source: code",
+        "tokenizer_source: union",
+        "tokenizer: {tokens: {x: {source: {kind: zero}}}}",
+        "chat_template: auto",
     ],
 )
 def test_canonical_differs_when_the_output_may_differ(extra: str) -> None:
@@ -275,10 +280,42 @@ def test_canonical_differs_when_the_output_may_differ(extra: str) -> None:
 
 def test_canonical_takes_urls_in_place_of_references() -> None:
     urls = {"base": "/m/base", "math": "/m/math", "code": "/m/code"}
-    result = canonical(recipe_with("tokenizer_source: code"), urls)
+    tokens = "{x: {source: math, force: true}, y: {source: {kind: model_token, model: base, token: a}}}"
+    result = canonical(recipe_with(f"tokenizer: {{source: code, tokens: {tokens}}}"), urls)
     assert result["base_model"] == "/m/base"
     assert [entry["model"] for entry in result["models"]] == ["/m/math", "/m/code"]
-    assert result["tokenizer_source"] == "/m/code"
+    assert result["tokenizer"] == {
+        "source": "/m/code",
+        "tokens": {
+            "x": {"source": "/m/math", "force": True},
+            "y": {"source": {"kind": "model_token", "model": "/m/base", "token": "a"}, "force": False},
+        },
+        "pad_to_multiple_of": None,
+        "embeddings": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("tokenizer_source: base", "tokenizer: {source: base}"),
+        ("tokenizer_source: base", "tokenizer_source: base\ntokenizer:"),
+        ("tokenizer_source: base", "tokenizer: {source: base, tokens: {}, pad_to_multiple_of: null, embeddings: []}"),
+        ("tokenizer_source: union", "tokenizer: {}"),
+        ("tokenizer: {tokens: {x: {source: math}}}", "tokenizer: {tokens: {x: {force: no, source: math}}}"),
+    ],
+)
+def test_the_same_vocabulary_in_other_words(one: str, two: str) -> None:
+    urls = {"base": "/m/base", "math": "/m/math", "code": "/m/code"}
+    assert canonical(recipe_with(one), urls) == canonical(recipe_with(two), urls)
+    again = parse_recipe(yaml.safe_dump(canonical(recipe_with(one))), "r")
+    assert canonical(again) == canonical(recipe_with(one))
+
+
+def test_the_base_by_its_name_is_the_base() -> None:
+    assert canonical(recipe_with("tokenizer_source: base")) == canonical(
+        recipe_with("tokenizer: {source: ./base}"), {"base": "base", "./base": "base", "math": "math", "code": "code"}
+    )
 
 
 def values_of(parameter: Parameter) -> st.SearchStrategy[Any]:

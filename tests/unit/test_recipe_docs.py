@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from anabranch.engine.chat_templates import CHAT_TEMPLATES
 from anabranch.engine.recipe import Recipe, parse_recipe
 from anabranch.engine.recipe_schema import OUTPUT_DTYPES, ModelEntry, Output
 from anabranch.engine.settings import LATER_METHODS, METHODS, PARAMETERS, TADROP, TadropDensity
+from anabranch.engine.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
@@ -41,7 +43,13 @@ def written(value: object) -> str:
 
 @pytest.mark.parametrize(
     ("heading", "schema"),
-    [("Keys of a recipe", Recipe), ("Entries of `models`", ModelEntry), ("Output", Output)],
+    [
+        ("Keys of a recipe", Recipe),
+        ("Entries of `models`", ModelEntry),
+        ("Output", Output),
+        ("Tokenizer", TokenizerKeys),
+        ("Entries of `tokens`", TokenEntry),
+    ],
 )
 def test_every_key_and_its_default(heading: str, schema: type[BaseModel]) -> None:
     documented = {name: cells[1].strip("`") for name, cells in table(heading).items()}
@@ -58,6 +66,8 @@ def test_every_choice_at_the_top() -> None:
         choices = re.findall(r"'([^']+)'", str(Recipe.model_fields[name].annotation))
         assert re.findall(r"`([^`]+)`", rows[name][0]) == choices
     assert re.findall(r"`([^`]+)`", rows["dtype"][0]) == list(OUTPUT_DTYPES)
+    assert re.findall(r"`([^`]+)`", rows["chat_template"][0]) == ["auto", *sorted(CHAT_TEMPLATES)]
+    assert table("Tokenizer")["pad_to_multiple_of"][0] == f"a whole number from 1 to {MAX_MULTIPLE}"
 
 
 def test_every_method_with_its_parameters_and_defaults() -> None:
@@ -99,3 +109,10 @@ def test_the_examples_are_right() -> None:
     for setting in re.split(r"^(?=weight:)", settings, flags=re.MULTILINE)[1:]:
         indented = "".join(f"  {line}\n" for line in setting.splitlines())
         parse_recipe(f"merge_method: linear\nmodels: [{{model: m}}]\nparameters:\n{indented}", "docs/recipe.md")
+
+
+def test_the_example_of_vocabularies_is_right() -> None:
+    text = (ROOT / "docs" / "vocabularies.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    keys = parse_recipe(example, "docs/vocabularies.md").tokenizer_keys
+    assert keys is not None and list(keys.tokens) == ["<|im_start|>", "<|tool|>"]

@@ -53,9 +53,47 @@ ADDED = [
     ("exclude: lm_head", "exclude: expected a list of tensor name patterns"),
     ("exclude: [1]", "exclude: expected a list of tensor name patterns"),
     ("exclude: ['']", "exclude: expected a list of tensor name patterns"),
-    ("tokenizer_source: union", "tokenizer_source: union is not supported by this version"),
-    ("tokenizer_source: cod", "expected base or a model of this recipe, got 'cod'; did you mean 'code'?"),
-    ("chat_template: auto", "chat_template: not supported by this version: the chat template is copied"),
+    ("tokenizer_source: 1", "tokenizer_source: expected a directory, a URL or owner/name, got 1"),
+    (
+        "tokenizer_source: base\ntokenizer: {}",
+        "tokenizer_source: say it with `tokenizer: {source: ...}` or with this key",
+    ),
+    ("tokenizer: union", "r.yml:10: tokenizer: expected a mapping of source, tokens, pad_to_multiple_of, embeddings"),
+    ("tokenizer: {sorce: base}", "tokenizer: unknown key 'sorce'; expected one of source, tokens, "),
+    ("tokenizer: {source: 1}", "tokenizer: source: expected a directory, a URL or owner/name, got 1"),
+    ("tokenizer: {tokens: [a]}", "tokenizer: tokens: expected a mapping of tokens, got ['a']"),
+    ("tokenizer: {tokens: {a: b}}", "tokenizer: tokens['a']: expected a mapping of source, force, got 'b'"),
+    ("tokenizer: {tokens: {a: {kind: zero}}}", "tokens['a']: unknown key 'kind'; expected one of source, force"),
+    ("tokenizer: {tokens: {a: {force: 1}}}", "tokens['a'].force: expected true or false, got 1"),
+    ("tokenizer: {tokens: {a: {force: true}}}", "tokens['a']: force needs a source"),
+    (
+        "tokenizer: {tokens: {a: {source: cod}}}",
+        "expected a model of this recipe as the source of a token's row, got 'cod'",
+    ),
+    ("tokenizer: {tokens: {a: {source: {kind: one}}}}", "expected a model, {kind: zero} or {kind: model_token, ...}"),
+    ("tokenizer: {tokens: {a: {source: {kind: zero, token: b}}}}", "expected a model, {kind: zero} or"),
+    (
+        "tokenizer: {tokens: {a: {source: {kind: model_token, model: code}}}}",
+        "needs a model, and either token or token_id",
+    ),
+    (
+        "tokenizer: {tokens: {a: {source: {kind: model_token, model: code, token: b, token_id: 1}}}}",
+        "needs a model, and either token or token_id",
+    ),
+    (
+        "tokenizer: {tokens: {a: {source: {kind: model_token, model: code, token_id: -1}}}}",
+        "source.token_id: expected a whole number, at least 0, got -1",
+    ),
+    (
+        "tokenizer: {tokens: {a: {source: {kind: model_token, model: code, token: 1}}}}",
+        "source.token: expected text, got 1",
+    ),
+    ("tokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of: expected a whole number from 1 to 65536, got 0"),
+    ("tokenizer: {pad_to_multiple_of: true}", "pad_to_multiple_of: expected a whole number"),
+    ("tokenizer: {embeddings: wte}", "embeddings: expected a list of tensor name patterns, got 'wte'"),
+    ("chat_template: chatlm", "expected auto, one of alpaca, chatml, exaone, llama3, mistral, or a Jinja template"),
+    ("chat_template: chatlm", "did you mean 'chatml'?"),
+    ("chat_template: 3", "chat_template: expected auto, the name of a template, or a Jinja template, got 3"),
     ("name: a/b", "name: expected letters, digits"),
     ("output: 2GB", "r.yml:10: output: expected a mapping, got '2GB'"),
     (
@@ -70,7 +108,6 @@ ADDED = [
     ("output:\n  shard_size: 99999999TiB", "r.yml:11: output.shard_size: expected a whole number of bytes"),
     ("slices: []", "r.yml:10: slices: not supported by this version; this version merges whole models"),
     ("modules: {a: b}", "modules: not supported by this version"),
-    ("tokenizer: {source: union}", "tokenizer: not supported by this version; this version copies one"),
 ]
 
 
