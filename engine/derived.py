@@ -9,9 +9,10 @@ The arithmetic is defined element by element, in fp32, each operation rounded by
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,11 +251,11 @@ class RowGather:
 
     Args:
         parts: tensors [?, ...] of float dtypes of at most 32 bits, whose rows have the same shape.
-        origins: per part the source of the merge that it lies in.
-        offsets: i64 [R + 1]; row i is made from entries [offsets[i], offsets[i + 1]) of the next two: no entry is a row
+        origins: per part the URL of the checkpoint that it lies in.
+        offsets: i32 [R + 1]; row i is made from entries [offsets[i], offsets[i + 1]) of the next two: no entry is a row
             of zeros, one entry that row itself, several their mean.
         part: i32 [entries], which of `parts`.
-        row: i64 [entries], which of its rows.
+        row: i32 [entries], which of its rows.
         padding: rows that follow; each is the mean of all rows before, which are added up in fp64 from the first to the
             last, divided by their number, and rounded to fp32.
         dtype: of the result: the parts' own where they agree and no mean is taken, else F32.
@@ -262,15 +263,21 @@ class RowGather:
     """
 
     parts: tuple[TensorLocation, ...]
-    origins: tuple[int, ...]
-    offsets: NDArray[np.int64]
-    part: NDArray[np.int32]
-    row: NDArray[np.int64]
+    origins: tuple[str, ...]
+    offsets: NDArray[np.int32] = field(compare=False)
+    part: NDArray[np.int32] = field(compare=False)
+    row: NDArray[np.int32] = field(compare=False)
     padding: int
     dtype: str
     out_dtype: str
+    rows_sha256: str = field(init=False)
+    """Stands for the arrays when two are compared."""
 
     def __post_init__(self) -> None:
+        digest = hashlib.sha256()
+        for array in (self.offsets, self.part, self.row):
+            digest.update(array.astype("<i8").tobytes())
+        object.__setattr__(self, "rows_sha256", digest.hexdigest())
         stored = {source.info.dtype for source in self.parts}
         assert self.dtype == "F32" or not self.padding
         assert self.dtype == "F32" or (stored <= {self.dtype} and int(np.diff(self.offsets).max(initial=0)) <= 1)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from .derived import RowGather
 from .errors import InputError
 from .header import DTYPES
@@ -74,9 +72,15 @@ def _may_have_token_rows(name: str, shape: tuple[int, ...], heights: set[int]) -
 
 
 def align_tensor(
-    sources: Sequence[TensorLocation | None], alignment: Alignment, where: str
+    sources: Sequence[TensorLocation | None], urls: Sequence[str], alignment: Alignment, where: str
 ) -> list[TensorLocation | None]:
     """An embedding of every source with the rows of the output's vocabulary; None where a source lacks it.
+
+    Args:
+        sources: the tensor in every source.
+        urls: of their checkpoints.
+        alignment: which rows are taken.
+        where: its name, for messages.
 
     Raises:
         InputError: rows of the models differ in shape, or are F64 and would have to be converted.
@@ -86,26 +90,30 @@ def align_tensor(
         if len(info.shape) != len(found[0].shape) or info.shape[1:] != found[0].shape[1:]:
             raise InputError(f"{where} has shape {list(found[0].shape)} in one model and {list(info.shape)} in another")
     return [
-        None if own is None else _aligned(number, own, sources, alignment, where) for number, own in enumerate(sources)
+        None if own is None else _aligned(number, own, sources, urls, alignment, where)
+        for number, own in enumerate(sources)
     ]
 
 
 def _aligned(
-    number: int, own: TensorLocation, sources: Sequence[TensorLocation | None], alignment: Alignment, where: str
+    number: int,
+    own: TensorLocation,
+    sources: Sequence[TensorLocation | None],
+    urls: Sequence[str],
+    alignment: Alignment,
+    where: str,
 ) -> TensorLocation:
     """One source's embedding: its own rows first among the parts, then those of others that it takes rows from."""
-    offsets, origin, row = alignment.entries(number)
-    used = [number, *(i for i in np.unique(origin).tolist() if i != number)]
-    parts = {i: location for i in used if (location := sources[i]) is not None}
+    entries = alignment.entries[number]
+    assert entries is not None
+    parts = {i: location for i in entries.used if (location := sources[i]) is not None}
     dtypes = {location.info.dtype for location in parts.values()}
-    computed = alignment.padding > 0 or int(np.diff(offsets).max(initial=0)) > 1
+    computed = alignment.padding > 0 or entries.has_means
     dtype = "F32" if computed or len(dtypes) > 1 else own.info.dtype
     if "F64" in dtypes and dtype != "F64":
         text = f"{where} is F64 in some model; means, padding and rows of another dtype are taken in F32"
         raise InputError(text, "convert the models to one dtype")
-    place = np.zeros(len(sources), np.int32)
-    place[list(parts)] = np.arange(len(parts))
-    part = place[origin]
-    rows = RowGather(tuple(parts.values()), tuple(parts), offsets, part, row, alignment.padding, dtype, own.out_dtype)
+    origins = tuple(urls[i] for i in parts)
+    rows = RowGather(tuple(parts.values()), origins, *entries.arrays, alignment.padding, dtype, own.out_dtype)
     shape = (alignment.rows + alignment.padding, *own.info.shape[1:])
     return replace(own, info=replace(own.info, dtype=dtype, shape=shape), derived=rows)

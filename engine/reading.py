@@ -78,7 +78,7 @@ class SourceReader:
         held: shared by all sources.
         scratch: shared by all sources.
         meter: gets seconds and bytes of reads.
-        readers: those of all sources, by their numbers; filled after they are made.
+        readers: those of all sources of the merge; filled after they are made.
     """
 
     def __init__(
@@ -116,9 +116,11 @@ class SourceReader:
                 f"{self._store.url}/{wanted.name} vanished while it was read", "restore the file"
             ) from error
 
-    def of(self, source: int) -> SourceReader:
+    def of(self, url: str) -> SourceReader:
         """See `Reads.of`."""
-        return self if source == self._source else self._readers[source]
+        if url == self._checkpoint.url:
+            return self
+        return next(reader for reader in self._readers if reader._checkpoint.url == url)
 
     def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
         """See `Reads.held`."""

@@ -28,8 +28,8 @@ class Reads(Protocol):
     def read(self, file: int, offset: int, into: Bytes) -> None:
         """Fill `into` from byte `offset` of a file of the checkpoint, in the version that the plan saw."""
 
-    def of(self, source: int) -> Reads:
-        """The same for the checkpoint of another source of the merge."""
+    def of(self, url: str) -> Reads:
+        """The same for another checkpoint of the merge."""
 
     def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
         """What `make` returns, kept as long as there is room; `key` is (file, offset, transposed)."""

@@ -223,6 +223,7 @@ def _align(
     sources = request.sources
     places = [source.url for source in sources]
     twins = [places.index(url) for url in places]
+    urls = [source.checkpoint.url for source in sources]
     rules = {token: _rule(request, token) for token in request.keys.tokens}
     tensors = [dict(source.checkpoint.tensors) for source in sources]
     made: dict[tuple[int | None, ...], Alignment] = {}
@@ -237,7 +238,7 @@ def _align(
             ]
             made[heights] = align(vocabulary, inputs, request.base, rules, name)
         alignments.append(made[heights])
-        for own, location in zip(tensors, align_tensor(found, made[heights], name), strict=True):
+        for own, location in zip(tensors, align_tensor(found, urls, made[heights], name), strict=True):
             if location is not None:
                 own[name] = location
     pairs = zip(sources, tensors, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +127,18 @@ class SourceTokens:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """The rows that each row of one source's output is made of: none (zeros), one, or several (their mean)."""
+
+    used: tuple[int, ...]
+    """The sources that they are in, the source itself first."""
+    arrays: tuple[Rows, Rows, Rows] = field(repr=False)
+    """int32 [rows + 1], [entries], [entries]: row i is made of entries [first[i], first[i + 1]); which of `used` an entry
+    is in; its row there."""
+    has_means: bool
+
+
+@dataclass(frozen=True)
 class Alignment:
     """Which row of which input each row of an output embedding is made of."""
 
@@ -142,31 +155,31 @@ class Alignment:
     holders: tuple[int, ...]
     """Different sources that have the tensor, in the order in which means add them up."""
 
-    def entries(self, source: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-        """Which rows each row of one source's output is made of: none (zeros), one, or several (their mean).
+    @cached_property
+    def entries(self) -> tuple[Entries | None, ...]:
+        """Per source the rows that its output is made of; None where it lacks the tensor."""
+        return tuple(None if own is None else self._entries(number, own) for number, own in enumerate(self.own))
 
-        Returns:
-            i64 [rows + 1], i32 [entries], i64 [entries]: row i is made of entries [first[i], first[i + 1]); the source
-            that an entry is in; its row there.
-        """
-        own = self.own[source]
-        assert own is not None
+    def _entries(self, source: int, own: Rows) -> Entries:
         origin = np.where(own >= 0, source, self.fill)
         row = np.where(own >= 0, own, self.fill_row)
         members = [self.own[i] for i in self.holders]
         have = np.stack([rows >= 0 for rows in members if rows is not None])
-        wanted = np.where(origin == MEAN, have, False)
-        counts = np.where(origin == MEAN, have.sum(axis=0), origin >= 0)
-        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        origins, rows_there = np.empty(first[-1], np.int32), np.empty(first[-1], np.int64)
-        single = origin >= 0
+        mean, single = origin == MEAN, origin >= 0
+        counts = np.where(mean, have.sum(axis=0), single)
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        origins, rows_there = np.empty(first[-1], np.int32), np.empty(first[-1], np.int32)
         origins[first[:-1][single]], rows_there[first[:-1][single]] = origin[single], row[single]
         behind = first[:-1].copy()
-        for holder, rows, taken in zip(self.holders, members, wanted, strict=True):
+        for holder, rows, there in zip(self.holders, members, have, strict=True):
             assert rows is not None
+            taken = there & mean
             origins[behind[taken]], rows_there[behind[taken]] = holder, rows[taken]
             behind += taken
-        return first, origins, rows_there
+        used = (source, *(int(i) for i in np.unique(origins) if i != source))
+        place = np.zeros(len(self.own), np.int32)
+        place[list(used)] = np.arange(len(used))
+        return Entries(used, (first, place[origins], rows_there), bool(mean.any()))
 
     def digest(self) -> str:
         """SHA-256 over all of it."""

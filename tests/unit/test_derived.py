@@ -144,10 +144,10 @@ def gathered(
     opened: Opened, parts: list[str], rows: list[list[tuple[int, int]]], dtype: str, padding: int = 0
 ) -> TensorLocation:
     """A matrix of rows given as [(part, row), ...]."""
-    offsets = np.cumsum([0, *map(len, rows)])
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     entries = [entry for row in rows for entry in row]
-    part, row = np.array([p for p, _ in entries], np.int32), np.array([r for _, r in entries], np.int64)
-    origins = (0,) * len(parts)
+    part, row = np.array([p for p, _ in entries], np.int32), np.array([r for _, r in entries], np.int32)
+    origins = (opened.checkpoint.url,) * len(parts)
     made = RowGather(tuple(opened[name] for name in parts), origins, offsets, part, row, padding, dtype, "BF16")
     return opened.location(made, len(rows) + padding, dtype)
 
@@ -188,14 +188,16 @@ def test_padding_is_the_mean_of_all_rows(opened: Opened, parts: None, window: in
 def test_rows_of_another_source_are_read_there(opened: Opened) -> None:
     other = Opened(CpuKernels())
     other.store.replace("model.safetensors", save(STORED | {"weight": STORED["weight"] + 1}))
-    other.checkpoint = open_checkpoint(other.store.url, other.store)
+    other.checkpoint = replace(open_checkpoint(other.store.url, other.store), url="memory://other")
     readers: list[SourceReader] = []
     for number, place in enumerate([opened, other]):
         readers.append(
             SourceReader(number, place.checkpoint, place.store, CpuKernels(), place.held, Scratch(), Meter(), readers)
         )
-    offsets, part, row = np.array([0, 1, 2]), np.array([0, 1], np.int32), np.array([4, 5], np.int64)
-    made = RowGather((opened["weight"], other["weight"]), (0, 1), offsets, part, row, 0, "BF16", "BF16")
+    offsets, part, row = (np.array(values, np.int32) for values in ([0, 1, 2], [0, 1], [4, 5]))
+    parts = opened["weight"], other["weight"]
+    urls = opened.checkpoint.url, other.checkpoint.url
+    made = RowGather(parts, urls, offsets, part, row, 0, "BF16", "BF16")
     opened.reader = readers[0]
     found = opened.whole(opened.location(made, 2, "BF16"), 10**6)
     torch.testing.assert_close(found, torch.stack([STORED["weight"][4], STORED["weight"][5] + 1]), rtol=0, atol=0)

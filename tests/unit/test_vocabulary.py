@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -37,6 +38,15 @@ def match(
 
 def own(alignment: Alignment) -> list[list[int] | None]:
     return [None if rows is None else rows.tolist() for rows in alignment.own]
+
+
+def entries(alignment: Alignment, source: int) -> list[list[tuple[int, int]]]:
+    """Per output row of a source the (source, row) pairs that it is made of."""
+    found = alignment.entries[source]
+    assert found is not None and found.used[0] == source
+    first, part, row = (array.tolist() for array in found.arrays)
+    pairs = [(found.used[p], r) for p, r in zip(part, row, strict=True)]
+    return [pairs[begin:end] for begin, end in pairwise(first)]
 
 
 # --- the output's vocabulary
@@ -146,12 +156,9 @@ def test_a_token_that_no_model_has_is_zero() -> None:
 
 def test_the_rows_that_each_row_is_made_of() -> None:
     alignment = match("abcd", {"a": 1}, {"b": 3, "a": 0}, {"b": 4, "c": 7}, {"b": 5})
-    first, origin, row = alignment.entries(0)
-    assert first.tolist() == [0, 1, 4, 5, 5]
-    assert list(zip(origin.tolist(), row.tolist(), strict=True)) == [(0, 1), (1, 3), (2, 4), (3, 5), (2, 7)]
-    first, origin, row = alignment.entries(2)
-    assert first.tolist() == [0, 1, 2, 3, 3]
-    assert list(zip(origin.tolist(), row.tolist(), strict=True)) == [(0, 1), (2, 4), (2, 7)]
+    assert entries(alignment, 0) == [[(0, 1)], [(1, 3), (2, 4), (3, 5)], [(2, 7)], []]
+    assert entries(alignment, 2) == [[(0, 1)], [(2, 4)], [(2, 7)], []]
+    assert [found is not None and found.has_means for found in alignment.entries] == [True, False, False, False]
 
 
 def test_rows_beyond_the_matrix_are_missing() -> None:
