@@ -133,8 +133,8 @@ class Entries:
     used: tuple[int, ...]
     """The sources that they are in, the source itself first."""
     arrays: tuple[Rows, Rows, Rows] = field(repr=False)
-    """int32 [rows + 1], [entries], [entries]: row i is made of entries [first[i], first[i + 1]); which of `used` an entry
-    is in; its row there."""
+    """int32 [rows + 1], [entries], [entries]: row i is made of entries [first[i], first[i + 1]); which of `used` an
+    entry is in; its row there."""
     has_means: bool
 
 

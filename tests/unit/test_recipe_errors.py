@@ -284,7 +284,10 @@ OTHERS = [
     (TIES + "random_seed: 3", "; did you mean 'seed'?"),
     (
         "merge_method: linear\nmodels: [{model: m, layer_range: [0, 2]}]",
-        "models[0].layer_range: unknown key; expected one of model, adapter, parameters; layers are chosen under `slices`",
+        (
+            "models[0].layer_range: unknown key; expected one of model, adapter, parameters; "
+            "layers are chosen under `slices`"
+        ),
     ),
     ("base_model: b\nexperts: []", "r.yml:2: experts: not a merge recipe: mergekit-moe builds mixtures of experts"),
     ("genome: {}", "r.yml:1: genome: not a merge recipe: mergekit-evolve"),
