@@ -142,10 +142,8 @@ def take_by_search(
     memory[row, 1], memory[row, 2] = spacing, np.int64(tied)
     least = kind(cut)
     for i in range(length):
-        taken[i] = keys[i] >= least
+        taken[i], equal[i] = keys[i] >= least, keys[i] == least
     if tied:
-        for i in range(length):
-            equal[i] = keys[i] == least
         for i in range(length, equal.size):
             equal[i] = 0
         clear_ones(equal, want - above)
@@ -217,9 +215,10 @@ def mask_blocks(
     for start in range(0, bits.size, m):
         first, length = np.uint64(start), min(m, bits.size - start)
         want = n if length == m else 0 if drop_tail else (n * length + m // 2) // m
-        for i in range(length):
-            mask[first + np.uint64(i)] = 0
         level = 0
+        if want == 0:
+            for i in range(length):
+                mask[first + np.uint64(i)] = 0
         while want > 0:
             candidates(bits, largest, claims, level, first, length, keys)
             if m <= RANKED:
@@ -228,7 +227,7 @@ def mask_blocks(
                 row = min(level, LEVELS - 1)
                 found = take_by_search(keys, length, want, memory, row, np.int64(largest), taken, equal)
             for i in range(length):
-                mask[first + np.uint64(i)] |= taken[i]
+                mask[first + np.uint64(i)] = taken[i] | (mask[first + np.uint64(i)] if level > 0 else np.uint8(0))
             want -= found
             level += 1
             if overlap_never or (want > 0 and level > most_claims(claims, first, length)):

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 
-from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
+from ..errors import InputError
 from . import (
     DEFAULT_READ_LIMIT_BYTES,
     TEMPORARY_PREFIX,
@@ -23,56 +23,29 @@ from . import (
     Leftover,
     check_name,
 )
+from .local_files import (
+    FILE_MODE,
+    MAX_CALL_BYTES,
+    create_file,
+    make_folder,
+    sync_folder,
+    translate,
+    translated,
+    unlink,
+    write_fully,
+)
+from .local_writer import LocalWriter
 
-MAX_CALL_BYTES = 2_147_479_552
-"""Linux moves at most this many bytes in one read or write."""
+__all__ = ["LocalStore", "LocalWriter", "translate"]
 
 MAX_IDLE_FILES = 64
 """Open files kept for the next read; far below the usual limit of 1024 descriptors per process."""
-
-FILE_MODE = 0o644
-"""Mode of new files before the umask."""
 
 _TEMPORARY = re.compile(
     re.escape(TEMPORARY_PREFIX) + r"(?P<name>.+)-[A-Za-z0-9_]+\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX)
 )
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NEEDS_RESOURCES = {
-    errno.ENOSPC: "Free some space, then run the same command again; it goes on where it stopped.",
-    errno.EDQUOT: "Raise the quota, then run the same command again; it goes on where it stopped.",
-    errno.EFBIG: "Raise the file size limit (ulimit -f) or use a smaller shard_size.",
-    errno.EROFS: "The file system is read-only; choose another output folder.",
-    errno.EACCES: "Give this user permission, or choose another folder.",
-    errno.EPERM: "Give this user permission, or choose another folder.",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
-    errno.ENFILE: "The system has too many open files.",
-    errno.ENOMEM: "Free some memory.",
-    errno.ENAMETOOLONG: "Choose a shorter output path.",
-}
-
-
-def translate(error: OSError, where: str) -> Exception:
-    """The exception that a user should see for an operating system error at `where`."""
-    if isinstance(error, (AnabranchError, FileNotFoundError)):
-        return error
-    text = f"{where}: {error.strerror or error}"
-    if error.errno in _NEEDS_RESOURCES:
-        return ResourceError(text, _NEEDS_RESOURCES[error.errno])
-    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST):
-        return ResourceError(text, "Something else is in the way; choose another folder or move it.")
-    return TemporaryError(text, "Check the disk or mount, then run the same command again.")
-
-
-@contextlib.contextmanager
-def _translated(where: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        replacement = translate(error, where)
-        if replacement is error:
-            raise
-        raise replacement from error
 
 
 class LocalStore:
@@ -82,8 +55,8 @@ class LocalStore:
         self._root = os.path.abspath(os.path.expanduser(path))
         self._files = _OpenFiles()
         if create:
-            with _translated(self._root):
-                _make_folder(self._root)
+            with translated(self._root):
+                make_folder(self._root)
                 probe = self._temporary("probe", "probe")
                 os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
                 os.unlink(probe)
@@ -103,14 +76,14 @@ class LocalStore:
     def info(self, name: str) -> FileInfo:
         """See `Store.info`."""
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             return _file_info(os.stat(path), path)
 
     def list(self, folder: str = "") -> list[str]:
         """See `Store.list`; all but folders count, so that a broken link is seen and not skipped."""
         path = self.path(folder) if folder else self._root
         try:
-            with _translated(path), os.scandir(path) as entries:
+            with translated(path), os.scandir(path) as entries:
                 names = [entry.name for entry in entries if not entry.is_dir()]
         except FileNotFoundError:
             return []
@@ -120,7 +93,7 @@ class LocalStore:
     def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
         """See `Store.read_into`; files opened for a given version stay open for the next read."""
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             if version is None:
                 descriptor, _ = _open_for_reading(path)
                 try:
@@ -135,7 +108,7 @@ class LocalStore:
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
         """See `Store.read_bytes`."""
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             descriptor, info = _open_for_reading(path)
             try:
                 if info.size > limit_bytes:
@@ -149,32 +122,32 @@ class LocalStore:
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`: a link to a complete temporary file, O_EXCL alone could leave half a file."""
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             temporary = self._write_temporary(name, data)
             try:
                 return _link_or_move(temporary, path)
             finally:
-                _unlink(temporary)
-                _sync_folder(os.path.dirname(path))
+                unlink(temporary)
+                sync_folder(os.path.dirname(path))
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Store.replace`."""
         path = self.path(name)
-        with _translated(path):
+        with translated(path):
             temporary = self._write_temporary(name, data)
             try:
                 os.replace(temporary, path)
             except BaseException:
-                _unlink(temporary)
+                unlink(temporary)
                 raise
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
 
     def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> LocalWriter:
         """See `Store.writer`; the temporary file lies beside the final one, and attributes are not kept."""
         del attributes
         path = self.path(name)
         assert re.fullmatch(r"[A-Za-z0-9_]+", run_id), f"bad run id {run_id!r}"
-        with _translated(path):
+        with translated(path):
             return LocalWriter(path, self._temporary(name, run_id), size)
 
     def attributes(self, name: str) -> Mapping[str, str] | None:
@@ -185,8 +158,8 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         path = self.path(name)
-        with _translated(path):
-            _unlink(path)
+        with translated(path):
+            unlink(path)
 
     def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
         """See `Store.leftovers`: temporary files of these names."""
@@ -194,7 +167,7 @@ class LocalStore:
         found = []
         for folder in sorted({os.path.dirname(name) for name in wanted}):
             path = os.path.join(self._root, folder)
-            with contextlib.suppress(FileNotFoundError), _translated(path), os.scandir(path) as entries:
+            with contextlib.suppress(FileNotFoundError), translated(path), os.scandir(path) as entries:
                 found += [
                     leftover
                     for entry in entries
@@ -215,7 +188,7 @@ class LocalStore:
         path = self._root
         while not os.path.exists(path):
             path = os.path.dirname(path)
-        with _translated(path):
+        with translated(path):
             return shutil.disk_usage(path).free
 
     def _temporary(self, name: str, run_id: str) -> str:
@@ -227,57 +200,16 @@ class LocalStore:
     def _write_temporary(self, name: str, data: bytes) -> str:
         """Write and sync a temporary file beside `name`; returns its path."""
         path = self._temporary(name, "small")
-        descriptor = _create_file(path)
+        descriptor = create_file(path)
         try:
-            _write_fully(descriptor, memoryview(data))
+            write_fully(descriptor, memoryview(data))
             os.fsync(descriptor)
         except BaseException:
-            _unlink(path)
+            unlink(path)
             raise
         finally:
             os.close(descriptor)
         return path
-
-
-class LocalWriter:
-    """A temporary file that `commit` syncs and renames."""
-
-    def __init__(self, path: str, temporary: str, size: int) -> None:
-        self._path = path
-        self._temporary = temporary
-        self._size = size
-        self._written = 0
-        self._descriptor: int | None = _create_file(temporary)
-
-    def write(self, data: memoryview | bytes) -> None:
-        """See `Writer.write`."""
-        assert self._descriptor is not None, "write after commit or discard"
-        view = memoryview(data).cast("B")
-        with _translated(self._path):
-            _write_fully(self._descriptor, view)
-        self._written += len(view)
-
-    def commit(self) -> None:
-        """See `Writer.commit`: sync, rename, sync the folder."""
-        assert self._descriptor is not None, "commit after commit or discard"
-        if self._written != self._size:
-            raise IntegrityError(f"{self._path}: {self._written} bytes were written, expected {self._size}")
-        with _translated(self._path):
-            os.fsync(self._descriptor)
-            self._close()
-            os.replace(self._temporary, self._path)
-            _sync_folder(os.path.dirname(self._path))
-
-    def discard(self) -> None:
-        """See `Writer.discard`."""
-        self._close()
-        with _translated(self._temporary):
-            _unlink(self._temporary)
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 class _OpenFiles:
@@ -369,22 +301,6 @@ def _read_fully(descriptor: int, offset: int, into: memoryview, path: str) -> No
         done += count
 
 
-def _create_file(path: str) -> int:
-    """Open a new file for writing; its folder is made when missing."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, FILE_MODE)
-    except FileNotFoundError:
-        _make_folder(os.path.dirname(path))
-        return os.open(path, flags, FILE_MODE)
-
-
-def _write_fully(descriptor: int, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        done += os.write(descriptor, view[done : done + MAX_CALL_BYTES])
-
-
 def _link_or_move(temporary: str, path: str) -> bool:
     """Give a complete file its name unless something has it; True when this call did.
 
@@ -402,33 +318,6 @@ def _link_or_move(temporary: str, path: str) -> bool:
             return False
         os.replace(temporary, path)
     return True
-
-
-def _make_folder(path: str) -> None:
-    """Like os.makedirs, with every new entry made durable."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    _make_folder(parent)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    if not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, "exists and is not a folder", path)
-    _sync_folder(parent)
-
-
-def _sync_folder(path: str) -> None:
-    """Make renames and links in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _leftover(entry: os.DirEntry[str], name: str, folder: str) -> Leftover | None:

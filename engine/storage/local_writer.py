@@ -1,0 +1,128 @@
+"""Writing one large local file: past the page cache, behind whoever makes the bytes, visible only when complete."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import IntegrityError
+from .local_files import MAX_CALL_BYTES, create_file, sync_folder, translated, unlink
+
+BUFFER_BYTES = 4 << 20
+"""One buffer is filled while the other is written: large enough that a disk does not wait for the next request."""
+ALIGNMENT = 4096
+"""Bytes that direct writes are multiples of: the largest sector in use."""
+
+
+class LocalWriter:
+    """A temporary file that `commit` syncs and renames.
+
+    Where the file system can, bytes go past the page cache (O_DIRECT): an output is read again much later, if at all,
+    so a copy of it in memory would only cost processor time and push the inputs out.
+    """
+
+    def __init__(self, path: str, temporary: str, size: int) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._size = size
+        self._taken = 0
+        """Bytes handed over so far."""
+        self._written = 0
+        """Bytes in the file or on the way there; a multiple of BUFFER_BYTES until the end."""
+        self._descriptor: int | None = create_file(temporary)
+        self._direct = _set_direct(self._descriptor, True)
+        room = min(BUFFER_BYTES, -(-size // ALIGNMENT) * ALIGNMENT)
+        self._buffers = [_aligned(room)] if size <= room else [_aligned(room), _aligned(room)]
+        self._behind = ThreadPoolExecutor(1, "write")
+        self._pending: Future[None] | None = None
+
+    def write(self, data: memoryview | bytes) -> None:
+        """See `Writer.write`."""
+        assert self._descriptor is not None, "write after commit or discard"
+        source = np.frombuffer(data, np.uint8)
+        self._taken += len(source)
+        with translated(self._path):
+            while len(source):
+                buffer, filled = self._buffers[0], self._taken - len(source) - self._written
+                count = min(len(source), len(buffer) - filled)
+                buffer[filled : filled + count] = source[:count]
+                source = source[count:]
+                if filled + count == len(buffer):
+                    self._hand_over(len(buffer))
+
+    def _hand_over(self, count: int) -> None:
+        """Let the thread write the first `count` bytes of the buffer while the other one is filled."""
+        self._settle()
+        self._pending = self._behind.submit(self._put, self._buffers[0][:count], self._written)
+        self._written += count
+        self._buffers.reverse()
+        if len(self._buffers) == 1:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _put(self, data: NDArray[np.uint8], offset: int) -> None:
+        assert self._descriptor is not None
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._descriptor, data[done : done + MAX_CALL_BYTES].data, offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._direct = _set_direct(self._descriptor, False)  # promised at opening, refused now
+
+    def commit(self) -> None:
+        """See `Writer.commit`: sync, rename, sync the folder."""
+        assert self._descriptor is not None, "commit after commit or discard"
+        if self._taken != self._size:
+            raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
+        with translated(self._path):
+            self._settle()
+            rest = self._size - self._written
+            padded = -(-rest // ALIGNMENT) * ALIGNMENT if self._direct else rest
+            self._buffers[0][rest:padded] = 0
+            self._put(self._buffers[0][:padded], self._written)
+            if padded > rest:
+                os.ftruncate(self._descriptor, self._size)
+            os.fsync(self._descriptor)
+            self._close()
+            os.replace(self._temporary, self._path)
+            sync_folder(os.path.dirname(self._path))
+
+    def discard(self) -> None:
+        """See `Writer.discard`."""
+        self._close()
+        with translated(self._temporary):
+            unlink(self._temporary)
+
+    def _close(self) -> None:
+        self._behind.shutdown()  # nothing may be on the way when the descriptor goes
+        self._buffers = []
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _aligned(count: int) -> NDArray[np.uint8]:
+    """A buffer that starts at a page, as direct writes ask for."""
+    return np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8)[:count]
+
+
+def _set_direct(descriptor: int, direct: bool) -> bool:
+    """Switch direct writes; returns whether they are on, which some file systems (of memory, some networks) refuse."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
+    except OSError:
+        return False
+    return direct
