@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .methods.stages import Blocks, CombinationMerge, ModelThreshold, TaskVectorMerge, Top
+from .methods.stages import (
+    Band,
+    Blocks,
+    CombinationMerge,
+    ModelThreshold,
+    RankedRandom,
+    Selection,
+    TaskVectorMerge,
+    Top,
+    Variance,
+)
 from .settings import TadropDensity
 from .task import TensorSettings, TensorTask
 
+RANKED_ROW_BYTES = 32 << 10
+"""Counters of digits and of random numbers, whatever the length of a row."""
 SurveyKind = str
 """'' (none), 'moments', 'quantiles' or 'threshold'."""
 
@@ -41,14 +53,46 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
         passes += 1
     if any(d.statistic == "quantile" for d in local):
         passes += levels
-    if isinstance(settings.method.selection, Top):
-        passes += levels * (len(settings.weights) if settings.method.selection.sequential else 1)
-    return passes + (1 if settings.method.rescale in ("l1", "l2") else 0)
+    selection = settings.method.selection
+    if isinstance(selection, Top | Band | Variance):
+        in_turn = isinstance(selection, Top) and selection.sequential
+        passes += levels * (len(settings.weights) if in_turn else 1)
+    kept_sums = (settings.method.rescale in ("l1", "l2")) + (settings.method.weighting == "energy")
+    return passes + kept_sums
 
 
-def grain(settings: TensorSettings | None) -> int:
-    """Elements that must be seen together."""
+def histograms_per_model(settings: TensorSettings | None) -> int:
+    """How many order statistics of one model's magnitudes are searched for in the same reading."""
     if settings is None or not isinstance(settings.method, TaskVectorMerge):
         return 1
-    selection = settings.method.selection
-    return selection.m if isinstance(selection, Blocks) else 1
+    quantiles = any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in settings.densities)
+    return 2 if quantiles or isinstance(settings.method.selection, Band) else 1
+
+
+def grain(task: TensorTask) -> int:
+    """Elements that must be seen together, counted from the tensor's first element."""
+    match selection_of(task.settings):
+        case Blocks(m=m):
+            return m
+        case RankedRandom():
+            return task.row_elements
+        case _:
+            return 1
+
+
+def needs_rows(task: TensorTask) -> bool:
+    """Whether rows of the last dimension are folded whole."""
+    return isinstance(selection_of(task.settings), RankedRandom)
+
+
+def selection_bytes(task: TensorTask, elements: int) -> int:
+    """What a selection needs beside the workspace to fold a tile of `elements` elements."""
+    if not needs_rows(task):
+        return 0
+    real_bytes = 8 if task.is_double else 4
+    return RANKED_ROW_BYTES + task.row_elements * (2 * 8 + real_bytes) + elements * 4
+
+
+def selection_of(settings: TensorSettings | None) -> Selection | None:
+    """What is selected of task vectors; None where none are merged."""
+    return settings.method.selection if settings and isinstance(settings.method, TaskVectorMerge) else None

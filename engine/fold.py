@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations
 
 from . import density
 from .average import combination_passes
 from .copying import CopyPass
 from .manifest import ModelRow, TensorRow
-from .methods.stages import CombinationMerge, NearSwap, TaskVectorMerge, Top
+from .methods.stages import Band, CombinationMerge, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
 from .scans import (
-    KeptNormPass,
+    KeptSumsPass,
     MomentsPass,
     OrderPass,
     RowSums,
     add_into,
     check_moments,
+    divide_by_norms,
+    edge_orders,
     quantile_orders,
-    top_order,
+    weigh_by_energy,
 )
+from .select import Ranks
 from .settings import TadropDensity
 from .task_sum import TaskVectorSum
 from .tensor import Pass, Target, TensorState, WindowData, Workspace
@@ -65,7 +69,7 @@ class FoldPass:
         workspace: Workspace,
         begin: int,
         end: int,
-        ranks: list[int],
+        ranks: Ranks,
         kept: list[int],
         overlaps: dict[tuple[int, int], int],
     ) -> None:
@@ -116,7 +120,9 @@ class TensorFold:
         if method.rescale in ("l1", "l2"):
             if not any(isinstance(p, MomentsPass) for p in passes):
                 passes.insert(0, MomentsPass(state, self._divide_by_density))
-            passes.append(KeptNormPass(state, 0 if method.rescale == "l1" else 1))
+            passes.append(KeptSumsPass(state, partial(divide_by_norms, state, 0 if method.rescale == "l1" else 1)))
+        if method.weighting == "energy":
+            passes.append(KeptSumsPass(state, partial(weigh_by_energy, state)))
         self._divide_by_density()
         known = any(isinstance(p, MomentsPass) for p in passes)
         return [*passes, FoldPass(state, None if known else RowSums(state))]
@@ -156,21 +162,26 @@ class TensorFold:
     def _divide_by_density(self) -> None:
         method = self.state.task.settings.method if self.state.task.settings else None
         selector = self.state.selector
-        if isinstance(method, TaskVectorMerge) and selector is not None and method.rescale == "density":
+        if selector is None or selector.divides or not isinstance(method, TaskVectorMerge):
+            return
+        if method.rescale == "density":
             self.state.divisors = [d if d > 0 else 1.0 for d in selector.densities]
 
     def _order_passes(self, method: TaskVectorMerge) -> list[Pass]:
         state = self.state
-        if not isinstance(method.selection, Top):
+        selection, depths = method.selection, range(len(state.levels))
+        if not isinstance(selection, Top | Band | Variance):
             return []
-        depths = range(len(state.levels))
-        if not method.selection.sequential:
-            orders = [top_order(state, i, sequential=False) for i in state.present]
+        if isinstance(selection, Variance):
+            shared = edge_orders(state, state.present[0], sequential=False)
+            return [OrderPass(state, shared, depth, []) for depth in depths]
+        if isinstance(selection, Band) or not selection.sequential:
+            orders = [order for i in state.present for order in edge_orders(state, i, sequential=False)]
             return [OrderPass(state, orders, depth, []) for depth in depths]
         passes: list[Pass] = []
         for place, i in enumerate(state.present):
-            order = top_order(state, i, sequential=True)
-            passes += [OrderPass(state, [order], depth, state.present[:place]) for depth in depths]
+            in_turn = edge_orders(state, i, sequential=True)
+            passes += [OrderPass(state, in_turn, depth, state.present[:place]) for depth in depths]
         return passes
 
     def row(self, target: Target) -> TensorRow:

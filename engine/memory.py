@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .demands import grain, passes_over
+from .demands import grain, histograms_per_model, needs_rows, passes_over, selection_bytes
 from .errors import ResourceError
 from .group import Group, make_group
 from .plan import Plan
-from .settings import TadropDensity
 from .source import TensorLocation
-from .task import TensorSettings
+from .task import TensorTask
 from .tensor import Workspace
 from .windows import ROW_ELEMENTS, least_joint_elements, tile_elements
 
@@ -131,9 +130,12 @@ def plan_group_memory(
             )
     need = fixed + costs.derived.bytes_for(_reader_threads(group, 1, around.remote_inputs))
     need += costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
+    hint = "give more with --memory"
+    if costs.long_row is not None:
+        rows = f"rows of {costs.long_row.row_elements} elements, which this method needs whole"
+        hint += f"; {costs.long_row.name!r} has {rows}: it can be excluded"
     raise ResourceError(
-        f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB",
-        "give more with --memory",
+        f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB", hint
     )
 
 
@@ -185,37 +187,39 @@ class _Costs:
     least_slab: int
     several_passes: bool
     derived: _DerivedCosts
+    long_row: TensorTask | None
+    """The tensor whose row asks for the largest buffers, where rows are folded whole."""
 
 
 def _costs(group: Group, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
     models = max(plan.most_models for plan in group.plans)
     workspace, least_slab, several, largest = 0, 0, False, 0
-    seen: set[tuple[tuple[int, bool, int], ...]] = set()
+    long_row = None
+    seen: set[tuple[tuple[int, bool, int, int], ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
         largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
-        key = tuple((id(task.settings), task.is_double, task.widest_bytes) for task in tasks)
+        key = tuple((id(task.settings), task.is_double, task.widest_bytes, grain(task)) for task in tasks)
         if key in seen:
             continue
         seen.add(key)
         passes = max(passes_over(task.settings, task.is_double) for task in tasks)
         passes = max(passes, QUANTILES_PASSES) if quantiles else passes
-        histograms = models * (2 if quantiles or any(_takes_quantiles(task.settings) for task in tasks) else 1)
-        grains = [grain(task.settings) for task in tasks]
+        histograms = models * (2 if quantiles else max(histograms_per_model(task.settings) for task in tasks))
+        grains = [grain(task) for task in tasks]
         elements = max(tile_elements(each) for each in grains)
         real_bytes = 8 if any(task.is_double for task in tasks) else 4
-        workspace = max(workspace, Workspace.bytes_for(models, elements, real_bytes, histograms))
-        least_slab = max(least_slab, least_joint_elements(grains) * max(task.widest_bytes for task in tasks))
+        need = Workspace.bytes_for(models, elements, real_bytes, histograms)
+        workspace = max(workspace, need + max(selection_bytes(task, elements) for task in tasks))
+        slab = least_joint_elements(grains) * max(task.widest_bytes for task in tasks)
+        if slab > least_slab:
+            least_slab, long_row = slab, next((task for task in tasks if needs_rows(task)), None)
         several = several or passes > 1
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
+    workspace *= 2 if doubles else 1
     rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans)
     per_window = group.most_reads + len(group.plans)
-    return _Costs(workspace * (2 if doubles else 1), rows, per_window, least_slab, several, _derived_costs(group))
-
-
-def _takes_quantiles(settings: TensorSettings | None) -> bool:
-    densities = settings.densities if settings is not None else ()
-    return any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in densities)
+    return _Costs(workspace, rows, per_window, least_slab, several, _derived_costs(group), long_row)
 
 
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:

@@ -21,6 +21,8 @@ class TensorParameters:
     weight: float = 1.0
     density: float | TadropDensity = 1.0
     scale: float = 1.0
+    epsilon: float = 0.0
+    gamma: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class SharedParameters:
     nuslerp_flatten: bool = True
     nuslerp_row_wise: bool = False
     filter_wise: bool = False
+    select_topk: float = 1.0
 
 
 class ParameterResolver:

@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .demands import SurveyKind, survey_kind
+from .demands import SurveyKind, selection_of, survey_kind
 from .errors import InputError, RecipeError
 from .header import DTYPES, TensorInfo
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
-from .methods.stages import CombinationMerge, Method, ModelThreshold, TaskVectorMerge
+from .methods.stages import CombinationMerge, Method, ModelThreshold, RankedRandom, TaskVectorMerge
 from .parameters import ParameterResolver, SharedParameters, count_layers
 from .quantised import foreign_format
 from .recipe import canonical
@@ -138,6 +138,7 @@ def make_plan(
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(f"{len(problems)} tensors cannot be merged:\n{shown}{more}")
     _check_target_scope(tasks)
+    _check_probabilities(tasks, models)
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
@@ -279,14 +280,42 @@ class _SettingsCache:
         if found is None:
             given = {"has_base": self._recipe.has_base}
             method = self._build(**{n: given[n] if n in given else getattr(shared, n) for n in self._wanted})
-            factors = tuple(float(p.weight * p.scale) for p in own)
-            found = TensorSettings(method, factors, tuple(_density(p.density) for p in own))
+            found = TensorSettings(
+                method,
+                weights=tuple(float(p.weight * p.scale) for p in own),
+                densities=tuple(_density(p.density) for p in own),
+                epsilons=tuple(float(p.epsilon) for p in own),
+                gammas=tuple(float(p.gamma) for p in own),
+            )
             self._made[shared, own] = found
         return found
 
 
 def _density(value: float | TadropDensity) -> float | TadropDensity:
     return value if isinstance(value, TadropDensity) else float(value)
+
+
+def _check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
+    """Ranked random elements need density +- epsilon inside (0, 1); a density of 0 or 1 leaves nothing to chance.
+
+    Densities that follow from the tensor are known later; epsilon gives way to them.
+    """
+    checked: set[int] = set()
+    for task in tasks:
+        settings = task.settings
+        if settings is None or id(settings) in checked or not isinstance(selection_of(settings), RankedRandom):
+            continue
+        checked.add(id(settings))
+        for i, (density, epsilon) in enumerate(zip(settings.densities, settings.epsilons, strict=True)):
+            if isinstance(density, TadropDensity) or density in (0.0, 1.0):
+                continue
+            if density - epsilon <= 0 or density + epsilon >= 1:
+                url = models[task.model_of(i)].url
+                raise RecipeError(
+                    f"tensor {task.name!r} of {url}: density {density:g} +- epsilon {epsilon:g} must lie between "
+                    "0 and 1, because these are the probabilities of its smallest and largest changes",
+                    "choose a smaller epsilon or another density",
+                )
 
 
 def _check_target_scope(tasks: Sequence[TensorTask]) -> None:

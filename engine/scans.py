@@ -130,12 +130,14 @@ class Order:
             the 1-based rank from the largest there; None when nothing needs to be searched.
         then: called once with the finished search.
         claim_levels: how many claim levels are told apart; 1 where claims do not matter.
+        of_order: whether it is a statistic of what a mask orders the model's elements by, instead of its task vector.
     """
 
     model: int
     rank: Callable[[list[int], list[int]], tuple[int, int] | None]
     then: Callable[[RankSearch, int], None]
     claim_levels: int = 1
+    of_order: bool = False
     counts: list[NDArray[np.int64]] = field(default_factory=list)
     zeros: list[int] = field(default_factory=list)
     search: RankSearch | None = None
@@ -170,7 +172,7 @@ class OrderPass:
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             state.load(data, workspace, begin, end, nonfinite)
             claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
-            self._observe(workspace, end - begin, wanted, claims, histograms, zeros)
+            self._observe(workspace, begin, end, wanted, claims, histograms, zeros)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
             self._merge(wanted, histograms, zeros)
@@ -181,7 +183,8 @@ class OrderPass:
     def _observe(
         self,
         workspace: Workspace,
-        length: int,
+        begin: int,
+        end: int,
         wanted: list[Order],
         claims: Array | None,
         histograms: list[Array],
@@ -191,7 +194,10 @@ class OrderPass:
         shift, bits = self._state.levels[self._depth]
         place = 0
         for order, zero in zip(wanted, zeros, strict=True):
-            t = workspace.task_vectors[order.model][:length]
+            if order.of_order:
+                t = self._state.order_values(workspace, order.model, begin, end)
+            else:
+                t = workspace.task_vectors[order.model][: end - begin]
             for claim_level in range(order.claim_levels) if self._depth == 0 else (order.level,):
                 prefix = 0 if order.search is None else order.search.prefix
                 counts = histograms[place][: 1 << bits]
@@ -237,33 +243,35 @@ class OrderPass:
             order.then(order.search, order.level)
 
 
-def top_order(state: TensorState, i: int, sequential: bool) -> Order:
-    """The search for the cut of model i that keeps its int(density * N) largest magnitudes.
+def edge_orders(state: TensorState, i: int, sequential: bool) -> list[Order]:
+    """The searches for the edges of model i's mask.
 
     With `sequential`, least-claimed elements come first and zeros are no candidates (ALGORITHMS 2, CA). Zeros never
     count as kept, since keeping them changes nothing.
     """
+    assert state.selector is not None
+    return [_edge_order(state, i, place, sequential) for place in range(len(state.selector.edges[i]))]
+
+
+def _edge_order(state: TensorState, i: int, edge: int, sequential: bool) -> Order:
     selector = state.selector
     assert selector is not None
 
     def rank(totals: list[int], zeros: list[int]) -> tuple[int, int] | None:
-        wanted = int(selector.densities[i] * state.task.numel)
+        wanted = selector.top_counts(i, state.task.numel, sum(totals) - sum(zeros))[edge]
         if wanted <= 0:
             return None
         for level, (total, zero) in enumerate(zip(totals, zeros, strict=True)):
             if wanted <= total - zero:
                 return level, wanted
             wanted -= total - zero
-        selector.cuts[i] = Cut(len(totals), 0, 0)
+        selector.edges[i][edge] = state.new_edge(Cut(len(totals), 0, 0))
         return None
 
     def then(search: RankSearch, level: int) -> None:
-        cut = cut_from(search, level)
-        selector.cuts[i] = cut
-        if cut.ranks_equals:
-            selector.ledgers[i] = state.new_ledger()
+        selector.edges[i][edge] = state.new_edge(cut_from(search, level))
 
-    return Order(i, rank, then, claim_levels=i + 1 if sequential else 1)
+    return Order(i, rank, then, claim_levels=i + 1 if sequential else 1, of_order=True)
 
 
 def quantile_orders(state: TensorState, i: int, then: Callable[[int, float, float, bool], None]) -> list[Order]:
@@ -286,35 +294,62 @@ def quantile_orders(state: TensorState, i: int, then: Callable[[int, float, floa
     return orders
 
 
-class KeptNormPass:
-    """The norm of what each mask keeps, for a rescale by the share of the norm (mergekit's `rescale_norm`).
+class KeptSumsPass:
+    """Sums over what each mask keeps of its task vector.
 
     Args:
-        state: the tensor; its moments are known.
-        norm: 0 for the sum of |t|, 1 for the root of the sum of t^2.
+        state: the tensor.
+        then: gets f64 [3] = sum |t|, sum t^2, sum t^4 per model; None for a model without the tensor.
     """
 
-    def __init__(self, state: TensorState, norm: int) -> None:
+    def __init__(self, state: TensorState, then: Callable[[list[NDArray[np.float64] | None]], None]) -> None:
         self._state = state
-        self._norm = norm
+        self._then = then
         self._sums = RowSums(state)
+        self._nonfinite = [0] * (len(state.task.models) + 1)
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state = self._state
+        assert state.selector is not None
         ranks = state.start_ranks(data, workspace, state.present)
+        counts = [0] * len(self._nonfinite)
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            state.load(data, workspace, begin, end, [0] * (len(state.task.models) + 1))
-            state.mask_tile(workspace, begin, end, state.present, ranks)
-            for i in state.present:
-                t = workspace.task_vectors[i][: end - begin]
-                t *= workspace.masks[i][: end - begin]
+            state.load(data, workspace, begin, end, counts)
+            if not state.selector.keeps_all:
+                state.mask_tile(workspace, begin, end, state.present, ranks)
+                for i in state.present:
+                    t = workspace.task_vectors[i][: end - begin]
+                    t *= workspace.masks[i][: end - begin]
             self._sums.add(workspace, begin, end)
+        with state.lock:
+            add_into(self._nonfinite, counts)
 
     def finish(self) -> None:
-        kept = self._sums.total()
-        for i in self._state.present:
-            before, after = self._state.moments[i], kept[i]
-            assert before is not None and after is not None
-            share = float(after[self._norm] / before[self._norm]) if before[self._norm] > 0 else 1.0
-            share = share if self._norm == 0 else share**0.5
-            self._state.divisors[i] = share if share > 0 else 1.0
+        self._state.settle_nonfinite(self._nonfinite)
+        self._then(self._sums.total())
+
+
+def divide_by_norms(state: TensorState, norm: int, kept: list[NDArray[np.float64] | None]) -> None:
+    """Divide by the share of the norm that each mask keeps (mergekit's rescale); the state's moments are known.
+
+    Args:
+        state: the tensor.
+        norm: 0 for the sum of |t|, 1 for the root of the sum of t^2.
+        kept: sums over what the masks keep.
+    """
+    for i in state.present:
+        before, after = state.moments[i], kept[i]
+        assert before is not None and after is not None
+        share = float(after[norm] / before[norm]) if before[norm] > 0 else 1.0
+        share = share if norm == 0 else share**0.5
+        state.divisors[i] = share if share > 0 else 1.0
+
+
+def weigh_by_energy(state: TensorState, kept: list[NDArray[np.float64] | None]) -> None:
+    """Weights of SCE: each model's mean of t^2 over the sum of these; equal ones where nothing was kept."""
+    squares = [0.0 if sums is None else float(sums[1]) for sums in kept]
+    total = 0.0
+    for value in squares:
+        total += value / state.task.numel
+    alike = 1.0 / len(state.present)
+    state.energies = [value / state.task.numel / total if total > 0 else alike for value in squares]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .kernels import Array, Kernels
-from .methods.stages import All, Blocks, ModelThreshold, Random, Selection, Top
+from .methods.stages import All, Band, Blocks, ModelThreshold, Random, RankedRandom, Rescale, Selection, Top, Variance
 from .order import RankSearch
 
 KEEP_ALL_EQUAL = 1 << 62
@@ -82,6 +83,26 @@ class EqualLedger:
             self._changed.notify_all()
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A cut through one model's order of magnitudes, with the ledger of its equals where their order decides."""
+
+    cut: Cut
+    ledger: EqualLedger | None = None
+
+
+Edges = list[Edge | None]
+"""What bounds one model's mask: where the kept magnitudes begin and, in a band, where they end (the smaller and the
+larger magnitude). Without the first nothing is kept, without the second nothing is left out."""
+Ranks = list[list[int]]
+"""Per model and edge: equals before a place in the tensor."""
+
+
+def no_edges(selection: Selection) -> Edges:
+    """The edges of one model before any was found."""
+    return [None] * (2 if isinstance(selection, Band) else 1)
+
+
 def random_key(seed: int, position: int, name: str) -> tuple[int, int]:
     """Philox key words of one model and tensor (ALGORITHMS 1.6)."""
     text = json.dumps([seed, position, name], separators=(",", ":"), ensure_ascii=False)
@@ -98,73 +119,129 @@ def block_keep(density: float, m: int) -> int:
 class Selector:
     """Turns the task vectors of one tensor into masks, tile by tile.
 
-    `cuts` and `ledgers` are filled between scans by those selections that need order statistics.
+    `edges` are filled between scans by those selections that need order statistics.
     """
 
     selection: Selection
+    rescale: Rescale
+    gammas: Sequence[float]
+    """Per model; used by Band only."""
+    epsilons: Sequence[float]
+    """Per model; used by RankedRandom only."""
+    row: int
+    """Elements of one row of the tensor; used by RankedRandom only."""
     kernels: Kernels
     keys: tuple[tuple[int, int], ...]
-    """Philox key words per model; used by Random only."""
+    """Philox key words per model; used by random selections only."""
     densities: list[float]
-    cuts: list[Cut | None]
-    ledgers: list[EqualLedger | None]
-
-    @property
-    def grain(self) -> int:
-        """Elements that must be seen together, counted from the tensor's first element."""
-        return self.selection.m if isinstance(self.selection, Blocks) else 1
+    edges: list[Edges]
+    """Per model."""
 
     @property
     def claims_matter(self) -> bool:
         return isinstance(self.selection, Blocks) or (isinstance(self.selection, Top) and self.selection.sequential)
 
     @property
+    def divides(self) -> bool:
+        """Whether masks come with task vectors divided by probabilities that differ between elements."""
+        return isinstance(self.selection, RankedRandom) and self.rescale == "density"
+
+    @property
     def keeps_all(self) -> bool:
         return isinstance(self.selection, All)
 
-    def unranked(self, window: int, models: list[int]) -> list[int]:
-        """Models whose equals in this window were not counted yet."""
-        found = []
+    @property
+    def shares_mask(self) -> bool:
+        """Whether all models have one mask: that of the first which has the tensor."""
+        return isinstance(self.selection, Variance)
+
+    def top_counts(self, i: int, numel: int, nonzero: int) -> tuple[int, ...]:
+        """How many of model i's largest magnitudes lie above each of its edges (ALGORITHMS 1.5, 4).
+
+        Args:
+            i: position of the model in the recipe.
+            numel: elements of the tensor.
+            nonzero: those with an order value that is not zero.
+        """
+        keep = int(self.densities[i] * (nonzero if self.shares_mask else numel))
+        if not isinstance(self.selection, Band):
+            return (keep,)
+        left_out = min(int(self.gammas[i] * numel), numel - keep)
+        return (left_out + keep, left_out) if keep > 0 else (0, 0)
+
+    def ledgers(self, models: Iterable[int]) -> Iterator[tuple[int, int, Cut, EqualLedger]]:
+        """(model, place of the edge, cut, ledger) where the order of equals decides."""
         for i in models:
-            ledger = self.ledgers[i]
-            if ledger is not None and not ledger.published(window):
-                found.append(i)
-        return found
+            for place, edge in enumerate(self.edges[i]):
+                if edge is not None and edge.ledger is not None:
+                    yield i, place, edge.cut, edge.ledger
 
-    def count_equal(self, i: int, t: Array, claims: Array | None) -> int:
-        cut = self.cuts[i]
-        assert cut is not None
-        return self.kernels.count_equal(t, claims, cut.level, cut.key)
+    def no_ranks(self) -> Ranks:
+        """Ranks before the tensor's first element."""
+        return [[0] * len(edges) for edges in self.edges]
 
-    def mask(self, i: int, t: Array, first: int, claims: Array, mask: Array, ranks: list[int]) -> None:
+    def mask(
+        self,
+        i: int,
+        t: Array,
+        values: Array,
+        first: int,
+        claims: Array,
+        mask: Array,
+        spare: Array,
+        ranks: Ranks,
+    ) -> None:
         """Write model i's 0/1 mask of one tile and add it to the claims where these matter.
 
         Args:
             i: position of the model in the recipe.
-            t: real [L], the model's task vector.
+            t: real [L], the model's task vector; divided by each kept element's probability where these are ranked and
+                the method rescales by them.
+            values: real [L], what its elements are ordered by; may be t itself.
             first: flat index of the tile's first element.
             claims: u8 [L], how many earlier models kept each element.
             mask: u8 [L], written wholly.
-            ranks: equals before this tile per model; advanced by this tile's.
+            spare: u8 [L], overwritten.
+            ranks: equals before this tile; advanced by this tile's.
         """
         match self.selection:
             case Blocks(m=m, drop_tail=drop_tail, overlap_never=overlap_never):
                 n = block_keep(self.densities[i], m)
-                self.kernels.mask_blocks(t, n, m, claims, mask, overlap_never, drop_tail)
+                self.kernels.mask_blocks(values, n, m, claims, mask, overlap_never, drop_tail)
             case Top(sequential=sequential):
-                self._mask_cut(i, t, claims if sequential else None, mask, ranks)
+                self._mask_above(i, 0, values, claims if sequential else None, mask, ranks)
                 if sequential:
                     claims += mask
-            case ModelThreshold():
-                self._mask_cut(i, t, None, mask, ranks)
+            case Band():
+                self._mask_above(i, 0, values, None, mask, ranks)
+                self._mask_above(i, 1, values, None, spare, ranks)
+                mask ^= spare  # what lies above the second edge lies above the first
+            case ModelThreshold() | Variance():
+                self._mask_above(i, 0, values, None, mask, ranks)
             case Random():
                 self.kernels.mask_random(*self.keys[i], first, self.densities[i], mask)
+            case RankedRandom():
+                divided = t if self.divides else None
+                self.kernels.mask_ranked(values, self.row, *self.keys[i], first, *self._probabilities(i), mask, divided)
             case All():
                 raise AssertionError("a selection that keeps everything has no mask")
 
-    def _mask_cut(self, i: int, t: Array, claims: Array | None, mask: Array, ranks: list[int]) -> None:
-        cut = self.cuts[i]
-        if cut is None:
+    def _probabilities(self, i: int) -> tuple[float, float]:
+        """The least probability of model i and how far the largest lies above it; a row of one element has its density.
+
+        Epsilon is smaller where it would lead out of [0, 1], as densities that follow from the tensor may want.
+        """
+        density = self.densities[i]
+        if self.row == 1:
+            return density, 0.0
+        epsilon = min(self.epsilons[i], density, 1.0 - density)
+        return density - epsilon, 2.0 * epsilon
+
+    def _mask_above(self, i: int, place: int, values: Array, claims: Array | None, mask: Array, ranks: Ranks) -> None:
+        """What lies above one of model i's edges."""
+        edge = self.edges[i][place]
+        if edge is None:
             mask[:] = 0
             return
-        ranks[i] += self.kernels.mask_top(t, claims, cut.level, cut.key, cut.keep_equal, ranks[i], mask)
+        cut, before = edge.cut, ranks[i][place]
+        ranks[i][place] += self.kernels.mask_top(values, claims, cut.level, cut.key, cut.keep_equal, before, mask)

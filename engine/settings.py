@@ -75,6 +75,9 @@ PARAMETERS: Mapping[str, Parameter] = {
     for parameter in (
         Parameter("weight", "number", per_model=True),
         Parameter("density", "density", 0, 1, per_model=True),
+        Parameter("epsilon", "number", 0, 1, per_model=True),
+        Parameter("gamma", "number", 0, 1, per_model=True),
+        Parameter("select_topk", "number", 0, 1),
         Parameter("block", "integer", 1, 65536),
         Parameter("tail", "choice", choices=("keep", "drop")),
         Parameter("overlap", "choice", choices=("allow", "never")),
@@ -135,10 +138,15 @@ METHODS: Mapping[str, MethodSchema] = {
             "overlap_merge": "sum",
         }
     ),
-    # `rescale: true` means mergekit's ratio of norms where mergekit users write it, as for ties.
+    # `rescale: true` means mergekit's ratio of norms where mergekit users write it.
     "ties": MethodSchema({**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}),
     "dare_linear": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
     "dare_ties": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
+    "della": MethodSchema({**_SPARSE, "density": 1.0, "epsilon": 0.15, "normalize": True, "rescale": True}),
+    "della_linear": MethodSchema({**_SPARSE, "density": 1.0, "epsilon": 0.15, "rescale": True}),
+    "breadcrumbs": MethodSchema({**_SPARSE, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"}),
+    "breadcrumbs_ties": MethodSchema({**_SPARSE, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"}),
+    "sce": MethodSchema({"select_topk": 1.0, "lambda": 1.0}),
     "linear": MethodSchema({"weight": 1.0, "normalize": True}, "listed", differences=False),
     "passthrough": MethodSchema({"scale": 1.0}, "listed", differences=False, most=1),
     "slerp": MethodSchema({"t": REQUIRED}, differences=False, most=1),
@@ -152,11 +160,6 @@ METHODS: Mapping[str, MethodSchema] = {
 }
 
 LATER_METHODS = (
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "della",
-    "della_linear",
-    "sce",
     "arcee_fusion",
     "ram",
     "ramplus_tl",

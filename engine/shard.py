@@ -170,7 +170,7 @@ class ShardWorker:
         elements = joint_window_elements(
             self._memory.slab_bytes,
             max(task.widest_bytes for task in tasks.values()),
-            [grain(task.settings) for task in tasks.values()],
+            [grain(task) for task in tasks.values()],
         )
         folds = []
         for first, *others in alike.values():
@@ -188,7 +188,8 @@ class ShardWorker:
         if settings is None or not isinstance(settings.method, TaskVectorMerge):
             return member
         thresholds = survey.thresholds if survey is not None else None
-        chosen = (settings.method.selecting, settings.densities, thresholds, plan.seed, plan.keep_base_where_nonfinite)
+        of_models = settings.densities, settings.epsilons, settings.gammas
+        chosen = (settings.method.selecting, of_models, thresholds, plan.seed, plan.keep_base_where_nonfinite)
         return chosen, self._group.places[member], task.origins, task.sources
 
     def _target(self, member: int, task: TensorTask) -> Target:

@@ -26,7 +26,7 @@ from .order import LEVELS_32, RankSearch
 from .pipeline import Pipeline
 from .plan import Plan
 from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
-from .select import KEEP_ALL_EQUAL, Cut
+from .select import KEEP_ALL_EQUAL, Cut, Edge
 from .settings import TadropDensity
 from .storage import Store
 from .task import TensorSettings, TensorTask
@@ -65,7 +65,9 @@ class Survey:
             return
         if isinstance(state.selector.selection, ModelThreshold):
             keys = [self.thresholds[state.task.model_of(i)] for i in range(len(state.task.models))]
-            state.selector.cuts = [Cut(0, key, KEEP_ALL_EQUAL if key else 0) if key >= 0 else None for key in keys]
+            state.selector.edges = [
+                [Edge(Cut(0, key, KEEP_ALL_EQUAL if key else 0)) if key >= 0 else None] for key in keys
+            ]
 
     @property
     def digest(self) -> str:
@@ -196,7 +198,7 @@ class _ShardSurvey:
             task = self._plan.tasks[position]
             if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
                 continue
-            elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task.settings))
+            elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task))
             state = TensorState(task, self._plan, self._kernels, elements)
             yield Job([Part(state, self._passes(state), range(len(self._plan.sources)))])
 

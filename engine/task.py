@@ -19,6 +19,10 @@ class TensorSettings:
     """Per model; its scale where the method has no weights."""
     densities: tuple[float | TadropDensity, ...]
     """Per model; a TadropDensity with a target becomes a number after the survey."""
+    epsilons: tuple[float, ...]
+    """Per model, how far probabilities of ranked random elements lie from the density."""
+    gammas: tuple[float, ...]
+    """Per model, the share of the largest magnitudes that a band leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class TensorTask:
     """Bytes per element of the widest input or output."""
     read_bytes: int
     """Stored bytes of all inputs, read once."""
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one row: the length of the last dimension."""
+        shape = self.base.info.shape
+        return shape[-1] if shape else 1
 
     @property
     def reads_base(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .average import normalizer
 from .kernels import Array
 from .methods.stages import TaskVectorMerge
@@ -21,7 +23,7 @@ class TaskVectorSum:
         assert settings is not None and isinstance(settings.method, TaskVectorMerge)
         self._state = state
         self._method = method = settings.method
-        self._weights = settings.weights
+        self._given = settings.weights
         normalized = method.normalize and method.consensus == "sum"
         self._denominator = normalizer(settings.weights, state.real) if normalized else 1.0
 
@@ -34,7 +36,8 @@ class TaskVectorSum:
         total, active = workspace.sum[:length], workspace.active[:length]
         total[:] = 0
         active[:] = 0
-        self._sum_into(total, workspace, active)
+        weights = self._given
+        self._sum_into(total, workspace, active, [1.0] * len(weights) if method.weighting == "energy" else weights)
         if method.consensus != "sum":
             signs = workspace.signs[:length]
             signs[:] = total
@@ -48,21 +51,23 @@ class TaskVectorSum:
         assert self._state.selector is not None
         return None if self._state.selector.keeps_all else workspace.masks[i][:length]
 
-    def _sum_into(self, total: Array, workspace: Workspace, active: Array) -> None:
+    def _sum_into(self, total: Array, workspace: Workspace, active: Array, weights: Sequence[float]) -> None:
         state, length = self._state, len(total)
         for i in state.present:
             t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
-            state.kernels.accumulate(total, t, mask, state.divisors[i], self._weights[i], active)
+            state.kernels.accumulate(total, t, mask, state.divisors[i], weights[i], active)
 
     def _agree_into(self, total: Array, signs: Array, workspace: Workspace, length: int) -> None:
         state = self._state
         weight_sum, agreeing = workspace.weight_sum[:length], workspace.agreeing[:length]
+        weights = self._given if self._method.weighting == "given" else state.energies
+        assert weights is not None
         for array in (total, weight_sum, agreeing):
             array[:] = 0
         for i in state.present:
             t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
             state.kernels.accumulate_agreeing(
-                total, weight_sum, agreeing, signs, t, mask, state.divisors[i], self._weights[i]
+                total, weight_sum, agreeing, signs, t, mask, state.divisors[i], weights[i]
             )
         if self._method.consensus == "overlap_ties":
             weight_sum[:] = agreeing

@@ -10,13 +10,14 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .demands import grain
 from .errors import InputError
 from .header import DTYPES
 from .kernels import Array, Kernels
-from .methods.stages import TaskVectorMerge
+from .methods.stages import TaskVectorMerge, Variance
 from .order import LEVELS_32, LEVELS_64
 from .plan import Plan
-from .select import EqualLedger, Selector, random_key
+from .select import Cut, Edge, EqualLedger, Ranks, Selector, no_edges, random_key
 from .task import TensorTask
 from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles
 
@@ -59,11 +60,13 @@ class Workspace:
         self.sum = kernels.empty(elements, real)
         self.signs = kernels.empty(elements, real)
         self.weight_sum = kernels.empty(elements, real)
+        self.order = kernels.empty(elements, real)
         self.task_vectors = [kernels.empty(elements, real) for _ in range(models)]
         self.masks = [kernels.empty(elements, "u8") for _ in range(models)]
         self.claims = kernels.empty(elements, "u8")
         self.active = kernels.empty(elements, "u8")
         self.agreeing = kernels.empty(elements, "u8")
+        self.spare = kernels.empty(elements, "u8")
         self.rows = kernels.empty(3 * -(-elements // ROW_ELEMENTS), "f64")
         self._kernels = kernels
         self._histograms: list[Array] = []
@@ -79,8 +82,8 @@ class Workspace:
     @staticmethod
     def bytes_for(models: int, elements: int, real_bytes: int, histograms: int) -> int:
         """Bytes of one workspace, for the memory plan."""
-        reals = (4 + models) * real_bytes
-        return elements * (reals + models + 3) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
+        reals = (5 + models) * real_bytes
+        return elements * (reals + models + 4) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
 
 
 @dataclass(slots=True)
@@ -135,7 +138,7 @@ class TensorState:
         self.present = [i for i, source in enumerate(task.models) if source is not None]
         models = len(task.models)
         self.selector = self._selector(models)
-        self.grain = self.selector.grain if self.selector else 1
+        self.grain = grain(task)
         self.windows = cut_windows(task.numel, elements, self.grain)
         self.tile = tile_elements(self.grain)
         self.tally = Tally([0] * (models + 1), [0] * models)
@@ -143,6 +146,8 @@ class TensorState:
         self.moments: list[NDArray[np.float64] | None] = [None] * models
         """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
         self.divisors = [1.0] * models
+        self.energies: list[float] | None = None
+        """Per model, the share of what its mask keeps in the sum of squares; None until a pass took them."""
         self.lock = threading.Lock()
 
     def _selector(self, models: int) -> Selector | None:
@@ -151,7 +156,19 @@ class TensorState:
             return None
         keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in range(models))
         densities = [d if isinstance(d, float) else 0.0 for d in settings.densities]
-        return Selector(settings.method.selection, self.kernels, keys, densities, [None] * models, [None] * models)
+        if isinstance(settings.method.selection, Variance):
+            densities = [settings.method.selection.share] * models
+        return Selector(
+            selection=settings.method.selection,
+            rescale=settings.method.rescale,
+            kernels=self.kernels,
+            keys=keys,
+            densities=densities,
+            gammas=settings.gammas,
+            epsilons=settings.epsilons,
+            row=self.task.row_elements,
+            edges=[no_edges(settings.method.selection) for _ in range(models)],
+        )
 
     @property
     def stat_tile(self) -> int:
@@ -217,52 +234,70 @@ class TensorState:
 
     # -- masks ---------------------------------------------------------------------------------------------------
 
-    def start_ranks(self, data: WindowData, workspace: Workspace, models: list[int]) -> list[int]:
-        """Equals of each model's cut before this window; counts this window's own first where nobody did yet."""
-        ranks = [0] * len(self.task.models)
+    def start_ranks(self, data: WindowData, workspace: Workspace, models: list[int]) -> Ranks:
+        """Equals of each model's cuts before this window; counts this window's own first where nobody did yet."""
         selector = self.selector
-        if selector is None or not any(selector.ledgers[i] for i in models):
-            return ranks
-        new = selector.unranked(data.window.index, models)
+        if selector is None:
+            return []
+        ranks, window = selector.no_ranks(), data.window.index
+        new = [entry for entry in selector.ledgers(models) if not entry[-1].published(window)]
         if new:
             self._publish_equals(data, workspace, models, new)
-        for i in models:
-            ledger = selector.ledgers[i]
-            if ledger is not None:
-                ranks[i] = ledger.before(data.window.index)
+        for i, place, _, ledger in selector.ledgers(models):
+            ranks[i][place] = ledger.before(window)
         return ranks
 
-    def _publish_equals(self, data: WindowData, workspace: Workspace, models: list[int], new: list[int]) -> None:
+    def _publish_equals(
+        self,
+        data: WindowData,
+        workspace: Workspace,
+        models: list[int],
+        new: list[tuple[int, int, Cut, EqualLedger]],
+    ) -> None:
         assert self.selector is not None
-        earlier = [i for i in models if i not in new] if self.selector.claims_matter else []
+        unranked = {i for i, *_ in new}
+        earlier = [i for i in models if i not in unranked] if self.selector.claims_matter else []
         ranks = self.start_ranks(data, workspace, earlier)
-        counts = dict.fromkeys(new, 0)
+        counts = [0] * len(new)
         for begin, end in tiles(data.window.own_begin, data.window.own_end, self.tile):
             self.load(data, workspace, begin, end, [0] * (len(self.task.models) + 1))
-            claims = self.mask_tile(workspace, begin, end, earlier, ranks)
-            for i in new:
-                t = workspace.task_vectors[i][: end - begin]
-                counts[i] += self.selector.count_equal(i, t, claims if self.selector.claims_matter else None)
-        for i in new:
-            ledger = self.selector.ledgers[i]
-            assert ledger is not None
-            ledger.publish(data.window.index, counts[i])
+            claims = self.mask_tile(workspace, begin, end, earlier, ranks) if self.selector.claims_matter else None
+            for place, (i, _, cut, _) in enumerate(new):
+                values = self.order_values(workspace, i, begin, end)
+                counts[place] += self.kernels.count_equal(values, claims, cut.level, cut.key)
+        for (*_, ledger), count in zip(new, counts, strict=True):
+            ledger.publish(data.window.index, count)
 
-    def mask_tile(self, workspace: Workspace, begin: int, end: int, models: list[int], ranks: list[int]) -> Array:
+    def mask_tile(self, workspace: Workspace, begin: int, end: int, models: list[int], ranks: Ranks) -> Array:
         """Write the masks of `models` for elements [begin, end); returns the claims they make together (u8)."""
         assert self.selector is not None
         length = end - begin
         claims = workspace.claims[:length]
         claims[:] = 0
-        for i in models:
-            self.selector.mask(i, workspace.task_vectors[i][:length], begin, claims, workspace.masks[i][:length], ranks)
+        spare, shared = workspace.spare[:length], self.selector.shares_mask
+        for i in models[:1] if shared else models:
+            t, values = workspace.task_vectors[i][:length], self.order_values(workspace, i, begin, end)
+            self.selector.mask(i, t, values, begin, claims, workspace.masks[i][:length], spare, ranks)
+        for i in models[1:] if shared else ():
+            workspace.masks[i][:length] = workspace.masks[models[0]][:length]
         return claims
 
-    def new_ledger(self) -> EqualLedger:
-        return EqualLedger(len(self.windows))
+    def order_values(self, workspace: Workspace, i: int, begin: int, end: int) -> Array:
+        """What model i's elements [begin, end) are ordered by, largest magnitude first; valid until the next call."""
+        assert self.selector is not None
+        length = end - begin
+        if not self.selector.shares_mask:
+            return workspace.task_vectors[i][:length]
+        vectors, values = [workspace.task_vectors[j][:length] for j in self.present], workspace.order[:length]
+        self.kernels.variance(vectors, workspace.sum[:length], values)
+        return values
+
+    def new_edge(self, cut: Cut) -> Edge:
+        """An edge of this tensor, with a ledger where the order of its equals decides."""
+        return Edge(cut, EqualLedger(len(self.windows)) if cut.ranks_equals else None)
 
     def abandon(self) -> None:
         """Wake every thread that waits for another window of this tensor, because the run is being stopped."""
-        for ledger in self.selector.ledgers if self.selector else ():
-            if ledger is not None:
+        if self.selector is not None:
+            for *_, ledger in self.selector.ledgers(self.present):
                 ledger.abandon()

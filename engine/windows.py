@@ -29,8 +29,8 @@ class Window:
 
     @property
     def read_end(self) -> int:
-        """Elements [begin, read_end) must be in memory."""
-        return max(self.end, self.own_end)
+        """Elements [begin, read_end) must be in memory: whole grains where one starts here."""
+        return max(self.end, self.own_end) if self.own_begin < self.own_end else self.end
 
 
 def tile_elements(grain: int) -> int:

@@ -6,6 +6,7 @@ Two implementations, equal bit for bit: `cpu.CpuKernels` (numba, numpy arrays) i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -66,6 +67,12 @@ class Kernels(Protocol):
         a and b start at a multiple of 4096 elements of their tensors; the last row is padded with +0.0.
         """
 
+    def variance(self, vectors: Sequence[Array], mean: Array, out: Array) -> None:
+        """out = the population variance of each element over k vectors, all real; `mean` is overwritten.
+
+        mean = (sum of the values, in the order of the vectors) / k; out = (sum of (value - mean)^2, likewise) / k.
+        """
+
     def histogram(
         self, t: Array, claims: Array | None, level: int, shift: int, bits: int, prefix: int, counts: Array
     ) -> None:
@@ -108,6 +115,26 @@ class Kernels(Protocol):
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Array) -> None:
         """mask = 1 where u < probability; u from Philox4x32-10 at the flat indices first, first + 1, ..."""
+
+    def mask_ranked(
+        self,
+        order: Array,
+        row: int,
+        key0: int,
+        key1: int,
+        first: int,
+        low: float,
+        span: float,
+        mask: Array,
+        divided: Array | None,
+    ) -> None:
+        """A random mask whose probabilities grow with magnitude (MAGPRUNE of DELLA, arXiv 2406.11617).
+
+        order is real [L], whole rows of `row` elements. In its row an element has the rank r, ascending in |order|;
+        of equal ones the higher index has the lower rank. p = low + (r - 1) / (row - 1) * span in real arithmetic,
+        p = low where row is 1. mask = 1 where u < p; u as in `mask_random`. Where mask: divided /= p. `divided` may be
+        `order` itself.
+        """
 
     def accumulate(
         self, acc: Array, t: Array, mask: Array | None, divisor: float, weight: float, active: Array

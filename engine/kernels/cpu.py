@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,17 @@ class CpuKernels:
         assert a.size == b.size and rows.shape == (-(-a.size // ROW),)
         cpu_sums.dots(a, b, rows, np.empty(cpu_sums.EIGHTH), np.empty((2, ROW), a.dtype))
 
+    def variance(self, vectors: Sequence[Numbers], mean: Numbers, out: Numbers) -> None:
+        count = out.dtype.type(len(vectors))
+        mean[:] = 0
+        out[:] = 0
+        for vector in vectors:
+            cpu_sums.add(mean, vector)
+        cpu_sums.divide_by(mean, count)
+        for vector in vectors:
+            cpu_sums.add_square_of_difference(out, vector, mean)
+        cpu_sums.divide_by(out, count)
+
     def histogram(
         self, t: Numbers, claims: Numbers | None, level: int, shift: int, bits: int, prefix: int, counts: Numbers
     ) -> None:
@@ -117,6 +129,27 @@ class CpuKernels:
         threshold = math.ceil(min(max(probability, 0.0), 1.0) * 2.0**24)
         words, packed = np.empty((4, philox.COUNTERS), np.uint64), np.empty(philox.COUNTERS, np.uint32)
         philox.mask_random(np.uint64(key0), np.uint64(key1), first, np.int64(threshold), mask, words, packed)
+
+    def mask_ranked(
+        self,
+        order: Numbers,
+        row: int,
+        key0: int,
+        key1: int,
+        first: int,
+        low: float,
+        span: float,
+        mask: Numbers,
+        divided: Numbers | None,
+    ) -> None:
+        assert order.size % row == 0 and order.size == mask.size
+        patterns, magnitude = _bits(order)
+        real = order.dtype.type
+        upper, words = np.empty(order.size, np.uint32), np.empty((4, philox.COUNTERS), np.uint64)
+        philox.draw_upper(np.uint64(key0), np.uint64(key1), first, upper, words)
+        divided = np.empty(0, order.dtype) if divided is None else divided
+        scratch = np.empty(row, order.dtype), np.empty((2, row), np.int64), np.empty(2**philox.DIGIT, np.int64)
+        philox.mask_ranked(patterns, magnitude, real(low), real(span), mask, divided, upper, *scratch)
 
     def accumulate(
         self, acc: Numbers, t: Numbers, mask: Numbers | None, divisor: float, weight: float, active: Numbers

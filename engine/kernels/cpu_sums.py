@@ -156,6 +156,21 @@ def scale(acc: Any, factor: Any) -> None:
 
 
 @jit
+def add(acc: Any, t: Any) -> None:
+    """acc += t."""
+    for i in range(acc.size):
+        acc[i] += t[i]
+
+
+@jit
+def add_square_of_difference(acc: Any, t: Any, other: Any) -> None:
+    """acc += (t - other)^2."""
+    for i in range(acc.size):
+        difference = t[i] - other[i]
+        acc[i] += difference * difference
+
+
+@jit
 def pair_overlap(a: Any, b: Any) -> int:
     """Number of ones in both."""
     total = 0

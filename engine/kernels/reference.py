@@ -180,6 +180,19 @@ class TorchKernels:
         """Multiply, then halve twelve times."""
         rows.copy_(self._fold(self._rows(a) * self._rows(b)))
 
+    def variance(self, vectors: Sequence[Tensor], mean: Tensor, out: Tensor) -> None:
+        """Two sums, one model after the other."""
+        count = self._scalar(len(vectors), out)
+        mean.zero_()
+        for vector in vectors:
+            mean += vector
+        mean.div_(count)
+        out.zero_()
+        for vector in vectors:
+            difference = vector - mean
+            out += difference * difference
+        out.div_(count)
+
     def histogram(
         self, t: Tensor, claims: Tensor | None, level: int, shift: int, bits: int, prefix: int, counts: Tensor
     ) -> None:
@@ -236,13 +249,38 @@ class TorchKernels:
         claims += mask
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Tensor) -> None:
-        """All four words of every counter that the tile touches, then the tile's part of them."""
+        """Compare as fp64."""
+        mask.copy_(self._uniform(key0, key1, first, mask.numel()) < probability)
+
+    def mask_ranked(
+        self,
+        order: Tensor,
+        row: int,
+        key0: int,
+        key1: int,
+        first: int,
+        low: float,
+        span: float,
+        mask: Tensor,
+        divided: Tensor | None,
+    ) -> None:
+        """Sort each row from the largest down: the last place is rank 1."""
+        places = _keys(order).view(-1, row).sort(dim=1, descending=True, stable=True).indices
+        from_one = torch.arange(row - 1, -1, -1, device=order.device).expand_as(places).contiguous()
+        rank = torch.empty_like(places).scatter_(1, places, from_one).view(-1).to(order.dtype)
+        share = rank / self._scalar(max(row - 1, 1), order)
+        p = self._scalar(low, order) + share * self._scalar(span, order)
+        mask.copy_(self._uniform(key0, key1, first, mask.numel()) < p.double())
+        if divided is not None:
+            divided.copy_(torch.where(mask != 0, divided / p, divided))
+
+    def _uniform(self, key0: int, key1: int, first: int, count: int) -> Tensor:
+        """All four words of every counter that the tile touches, then the tile's part of them, as fp64 in [0, 1)."""
         start = first // 4
-        counter = torch.arange(start, (first + mask.numel() + 3) // 4, device=mask.device)
+        counter = torch.arange(start, (first + count + 3) // 4, device=self.device)
         zero = torch.zeros_like(counter)
         words = philox((counter & 0xFFFFFFFF, counter >> 32, zero, zero), key0, key1).T.reshape(-1)
-        uniform = (words[first - 4 * start :][: mask.numel()] >> 8).double() * 2.0**-24
-        mask.copy_(uniform < probability)
+        return (words[first - 4 * start :][:count] >> 8).double() * 2.0**-24
 
     def _weighted(self, t: Tensor, divisor: float, weight: float) -> Tensor:
         return t / self._scalar(divisor, t) * self._scalar(weight, t)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .averages import linear, passthrough, task_arithmetic
-from .magnitude import cabs, magnitude, ties
+from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
 from .pairs import nearswap
-from .random import dare_linear, dare_ties
+from .random import dare_linear, dare_ties, della, della_linear
 from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
+from .variance import sce
 
 BUILDERS: dict[str, Callable[..., Method]] = {
     "task_arithmetic": task_arithmetic,
@@ -18,6 +19,11 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "ties": ties,
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
+    "della": della,
+    "della_linear": della_linear,
+    "breadcrumbs": breadcrumbs,
+    "breadcrumbs_ties": breadcrumbs_ties,
+    "sce": sce,
     "linear": linear,
     "passthrough": passthrough,
     "slerp": slerp,
@@ -28,4 +34,4 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "nearswap": nearswap,
 }
 """Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
-has a base apart from the models. Weight and density are per model."""
+has a base apart from the models. The others are per model."""

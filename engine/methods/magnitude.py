@@ -1,10 +1,10 @@
-"""Methods that keep the largest magnitudes: per tensor, per model, or per block of n:m sparsity."""
+"""Methods that keep magnitudes by their order: per tensor, per model, or per block of n:m sparsity."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from .stages import Blocks, ModelThreshold, Rescale, TaskVectorMerge, Top
+from .stages import Band, Blocks, ModelThreshold, Rescale, TaskVectorMerge, Top
 
 
 def magnitude(
@@ -19,6 +19,16 @@ def ties(*, scope: Literal["tensor", "model"], rescale: Rescale, normalize: bool
     """Trim, elect a sign, merge what agrees (TIES, arXiv 2306.01708)."""
     selection = ModelThreshold() if scope == "model" else Top()
     return TaskVectorMerge(selection, rescale, "ties", normalize, lambda_)
+
+
+def breadcrumbs(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+    """Leave out the largest and the smallest changes, add the band between them (arXiv 2312.06795)."""
+    return TaskVectorMerge(Band(), rescale, "sum", normalize, lambda_)
+
+
+def breadcrumbs_ties(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+    """Breadcrumbs with the sign consensus of TIES."""
+    return TaskVectorMerge(Band(), rescale, "ties", normalize, lambda_)
 
 
 def cabs(

@@ -34,6 +34,11 @@ class Top:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """The int(density * N) magnitudes that come after the int(gamma * N) largest (Breadcrumbs, arXiv 2312.06795)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelThreshold:
     """Magnitudes at or above one threshold for the whole model (the published TIES code)."""
 
@@ -43,9 +48,25 @@ class Random:
     """Each element with probability density, from a counter-based generator (DARE, arXiv 2311.03099)."""
 
 
-Selection = All | Blocks | Top | ModelThreshold | Random
+@dataclass(frozen=True, slots=True)
+class RankedRandom:
+    """Each element with a probability that grows with its magnitude's rank in its row (DELLA, arXiv 2406.11617).
+
+    It goes from density - epsilon for the smallest to density + epsilon for the largest; a row is the last dimension.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Variance:
+    """One mask for all models: of the elements in which they differ, the share with the largest variance (SCE)."""
+
+    share: float
+
+
+Selection = All | Blocks | Top | Band | ModelThreshold | Random | RankedRandom | Variance
 Rescale = Literal["none", "density", "l1", "l2"]
 Consensus = Literal["sum", "ties", "overlap_ties"]
+Weighting = Literal["given", "energy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +75,17 @@ class TaskVectorMerge:
 
     selection: Selection
     rescale: Rescale = "none"
-    """What kept values are divided by: nothing, the density, or the share of the norm that was kept."""
+    """What kept values are divided by: nothing, the density, or the share of the norm that was kept.
+
+    Where probabilities differ between elements, each is divided by its own instead of the density.
+    """
     consensus: Consensus = "sum"
     """`ties`: values that agree with the sign of the weighted sum. `overlap_ties`: their mean, where masks overlap."""
     normalize: bool = False
     """Divide by the sum of weights (of the agreeing weights under `ties`)."""
     lambda_: float = 1.0
+    weighting: Weighting = "given"
+    """`energy`: the share of each model in the mean squares of what all keep; signs are elected without weights."""
 
     reads_base: ClassVar[bool] = True
 

@@ -94,6 +94,22 @@ def test_12_dare_with_given_uniform_numbers(kernels):
     assert_equal(accumulate(kernels, x, keep, 1 - 0.7), data["off_dare_p0.7_rescale"])
 
 
+def test_12_della_keeps_by_rank_and_divides_by_the_probability(kernels):
+    data, metadata = golden("12_random_given_uniform")
+    x, density, epsilon = data["x"], float(metadata["density"]), float(metadata["epsilon"])
+    assert_equal(data["x"] * (data["u"] < data["mk_della_probs"]), data["mk_della_d0.3_e0.15"])
+    seen = np.zeros(x.size, bool)
+    for key in range(60):  # every key keeps other elements, and shows their probabilities by what it divides
+        mask, divided = kernels.empty(x.size, "u8"), give(kernels, np.ones(x.size, np.float32))
+        arguments = x.shape[-1], key, 0, 0, density - epsilon, 2 * epsilon, mask, divided
+        kernels.mask_ranked(give(kernels, x), *arguments)
+        kept = host(mask) != 0
+        expected = np.where(kept, np.float32(1) / data["mk_della_probs"].ravel(), np.float32(1))
+        assert_equal(host(divided), expected)
+        seen |= kept
+    assert seen.all()
+
+
 @pytest.mark.parametrize("name", ["20_spec_k3_no_overlap", "21_spec_k3_overlap"])
 def test_20_21_three_models_to_the_merged_tensor(kernels, name):
     data, metadata = golden(name)

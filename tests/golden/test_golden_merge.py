@@ -64,6 +64,7 @@ TASK_VECTOR_CASES = {
     "ta": {"merge_method": "task_arithmetic"},
     "ta_lam0.3": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.3}},
     "ta_norm": {"merge_method": "task_arithmetic", "parameters": {"normalize": True}},
+    "breadcrumbs_d0.5_g0.05": {"merge_method": "breadcrumbs", "parameters": {"density": 0.5, "gamma": 0.05}},
     "ties_d0.2": {"merge_method": "ties", "parameters": {"density": 0.2}},
     "ties_d0.2_nonorm": {"merge_method": "ties", "parameters": {"density": 0.2, "normalize": False}},
     "ties_d0.2_lam0.7_int8": {"merge_method": "ties", "parameters": {"density": 0.2, "lambda": 0.7, "int8_mask": True}},
@@ -77,6 +78,69 @@ def test_task_vector_methods_equal_mergekit_in_fp32(tmp_path: Path, case: str) -
     recipe: dict[str, Any] = TASK_VECTOR_CASES[case]
     out = merge_tensors(tmp_path, {"w": data["base"]}, models, recipe, (1.0, 0.7, 0.4))
     assert equal(out["w"], data[case]), float((out["w"] - data[case]).abs().max())
+
+
+@pytest.mark.parametrize(("case", "topk"), [("sce_1.0", 1.0), ("sce_0.3", 0.3)])
+def test_sce_equals_mergekit(tmp_path: Path, case: str, topk: float) -> None:
+    data = golden("13_mergekit_gta_fp32")
+    models = [{"w": data[f"m{i}"]} for i in range(3)]
+    recipe = {"merge_method": "sce", "parameters": {"select_topk": topk, "int8_mask": True}}
+    out = merge_tensors(tmp_path, {"w": data["base"]}, models, recipe)
+    torch.testing.assert_close(out["w"], data[case], rtol=1e-6, atol=1e-6)
+    assert equal((out["w"] != data["base"]), (data[case] != data["base"]))
+
+
+def test_sce_weighs_small_changes_too(tmp_path: Path) -> None:
+    """The stored output has equal weights, because mergekit takes energies below 1e-6 for none. Here they count."""
+    data = golden("13_mergekit_gta_fp32")
+    models, base = [{"w": data["s0"]}, {"w": data["s1"]}], data["base"]
+    assert data["sce_small_weights"].tolist() == [0.5, 0.5]
+    out = merge_tensors(tmp_path, {"w": base}, models, {"merge_method": "sce"})["w"]
+    t = [model["w"].double() - base.double() for model in models]
+    energy = [float((x * x).mean()) for x in t]
+    positive = t[0] + t[1] >= 0
+    agree = [((x > 0) == positive) & (x != 0) for x in t]
+    weights = [e * a for e, a in zip(energy, agree, strict=True)]
+    merged = (weights[0] * t[0] + weights[1] * t[1]) / (weights[0] + weights[1]).clamp(min=1e-30)
+    torch.testing.assert_close(out.double(), base.double() + merged, rtol=0, atol=1e-6 * float(base.abs().max()))
+    assert abs(energy[0] - energy[1]) > 0.01 * energy[0]
+    assert not equal(out, data["sce_small"])
+
+
+SPARSE_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mag_fp32_d0.1": ("magnitude", {"density": 0.1}),
+    "mag_fp32_d0.3": ("magnitude", {"density": 0.3}),
+    "mag_fp32_d0.55": ("magnitude", {"density": 0.55}),
+    "outl_fp32_d0.3_g0.01": ("breadcrumbs", {"density": 0.3, "gamma": 0.01}),
+    "outl_fp32_d0.3_g0.05": ("breadcrumbs", {"density": 0.3, "gamma": 0.05}),
+    "outl_fp32_d0.3_g0.8": ("breadcrumbs", {"density": 0.3, "gamma": 0.8}),
+    "mag_fp32_d0.3_l1": ("magnitude", {"density": 0.3, "rescale": True, "rescale_norm": "l1"}),
+    "mag_fp32_d0.3_l2": ("magnitude", {"density": 0.3, "rescale": True, "rescale_norm": "l2"}),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE_CASES)
+def test_sparse_methods_keep_what_mergekit_keeps(tmp_path: Path, case: str) -> None:
+    data = golden("11_mergekit_sparsify")
+    method, parameters = SPARSE_CASES[case]
+    zero = {"w": torch.zeros_like(data["x_fp32"])}
+    recipe = {"merge_method": method, "parameters": parameters}
+    out = merge_tensors(tmp_path, zero, [{"w": data["x_fp32"]}], recipe, (1.0,))
+    if "rescale" in parameters:  # the sums behind the norms have another order there
+        torch.testing.assert_close(out["w"], data[case], rtol=1e-6, atol=0)
+    else:
+        assert equal(out["w"], data[case])
+
+
+def test_a_band_without_outliers_is_not_empty(tmp_path: Path) -> None:
+    """The stored output is what mergekit made of int(gamma * N) = 0: nothing. Here nothing is left out then."""
+    data = golden("11_mergekit_sparsify")
+    assert not data["outl_y50_d0.9_g0.01"].any()
+    zero = {"w": torch.zeros_like(data["y50"])}
+    recipe = {"merge_method": "breadcrumbs", "parameters": {"density": 0.9}}
+    out = merge_tensors(tmp_path, zero, [{"w": data["y50"]}], recipe, (1.0,))
+    assert int((out["w"] != 0).sum()) == 45
+    assert equal(out["w"], data["y50"] * (data["y50"].abs() >= data["y50"].abs().sort().values[5]))
 
 
 def test_linear_equals_the_formula(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ DEFAULTS = {
     "cabs": {"normalize": False, "block": 256, "tail": "keep", "overlap": "allow", "overlap_merge": "sum"},
     "dare_linear": {"normalize": False, "density": 1.0, "rescale": True},
     "dare_ties": {"normalize": False, "density": 1.0, "rescale": True},
+    "della": {"normalize": True, "density": 1.0, "epsilon": 0.15, "rescale": True},
+    "della_linear": {"normalize": False, "density": 1.0, "epsilon": 0.15, "rescale": True},
+    "sce": {"normalize": True, "select_topk": 1.0},
+    "breadcrumbs": {"normalize": False, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"},
+    "breadcrumbs_ties": {"normalize": False, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"},
     "linear": {"normalize": True},
     "passthrough": {},
     "slerp": {},
@@ -38,6 +43,7 @@ DEFAULTS = {
     "model_stock": {},
     "nearswap": {},
 }
+BY_SIGN = ("sce", "ties", "dare_ties", "della", "breadcrumbs_ties")
 
 
 class Overflow(Exception):
@@ -242,13 +248,16 @@ class _Merge:
         densities = [self.density(i, name, deltas[i]) for i in range(len(deltas))]
         masks = self._masks(name, deltas, densities, present)
         kept = np.zeros(base.size, bool)
-        x = []
-        for i in present:
-            divisor = real(self._divisor(deltas[i], masks[i], densities[i]))
+        x, votes, weights = [], [], [real(self.weights[i]) for i in present]
+        if self.method == "sce":
+            weights = [real(w) for w in energies([np.where(masks[i], deltas[i], real(0)) for i in present])]
+        for i, w in zip(present, weights, strict=True):
+            divisor = self._divisor(name, deltas[i], masks[i], densities[i])
             used = masks[i] & (deltas[i] != 0)
             kept |= used
-            x.append(np.where(used, deltas[i] / divisor * real(self.weights[i]), real(0)))
-        total = self._combine(x, [real(self.weights[i]) for i in present], real)
+            x.append(np.where(used, deltas[i] / divisor * w, real(0)))
+            votes.append(np.where(used, deltas[i], real(0)) if self.method == "sce" else x[-1])
+        total = self._combine(x, votes, weights, real)
         if self.p["lambda"] != 1.0:
             total = total * real(self.p["lambda"])
         return self._onto_base(name, base, total, kept)
@@ -261,11 +270,11 @@ class _Merge:
             result = torch.where(torch.from_numpy(kept), result.view(bits), own).view(result.dtype)
         return result
 
-    def _combine(self, x, weights, real):
+    def _combine(self, x, votes, weights, real):
         total = np.zeros(x[0].size, real)
-        for values in x:
+        for values in votes:
             total = total + values
-        by_sign = self.method in ("ties", "dare_ties") or self.p.get("overlap_merge") == "ties"
+        by_sign = self.method in BY_SIGN or self.p.get("overlap_merge") == "ties"
         if not by_sign:
             whole = denominator([real(w) for w in self.weights], real)
             return total / whole if self.p["normalize"] else total
@@ -280,16 +289,19 @@ class _Merge:
             return agreed / np.where(count == 0, real(1), count)
         return agreed / np.where(weight_sum == 0, real(1), weight_sum) if self.p["normalize"] else agreed
 
-    def _divisor(self, t, mask, density):
+    def _divisor(self, name, t, mask, density):
+        real = t.dtype.type
         if not self.p["rescale"] or self.method == "task_arithmetic":
-            return 1.0
+            return real(1)
         if self.p["rescale_norm"] == "none":
-            return density if density > 0 else 1.0
+            if self.method in ("della", "della_linear"):
+                return np.where(mask, self._probabilities(name, t, density), real(1))
+            return real(density if density > 0 else 1.0)
         power = 1 if self.p["rescale_norm"] == "l1" else 2
         before, after = ordered_sum(t, power), ordered_sum(np.where(mask, t, t.dtype.type(0)), power)
         share = after / before if before > 0 else 1.0
         share = share if power == 1 else math.sqrt(share)
-        return share if share > 0 else 1.0
+        return real(share if share > 0 else 1.0)
 
     def _rounded(self, values, name, unchecked=False):
         out = self.out_dtype(name)
@@ -309,12 +321,23 @@ class _Merge:
         masks = [np.zeros(size, bool) for _ in deltas]
         claims = np.zeros(size, np.int64)
         sequential = self.p.get("conflict") == "sequential"
+        if self.method == "sce":
+            shared = self._most_variance([deltas[i] for i in present])
+            return [shared] * len(deltas)
         for i in present:
             t, d = deltas[i], densities[i]
             if self.method == "task_arithmetic":
                 masks[i][:] = True
             elif self.method in ("dare_linear", "dare_ties"):
                 masks[i] = uniform(self.recipe.get("seed", 0), i, name, size) < d
+            elif self.method in ("della", "della_linear"):
+                u = uniform(self.recipe.get("seed", 0), i, name, size)
+                masks[i] = u < self._probabilities(name, t, d).astype(np.float64)
+            elif self.method in ("breadcrumbs", "breadcrumbs_ties"):
+                keep = int(d * size)
+                left_out = min(int(self.p["gamma"] * size), size - keep)
+                band = magnitude_order(t, np.zeros(size, np.int64))[left_out : left_out + keep]
+                masks[i][band] = t[band] != 0
             elif self.method == "cabs":
                 masks[i] = self._blocks(t, claims, d)
                 claims += masks[i]
@@ -326,6 +349,35 @@ class _Merge:
                 masks[i][candidates[magnitude_order(t[candidates], used[candidates])][: int(d * size)]] = True
                 claims += masks[i]
         return masks
+
+    def _most_variance(self, deltas):
+        """The mask that all models share."""
+        if self.p["select_topk"] >= 1:
+            return np.ones(deltas[0].size, bool)
+        real, count = deltas[0].dtype.type, deltas[0].dtype.type(len(deltas))
+        with np.errstate(over="ignore"):
+            mean = sum(deltas, np.zeros(deltas[0].size, real)) / count
+            variance = sum(((t - mean) * (t - mean) for t in deltas), np.zeros(deltas[0].size, real)) / count
+        best = np.lexsort((np.arange(variance.size), -variance))[
+            : int(np.count_nonzero(variance) * self.p["select_topk"])
+        ]
+        mask = np.zeros(variance.size, bool)
+        mask[best] = True
+        return mask
+
+    def _probabilities(self, name, t, d):
+        """p of every element: along each row of the last dimension by |t| ascending, equal ones from the end."""
+        real = t.dtype.type
+        shape = self.reference[name].shape
+        width = shape[-1] if shape else 1
+        if width == 1:
+            return np.full(t.size, d, real)
+        eps = min(self.p["epsilon"], d, 1 - d)
+        p = np.empty((t.size // width, width), real)
+        for row, values in zip(p, np.abs(t).reshape(-1, width), strict=True):
+            ascending = np.lexsort((-np.arange(width), values))
+            row[ascending] = real(d - eps) + np.arange(width).astype(real) / real(width - 1) * real(2 * eps)
+        return p.reshape(-1)
 
     def _blocks(self, t, claims, d):
         m = self.p["block"]
@@ -351,6 +403,15 @@ def denominator(weights, real):
     for w in weights:
         total = total + w
     return real(1) if abs(total) < 1e-8 else total
+
+
+def energies(kept):
+    """SCE's weights: each model's mean of squares over the sum of these."""
+    means = [ordered_sum(t, 2) / t.size for t in kept]
+    total = 0.0
+    for mean in means:
+        total = total + mean
+    return [mean / total if total > 0 else 1 / len(means) for mean in means]
 
 
 def magnitude_order(t, claims):

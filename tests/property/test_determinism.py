@@ -39,6 +39,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "parameters": {"density": 0.5, "block": 999, "rescale": True, "rescale_norm": "l2"},
         "out_dtype": "float16",
     },
+    "breadcrumbs": {"merge_method": "breadcrumbs", "parameters": {"density": 0.4, "gamma": 0.1}},
+    "della": {"merge_method": "della", "parameters": {"density": {"tadrop": {}}, "epsilon": 0.1}, "seed": 2},
+    "sce": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
     "dare_ties": {"merge_method": "dare_ties", "parameters": {"density": {"tadrop": {}}}, "seed": 11},
 }
 

@@ -110,6 +110,13 @@ def test_dots(arrays):
         assert_same(lambda k, a, rows: k.dots(a, a, rows), arrays[0], np.empty(-(-arrays[0].size // 4096)))
 
 
+@examples(60)
+@given(arrays=tiles(count=5), count=st.integers(1, 3))
+def test_variance(arrays, count):
+    with np.errstate(all="ignore"):
+        assert_same(lambda k, *a: k.variance(a[2 : 2 + count], a[0], a[1]), *arrays)
+
+
 @examples(120)
 @given(t=tiles(), seed=seeds, with_claims=st.booleans(), level=st.integers(0, 2), data=st.data())
 def test_histogram_and_count_equal(t, seed, with_claims, level, data):
@@ -190,6 +197,27 @@ def test_mask_blocks_of_long_tiles(seed, models, tail, n, real):
 def test_mask_random(key0, key1, first, size, probability):
     mask = np.full(size, 7, np.uint8)
     assert_same(lambda k, m: k.mask_random(key0, key1, first, probability, m), mask)
+
+
+@examples(150)
+@given(
+    t=tiles(max_size=3000),
+    row=st.integers(1, 700),
+    first=st.integers(0, 50),
+    low=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    span=st.sampled_from([0.0, 0.3, 2 / 3]),
+    how=st.sampled_from(["mask", "itself", "other"]),
+)
+def test_mask_ranked(t, row, first, low, span, how):
+    row = min(row, t.size)
+    t = t[: t.size // row * row].copy()
+    mask, other = np.full(t.size, 7, np.uint8), t[::-1].copy()
+
+    def run(k, t, m, other):
+        k.mask_ranked(t, row, 17, 2**31 + 3, first * row, low, span, m, {"itself": t, "other": other}.get(how))
+
+    with np.errstate(all="ignore"):
+        assert_same(run, t, mask, other)
 
 
 weights = st.sampled_from([1.0, 0.0, -0.7, 0.3, 1e-40, 1e30])

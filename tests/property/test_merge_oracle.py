@@ -80,7 +80,8 @@ def check(base, models, recipe, weights, densities, **run_options):
         def run():
             if recipe["merge_method"] in NO_BASE or base is None:
                 return merge_tensors(Path(folder), None, models, recipe, weights, **run_options)
-            return merge_tensors(Path(folder), base, models, recipe, weights, given_densities, **run_options)
+            given_weights = None if recipe["merge_method"] == "sce" else weights
+            return merge_tensors(Path(folder), base, models, recipe, given_weights, given_densities, **run_options)
 
         try:
             reference = None if recipe["merge_method"] in NO_BASE else base
@@ -95,7 +96,7 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", *NO_BASE, *SPHERES, "nearswap") else ("density",)
+    return () if recipe["merge_method"] in ("task_arithmetic", "sce", *NO_BASE, *SPHERES, "nearswap") else ("density",)
 
 
 NO_BASE = ("linear", "passthrough", "karcher")
@@ -135,6 +136,11 @@ OWN = {
     ),
     "dare_linear": st.just({}),
     "dare_ties": st.just({}),
+    "della": st.fixed_dictionaries({"epsilon": st.sampled_from([0.0, 0.02, 0.04])}),
+    "della_linear": st.fixed_dictionaries({"epsilon": st.sampled_from([0.01, 0.04])}),
+    "sce": st.fixed_dictionaries({"select_topk": st.sampled_from([0.0, 0.1, 0.3, 0.77, 1.0])}),
+    "breadcrumbs": st.fixed_dictionaries({"gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])}),
+    "breadcrumbs_ties": st.fixed_dictionaries({"gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])}),
 }
 
 
@@ -146,9 +152,11 @@ def recipes(draw, method):
     parameters = {key: draw(value) for key, value in COMMON.items()} | own
     if method in NO_BASE:
         parameters = {"normalize": parameters["normalize"]} if method == "linear" else {}
+    elif method == "sce":
+        del parameters["normalize"]
     elif method != "task_arithmetic":
         rescale = draw(RESCALE)
-        if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties"):
+        if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties", "della", "della_linear"):
             parameters |= {k: v for k, v in rescale.items() if rescale["rescale"] or k == "rescale"} if rescale else {}
     if own.get("overlap_merge") == "ties":
         parameters["normalize"] = False
@@ -348,6 +356,13 @@ CASES = {
     "cabs-65535-l2": ({"block": 65535, "rescale": True, "rescale_norm": "l2"}, (0.25, 0.25)),
     "dare_linear": ({}, (0.1, 0.7)),
     "dare_ties-l1": ({"rescale_norm": "l1"}, (0.1, LOCAL)),
+    "della": ({"epsilon": 0.1}, (0.2, 0.7, LOCAL)),
+    "della_linear-l1": ({"rescale_norm": "l1"}, (0.2, BUDGET)),
+    "della_linear-none": ({"rescale": False, "epsilon": 0.0}, (0.3, QUANTILE)),
+    "sce": ({"select_topk": 0.3}, (1.0, 1.0, 1.0)),
+    "sce-all": ({}, (1.0, 1.0)),
+    "breadcrumbs": ({"gamma": 0.05}, (0.2, 0.95, LOCAL)),
+    "breadcrumbs_ties-l2": ({"gamma": 0.2, "rescale": True, "rescale_norm": "l2"}, (0.3, QUANTILE)),
     "linear": ({}, (1.0, 1.0)),
     "slerp": ({"t": 0.3}, (1.0,)),
     "nearswap": ({"t": 0.02}, (1.0,)),
@@ -358,12 +373,12 @@ CASES = {
 }
 
 
-def coarse(rng, dtype, models):
+def coarse(rng, dtype, models, shape=BIG):
     """Large tensors with few distinct magnitudes, so that every cut goes through many equal values."""
-    base = base_values(rng, BIG, dtype)
+    base = base_values(rng, shape, dtype)
     steps = [0.0, 0.0, 2.0**-6, -(2.0**-6), 2.0**-5, -(2.0**-5), 2.0**-4]
     return {"w": base}, [
-        {"w": (base.double() + torch.from_numpy(rng.choice(steps, BIG))).to(dtype)} for _ in range(models)
+        {"w": (base.double() + torch.from_numpy(rng.choice(steps, shape))).to(dtype)} for _ in range(models)
     ]
 
 
@@ -388,3 +403,11 @@ def test_many_windows_equal_the_oracle(case, kind):
     )
     with SMALLEST_WINDOWS:
         check(base, models, recipe, weights, densities, threads=3)
+
+
+@pytest.mark.parametrize("shape", [(700, 1537), (96, 4096), (3, 131_073), (90_001, 3), (50_000, 1)])
+def test_rows_over_many_windows_equal_the_oracle(shape):
+    base, models = coarse(np.random.default_rng(9), torch.bfloat16, 2, shape)
+    recipe = {"merge_method": "della", "parameters": {"epsilon": 0.2}, "seed": 3}
+    with SMALLEST_WINDOWS:
+        check(base, models, recipe, (1.0, 0.5), (0.5, LOCAL), threads=3)

@@ -187,3 +187,27 @@ def test_a_first_run_that_compiles_every_kernel_stays_within_what_is_planned(
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout)["peak_rss_bytes"]
     assert peak < promised.fixed_bytes + promised.workspace_bytes
+
+
+def empty_vector(folder: Path, name: str, elements: int) -> None:
+    """A checkpoint of one bf16 vector whose file takes no space."""
+    header = json.dumps({"long": {"dtype": "BF16", "shape": [elements], "data_offsets": [0, 2 * elements]}}).encode()
+    header += b" " * (-len(header) % 8)
+    (folder / name).mkdir()
+    (folder / name / "config.json").write_text("{}")
+    with open(folder / name / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * elements)
+
+
+def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("base", "model0", "model1"):
+        empty_vector(tmp_path, name, 40_000_000)
+    assert plan_memory(plan_of(tmp_path, density=0.5), 512 * MIB, 1).threads == 1
+    plan = plan_of(tmp_path, method="della", density=0.5)
+    with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
+        plan_memory(plan, 1024 * MIB, 2)
+    assert "'long' has rows of 40000000 elements" in refused.value.hint
+    said = re.search(r"needs (\d+) MiB", str(refused.value))
+    assert said is not None
+    assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1

@@ -148,6 +148,10 @@ def test_a_linear_merge_reads_the_reference_only_as_a_model(place: Place) -> Non
         ({"merge_method": "cabs", "parameters": {"density": 0.5}}, 1),
         ({"merge_method": "dare_ties", "parameters": {"density": 0.5}}, 1),
         ({"merge_method": "ties", "parameters": {"density": 0.5}}, 3),
+        ({"merge_method": "breadcrumbs", "parameters": {"density": 0.5}}, 3),
+        ({"merge_method": "della", "parameters": {"density": 0.5}}, 1),
+        ({"merge_method": "sce", "parameters": {"select_topk": 0.5}}, 4),
+        ({"merge_method": "sce", "parameters": {}}, 2),
         ({"merge_method": "ties", "parameters": {"density": 0.5, "scope": "model"}}, 1),
         ({"merge_method": "ties", "parameters": {"density": {"tadrop": {}}}}, 4),
         ({"merge_method": "cabs", "parameters": {"density": {"tadrop": {"statistic": "quantile"}}}}, 3),
@@ -159,6 +163,28 @@ def test_a_linear_merge_reads_the_reference_only_as_a_model(place: Place) -> Non
 def test_how_often_inputs_are_looked_at(place: Place, recipe: dict[str, Any], passes: int) -> None:
     task = next(t for t in place.plan(**recipe).tasks if t.settings is not None)
     assert passes_over(task.settings, task.is_double) == passes
+
+
+@pytest.mark.parametrize(
+    ("density", "epsilon", "fits"),
+    [
+        (0.5, 0.15, True),
+        (1.0, 0.15, True),
+        (0.0, 0.15, True),
+        (0.15, 0.15, False),
+        (0.9, 0.1, False),
+        (0.9, 0.09, True),
+    ],
+)
+def test_probabilities_of_ranked_elements_lie_between_0_and_1(
+    place: Place, density: float, epsilon: float, fits: bool
+) -> None:
+    recipe = {"merge_method": "della", "parameters": {"density": density, "epsilon": epsilon}}
+    if fits:
+        place.plan(**recipe)
+        return
+    with pytest.raises(RecipeError, match=r"tensor 'model.* of .*model0: density 0.\d+ \+- epsilon 0.\d+ must lie"):
+        place.plan(**recipe)
 
 
 @pytest.mark.parametrize(

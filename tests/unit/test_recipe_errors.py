@@ -172,7 +172,8 @@ IN_PARAMETERS = [
     ("density: 1\n  int8_mask: maybe", "parameters.int8_mask: expected true or false, got 'maybe'"),
     ("density: 1\n  wieght: 1", "parameters.wieght: unknown parameter; cabs takes weight, lambda"),
     ("density: 1\n  wieght: 1", "did you mean 'weight'?"),
-    ("density: 1\n  epsilon: 1", "parameters.epsilon: unknown parameter; cabs takes"),
+    ("density: 1\n  epsilom: 1", "parameters.epsilom: unknown parameter; cabs takes"),
+    ("density: 1\n  epsilon: 0.1", "parameters.epsilon: cabs takes no epsilon; it takes weight"),
     ("density: 1\n  scope: model", "parameters.scope: cabs takes no scope; it takes weight"),
     (
         "density: 1\n  weight: {tadrop: {}}",

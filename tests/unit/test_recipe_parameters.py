@@ -131,6 +131,9 @@ def test_the_base_is_not_counted() -> None:
         ("ties", "{rescale: true, rescale_norm: none}", "density"),
         ("dare_linear", "{}", "density"),
         ("dare_ties", "{rescale_norm: l1}", "l1"),
+        ("breadcrumbs", "{rescale: true}", "l1"),
+        ("della", "{}", "density"),
+        ("della_linear", "{rescale_norm: l1}", "l1"),
         ("dare_ties", "{rescale_norm: l2}", "l2"),
         ("dare_linear", "{rescale: false}", "none"),
         ("task_arithmetic", "{rescale: true}", "density"),
@@ -151,6 +154,13 @@ def test_cabs_options_reach_the_merge() -> None:
     parameters = "{density: 0.5, block: 32, tail: drop, overlap: never, overlap_merge: ties}"
     expected = SharedParameters(block=32, tail="drop", overlap="never", overlap_merge="ties")
     assert resolver("[{model: m}]", parameters, "cabs").shared(MLP) == expected
+
+
+def test_gamma_and_epsilon_are_per_model() -> None:
+    found = resolver("[{model: m, parameters: {gamma: 0.05}}, {model: n}]", method="breadcrumbs")
+    assert [found.model(i, MLP).gamma for i in (0, 1)] == [0.05, 0.01]
+    found = resolver("[{model: m}, {model: n, parameters: {epsilon: 0.2}}]", method="della")
+    assert [found.model(i, MLP).epsilon for i in (0, 1)] == [0.15, 0.2]
 
 
 def test_a_tensor_without_a_density_is_refused_by_name() -> None:
