@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cluster.commands import Execution, merge, plan, survey, verify
+    from .cluster.commands import merge, merge_all, plan, survey, verify
+    from .cluster.jobs import Execution
 
-__all__ = ["Execution", "merge", "plan", "survey", "verify"]
+__all__ = ["Execution", "merge", "merge_all", "plan", "survey", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,8 @@ from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrup
 
 if TYPE_CHECKING:
     from ..engine.verify import Loading, Problem, Verification
+    from .jobs import Execution, Job
+    from .merge_report import MergeReport
 
 Command = TypeVar("Command", bound=Callable[..., None])
 RESUMES = "the same command goes on where it stopped"
@@ -95,23 +97,38 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipe")
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
 @json_option
 @reported
-def plan(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> None:
-    """Show what a merge of RECIPE into OUT would read, write and need."""
-    from .commands import Execution, check_disk, prepare
+def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, as_json: bool) -> None:
+    """Show what a merge of RECIPE into OUT would read, write and need.
 
-    job = prepare(recipe, out, Execution(workers, memory))
+    Of several recipes it also says which of them would share a reading of their inputs, and why others would not.
+    """
+    from .jobs import Execution, check_disk, share_readings
+
+    execution = Execution(workers, memory)
+    jobs = _prepare(recipes, out, execution)
+    readings = share_readings(jobs, execution) if len(jobs) > 1 else []
     if as_json:
-        check_disk([job])
-        click.echo(json.dumps(job.report.as_json()))
+        check_disk(jobs)
+        plans = [job.report.as_json() for job in jobs]
+        whole = {"outcome": "planned", "plans": plans, "readings": [reading.as_json() for reading in readings]}
+        click.echo(json.dumps(whole if readings else plans[0]))
         return
-    click.echo(str(job.report))
-    check_disk([job])
+    for line in (*(job.report for job in jobs), *readings):
+        click.echo(str(line))
+    check_disk(jobs)
+
+
+def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[Job]:
+    """One recipe goes to OUT itself, several go to folders of their names."""
+    from .jobs import outputs_of, prepare_all
+
+    return prepare_all(recipes, [out] if len(recipes) == 1 else outputs_of(recipes, out), execution)
 
 
 @cli.command()
@@ -135,28 +152,34 @@ def plan(recipe: str, out: str, workers: int | None, memory: int, as_json: bool)
 def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: bool, **options: Any) -> None:
     """Merge the models of RECIPE into OUT; goes on where an interrupted run stopped.
 
-    Several recipes are merged one after the other, each into OUT/<name of its recipe file>.
+    Several recipes go into OUT/<name of the recipe file> each. Those whose outputs are laid out alike share one reading
+    of their inputs, and the masks that are the same for them.
     """
     from ..engine.meter import Meter
-    from .commands import Execution, check_disk, merge_job, outputs_of, prepare
+    from .commands import merge_reading
+    from .jobs import Execution, check_disk, share_readings
     from .progress import folded_bytes, open_progress
     from .trace import write_trace
 
     execution = Execution(memory_bytes=options.pop("memory"), **options)
-    jobs = [prepare(recipe, to, execution) for recipe, to in zip(recipes, outputs_of(recipes, out), strict=True)]
+    jobs = _prepare(recipes, out, execution)
     check_disk(jobs)
-    reports = []
-    meters = [Meter(keep_spans=profile is not None) for _ in jobs]
-    for job, meter in zip(jobs, meters, strict=True):
-        names = [shard.name for shard in job.inputs.plan.shards]
+    readings = share_readings(jobs, execution)
+    reports: dict[str, MergeReport] = {}
+    meters = [Meter(keep_spans=profile is not None) for _ in readings]
+    for reading, meter in zip(readings, meters, strict=True):
+        if len(jobs) > 1 and not as_json:
+            click.echo(str(reading))
+        names = [shard.name for shard in reading.jobs[0].inputs.plan.shards]
         with open_progress(folded_bytes(meter), as_json, names) as progress:
-            reports.append(merge_job(job, execution, progress, meter))
+            found = merge_reading(reading, execution, progress, meter)
+        reports |= {job.out: report for job, report in zip(reading.jobs, found, strict=True)}
         if not as_json:
-            click.echo(str(reports[-1]))
+            click.echo("\n".join([*(line for report in found for line in report.results()), *found[0].costs()]))
     if profile is not None:
         write_trace(profile, meters)
     if as_json:
-        results = [report.as_json() for report in reports]
+        results = [reports[job.out].as_json() for job in jobs]
         click.echo(json.dumps(results[0] if len(results) == 1 else {"outcome": "done", "merges": results}))
 
 

@@ -35,12 +35,20 @@ class MergeReport:
     outcome: Outcome
     meter: Meter
     memory: MemoryPlan
-    is_remote: bool
     on_cluster: bool
     """Whether the phases add up workers that came and went; shares of the time then mean nothing."""
     wall_seconds: float
     peak_rss_bytes: int
     """Of this process, which on a cluster is only the driver."""
+    beside: tuple[str, ...] = ()
+    """Recipes that were merged in the same reading; time, memory, threads and phases are of all of them together."""
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of this recipe's shards that were written."""
+        if not self.beside:
+            return self.meter.usage["write"].bytes
+        return sum(self.plan.shards[shard].size for shard in self.outcome.merged_shards)
 
     @property
     def threads(self) -> dict[Phase, int]:
@@ -75,6 +83,7 @@ class MergeReport:
             "plan_id": self.plan.plan_id,
             "recipe": self.recipe,
             "out": self.out,
+            "read_with": list(self.beside),
             "shards": len(self.plan.shards),
             "shards_merged": len(self.outcome.merged_shards),
             "shards_resumed": len(self.outcome.resumed_shards),
@@ -82,7 +91,7 @@ class MergeReport:
             "copied_tensors": manifest.copied_tensors,
             "seconds": round(self.wall_seconds, 3),
             "read_bytes": self.meter.usage["read"].bytes,
-            "written_bytes": self.meter.usage["write"].bytes,
+            "written_bytes": self.written_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
             "memory_limit_bytes": self.memory.limit_bytes,
             "threads": self.memory.threads,
@@ -96,9 +105,10 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join([*self.results(), *self.costs()])
 
-    def _lines(self) -> Iterator[str]:
+    def results(self) -> Iterator[str]:
+        """What the recipe has become."""
         manifest = self.outcome.manifest
         if self.outcome.already_complete:
             yield f"{self.out} is already complete; nothing was done (`anabranch verify` reads it again)"
@@ -113,6 +123,11 @@ class MergeReport:
             yield from self._model_lines(row)
         for warning in manifest.warnings:
             yield f"  warning: {warning}"
+
+    def costs(self) -> Iterator[str]:
+        """Time and memory, of all recipes of the reading together; nothing where nothing was done."""
+        if self.outcome.already_complete:
+            return
         whose = " of the driver" if self.on_cluster else ""
         yield (
             f"  {duration(self.wall_seconds)}, peak memory{whose} {self.peak_rss_bytes >> 20} MiB; "

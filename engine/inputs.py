@@ -10,7 +10,7 @@ from pathlib import Path
 from .commit import MAX_SIDE_FILE_BYTES, patch_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
-from .model import open_models
+from .model import Opened, open_models
 from .model_url import ModelUrl, resolve_model
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
@@ -111,12 +111,13 @@ def _is_tokenizer_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
 
 
-def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
+def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) -> Inputs:
     """Open every checkpoint that a recipe names and make the plan; reads headers only.
 
     Args:
         recipe: the recipe.
         recipe_dir: where relative model paths of the recipe start, unless they exist below the working directory.
+        opened: models that other recipes have opened already; gets those of this one, too.
 
     Raises:
         RecipeError: a model does not exist.
@@ -126,20 +127,20 @@ def open_inputs(recipe: Recipe, recipe_dir: Path) -> Inputs:
     merged = {r: resolve_model(r, recipe_dir) for r in references if r is not None}
     keys = recipe.tokenizer_keys
     urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
-    opened = open_models(merged.values())
+    found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls)
     models = [urls[entry.model] for entry in recipe.models]
     reference = urls[recipe.base_model] if recipe.base_model is not None else models[0]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
-    sources = [Source(url, opened[url][1], opened[url][0]) for url in (reference, *models)]
+    sources = [Source(url, found[url][1], found[url][0]) for url in (reference, *models)]
     writer = tokenizer_url(keys, urls, reference)
-    writing = opened[writer][1] if writer in opened else open_store(writer.base)  # a tokenizer without weights will do
+    writing = found[writer][1] if writer in found else open_store(writer.base)  # a tokenizer without weights will do
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
-    side = _side_files(opened[reference][1], writing, folders)
+    side = _side_files(found[reference][1], writing, folders)
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
-    absolute = {r: opened[url][0].url if url in opened else writing.url for r, url in urls.items()}
+    absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
     base, *others = tokens.checkpoints
     plan = make_plan(recipe, base, others, absolute, versions, tokens.identity, tokens.warnings)
     return Inputs(plan, [source.store for source in sources], side, tokens.files)

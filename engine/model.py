@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from .adapter import with_adapter
 from .checkpoint import Checkpoint, open_checkpoint
@@ -12,8 +13,28 @@ from .storage import Store, open_store
 from .storage.joined import JoinedStore
 
 
-def open_models(urls: Iterable[ModelUrl]) -> Mapping[ModelUrl, tuple[Checkpoint, Store]]:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was opened so far, each once."""
+
+    stores: dict[str, Store] = field(default_factory=dict)
+    """By folder."""
+    bases: dict[str, Checkpoint] = field(default_factory=dict)
+    """Without adapters, by URL."""
+    models: dict[ModelUrl, tuple[Checkpoint, Store]] = field(default_factory=dict)
+
+    def folder(self, url: str) -> Store:
+        if url not in self.stores:
+            self.stores[url] = open_store(url)
+        return self.stores[url]
+
+
+def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mapping[ModelUrl, tuple[Checkpoint, Store]]:
     """Read the headers of every model and adapter, each once.
+
+    Args:
+        urls: the models.
+        opened: what other recipes have opened already; gets these models, too.
 
     Returns:
         Per model the checkpoint, and the store from which its files are read.
@@ -21,25 +42,18 @@ def open_models(urls: Iterable[ModelUrl]) -> Mapping[ModelUrl, tuple[Checkpoint,
     Raises:
         InputError: see `open_checkpoint`, `with_block_scales` and `with_adapter`.
     """
-    stores: dict[str, Store] = {}
-    bases: dict[str, Checkpoint] = {}
-    found: dict[ModelUrl, tuple[Checkpoint, Store]] = {}
-
-    def folder(url: str) -> Store:
-        if url not in stores:
-            stores[url] = open_store(url)
-        return stores[url]
-
+    opened, urls = opened or Opened(), list(urls)
     for url in urls:
-        if url in found:
+        if url in opened.models:
             continue
-        store = folder(url.base)
-        if url.base not in bases:
-            bases[url.base] = with_block_scales(open_checkpoint(url.base, store), store)
+        store = opened.folder(url.base)
+        if url.base not in opened.bases:
+            opened.bases[url.base] = with_block_scales(open_checkpoint(url.base, store), store)
+        base = opened.bases[url.base]
         if url.adapter is None:
-            found[url] = bases[url.base], store
+            opened.models[url] = base, store
         else:
-            adapter = folder(url.adapter)
-            checkpoint = with_adapter(bases[url.base], adapter)
-            found[url] = checkpoint, JoinedStore(checkpoint.url, store, [adapter])
-    return found
+            adapter = opened.folder(url.adapter)
+            checkpoint = with_adapter(base, adapter)
+            opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, [adapter])
+    return {url: opened.models[url] for url in urls}

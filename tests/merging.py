@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from anabranch.cluster.runner import LocalRunner, Member, Outcome, run
 from anabranch.engine.commit import Output
+from anabranch.engine.group import why_apart
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.meter import Meter
+from anabranch.engine.model import Opened
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.storage import Store, open_store
 
@@ -63,12 +65,24 @@ def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
 
 def merge(recipe: Path, out: Path | Store, threads: int = 2, limit_mib: int = 1024, kernels: Any = None) -> Outcome:
     """One merge in this process."""
-    inputs = open_inputs(load_recipe(recipe), recipe.parent)
-    output = Output(inputs.plan, open_store(str(out), create=True) if isinstance(out, Path) else out)
-    members = [Member(inputs, output)]
-    runner = LocalRunner(members, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
-    [outcome] = run(members, runner, Quiet())
+    [outcome] = merge_together({recipe: out}, threads, limit_mib, kernels)
     return outcome
+
+
+def merge_together(
+    recipes: Mapping[Path, Path | Store], threads: int = 2, limit_mib: int = 1024, kernels: Any = None
+) -> list[Outcome]:
+    """One merge in this process of recipes that share a reading, each into its output."""
+    opened = Opened()
+    members = []
+    for recipe, out in recipes.items():
+        inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
+        store = open_store(str(out), create=True) if isinstance(out, Path) else out
+        members.append(Member(inputs, Output(inputs.plan, store)))
+    for member in members[1:]:
+        assert why_apart([members[0].plan], member.plan) == ""
+    runner = LocalRunner(members, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
+    return run(members, runner, Quiet())
 
 
 def load_output(out: Path) -> dict[str, torch.Tensor]:

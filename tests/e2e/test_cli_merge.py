@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anabranch import merge_all
 from anabranch.cluster import commands
 from anabranch.engine.storage.local import LocalStore
 
@@ -97,14 +98,82 @@ def test_a_shard_that_vanished_is_made_again(anabranch: Command, workplace: Work
     assert workplace.files() == whole
 
 
-def test_several_recipes_go_into_folders_of_their_names(anabranch: Command, workplace: Workplace) -> None:
-    half = workplace.write("half.yml", parameters={"density": 0.5, "block": 32})
-    result = anabranch("merge", half, workplace.recipe_path, workplace.out, "--json")
+@pytest.fixture
+def several(workplace: Workplace) -> list[Path]:
+    """Three recipes of one layout and one whose output is cut into other files."""
+    lighter = [dict(entry, parameters={"weight": 0.1}) for entry in workplace.recipe["models"]]
+    return [
+        workplace.write("half.yml", parameters={"density": 0.5, "block": 32}),
+        workplace.write("light.yml", models=lighter),
+        workplace.write("large.yml", output={"shard_size": "1MB"}),
+        workplace.recipe_path,
+    ]
+
+
+def test_several_recipes_go_into_folders_of_their_names_as_if_alone(
+    anabranch: Command, workplace: Workplace, several: list[Path]
+) -> None:
+    planned = json.loads(anabranch("plan", *several, workplace.out, "--json").stdout)
+    result = anabranch("merge", *several, workplace.out, "--json")
     assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert [merge["out"] for merge in report["merges"]] == [str(workplace.out / n) for n in ("half", "recipe")]
-    for name in ("half", "recipe"):
-        assert anabranch("verify", workplace.out / name).exit_code == 0
+    merges = json.loads(result.stdout)["merges"]
+    assert [merge["out"] for merge in merges] == [str(workplace.out / recipe.stem) for recipe in several]
+    together = [str(several[i]) for i in (0, 1, 3)]
+    assert [reading["recipes"] for reading in planned["readings"]] == [together, [str(several[2])]]
+    assert "cut into other files" in planned["readings"][1]["apart"]
+    assert merges[0]["read_with"] == together[1:]
+    assert merges[2]["read_with"] == []
+    for reading in planned["readings"]:
+        [read] = {merge["read_bytes"] for merge in merges if merge["recipe"] in reading["recipes"]}
+        assert read == reading["read_bytes"] == reading["alone_bytes"] / len(reading["recipes"])
+    for recipe, merge, plan in zip(several, merges, planned["plans"], strict=True):
+        assert merge["written_bytes"] == plan["write_bytes"]
+        alone = workplace.folder / f"alone-{recipe.stem}"
+        assert anabranch("merge", recipe, alone).exit_code == 0
+        assert workplace.files(workplace.out / recipe.stem) == workplace.files(alone)
+        assert anabranch("verify", workplace.out / recipe.stem).exit_code == 0
+
+
+def test_what_several_recipes_share_is_said_in_words(
+    anabranch: Command, workplace: Workplace, several: list[Path]
+) -> None:
+    planned = anabranch("plan", *several, workplace.out)
+    assert planned.exit_code == 0, planned.stderr
+    together, alone = planned.stdout.splitlines()[-2:]
+    assert together.startswith(f"read together: {several[0]}, {several[1]}, {several[3]}, ")
+    assert " instead of " in together
+    assert alone.startswith(f"read alone: {several[2]}, ")
+    assert "`shard_size`" in alone
+    assert not workplace.out.exists()
+    merged = anabranch("merge", *several, workplace.out)
+    assert merged.exit_code == 0, merged.stderr
+    for recipe in several:
+        assert f"merged into {workplace.out / recipe.stem}\n" in merged.stdout
+    assert merged.stdout.count("limit 2048 MiB") == 2, "time and memory are said once for each reading"
+    for line in (together, alone):
+        assert line in merged.stdout
+    again = anabranch("merge", *several, workplace.out)
+    assert again.stdout.count("is already complete") == 4
+
+
+def test_recipes_for_which_memory_is_too_small_are_read_in_turns(anabranch: Command, workplace: Workplace) -> None:
+    recipes = [workplace.write(f"r{i}.yml", parameters={"density": i / 90, "block": 32}) for i in range(60)]
+    command = ("plan", *recipes, workplace.out, "--json", "--workers", 2)
+    assert len(json.loads(anabranch(*command).stdout)["readings"]) == 1
+    readings = json.loads(anabranch(*command, "--memory", "512MiB").stdout)["readings"]
+    assert len(readings) > 1
+    assert "give more with --memory" in readings[1]["apart"]
+    for reading in readings:
+        assert reading["threads"] == 2
+        assert reading["peak_memory_bytes"] <= 512 << 20
+
+
+def test_several_recipes_from_python(workplace: Workplace, several: list[Path]) -> None:
+    reports = merge_all(several, workplace.out)
+    assert [report.out for report in reports] == [str(workplace.out / recipe.stem) for recipe in several]
+    assert reports[0].beside == (str(several[1]), str(several[3]))
+    again = merge_all(several[:1], workplace.out)
+    assert [report.outcome.already_complete for report in again] == [True]
 
 
 def test_recipes_of_one_name_are_refused(anabranch: Command, workplace: Workplace) -> None:

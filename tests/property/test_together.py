@@ -1,0 +1,237 @@
+"""Recipes that share a reading write the bytes of merges of their own, and share what is the same for them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from anabranch.cluster.runner import LocalRunner, Member
+from anabranch.cluster.runner import run as run_members
+from anabranch.engine.commit import Output
+from anabranch.engine.errors import InputError
+from anabranch.engine.inputs import open_inputs
+from anabranch.engine.kernels import Kernels
+from anabranch.engine.kernels.reference import TorchKernels
+from anabranch.engine.meter import Meter
+from anabranch.engine.model import Opened
+from anabranch.engine.recipe import load_recipe
+from anabranch.engine.storage import open_store
+
+from ..merging import MIB, Quiet, merge_together, write_checkpoint, write_recipe
+from .test_counted_work import CountingKernels
+from .test_determinism import BUDGET, QUANTILE, everything
+
+SHAPES = [(300, 401), (70_001,), (3,), (), (0, 4), (257, 256), (1 << 17, 2)]
+MODELS = 3
+RECIPES: dict[str, dict[str, Any]] = {
+    "sum": {"merge_method": "task_arithmetic", "parameters": {"lambda": 0.7}},
+    "mean": {"merge_method": "linear"},
+    "top": {"merge_method": "magnitude", "parameters": {"density": 0.3, "rescale": True, "rescale_norm": "l1"}},
+    "turns": {"merge_method": "magnitude", "parameters": {"density": 0.6, "conflict": "sequential"}},
+    "ties": {"merge_method": "ties", "parameters": {"density": 0.3}},
+    "ties-quantile": {"merge_method": "ties", "parameters": {"density": QUANTILE}},
+    "ties-model": {"merge_method": "ties", "parameters": {"density": 0.2, "scope": "model"}},
+    "ties-model-denser": {"merge_method": "ties", "parameters": {"density": 0.4, "scope": "model"}},
+    "cabs": {"merge_method": "cabs", "parameters": {"density": 0.25, "block": 256}},
+    "cabs-ties": {"merge_method": "cabs", "parameters": {"density": 0.6, "block": 256, "overlap_merge": "ties"}},
+    "cabs-budget": {"merge_method": "cabs", "parameters": {"density": BUDGET, "block": 256}},
+    "cabs-odd": {"merge_method": "cabs", "parameters": {"density": 0.5, "block": 999}, "out_dtype": "float16"},
+    "cabs-odder": {
+        "merge_method": "cabs",
+        "parameters": {"density": 0.5, "block": 65_521, "rescale": True, "rescale_norm": "l2"},
+    },
+    "dare": {"merge_method": "dare_ties", "parameters": {"density": {"tadrop": {}}}, "seed": 11},
+    "copies": {"merge_method": "task_arithmetic", "exclude": ["*.0.*", "*.5.*"]},
+    "dare-budget": {"merge_method": "dare_linear", "parameters": {"density": BUDGET}, "seed": 12},
+}
+ORDERS = {"": (0, 1, 2), "reversed": (2, 1, 0), "fewer": (1, 2), "twice": (1, 1)}
+EXECUTIONS: list[dict[str, Any]] = [
+    {"threads": 2},
+    {"threads": 1, "slab_kib": 64},
+    {"threads": 3, "slab_kib": 200},
+    {"threads": 2, "slab_kib": 64, "keep_inputs": False},
+    {"threads": 2, "slab_kib": 300, "kernels": lambda: TorchKernels("cpu")},
+    {"threads": 2, "limit_mib": 390},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bf16 checkpoints whose changes are few magnitudes, so that every cut goes through ties."""
+    folder = tmp_path_factory.mktemp("together")
+    generator = torch.Generator().manual_seed(6)
+    base = {f"layers.{i}.w": torch.randn(shape, generator=generator).bfloat16() for i, shape in enumerate(SHAPES)}
+    base["ids"] = torch.arange(9)
+    write_checkpoint(folder / "base", base, shards=2)
+    for m in range(MODELS):
+        tensors = dict(base)
+        for name, tensor in base.items():
+            if tensor.is_floating_point():
+                change = torch.randint(-3, 4, tensor.shape, generator=generator) / 64
+                tensors[name] = (tensor.float() + change).bfloat16()
+        write_checkpoint(folder / f"model{m}", tensors, shards=2)
+    return folder
+
+
+def write(folder: Path, name: str, content: Mapping[str, Any], order: Sequence[int], weights: Sequence[float]) -> Path:
+    models = [
+        {"model": str(folder / f"model{m}"), "parameters": {"weight": w}} for m, w in zip(order, weights, strict=False)
+    ]
+    base = {} if content["merge_method"] == "linear" else {"base_model": str(folder / "base")}
+    return write_recipe(
+        folder / f"{name}.yml", dict(content) | base | {"models": models, "output": {"shard_size": "300KB"}}
+    )
+
+
+def run(
+    recipes: Sequence[Path],
+    outs: Sequence[Path],
+    threads: int = 2,
+    slab_kib: int = 2048,
+    kernels: Any = None,
+    keep_inputs: bool = True,
+    limit_mib: int = 1024,
+) -> list[dict[str, Any]]:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("anabranch.engine.memory.LARGEST_SLAB", slab_kib << 10))
+        if not keep_inputs:
+            stack.enter_context(mock.patch("anabranch.engine.pipeline.resident_slabs", return_value=1 << 40))
+        made: Kernels | None = kernels() if kernels else None
+        merge_together(dict(zip(recipes, outs, strict=True)), threads, limit_mib, made)
+    return [everything(out) for out in outs]
+
+
+def random_recipes(folder: Path, seed: int) -> list[Path]:
+    """Two to five recipes of any methods; some differ in weights only."""
+    chance = random.Random(seed)
+    names = chance.sample(list(RECIPES), chance.randint(1, 4))
+    found = []
+    for name in names:
+        order = ORDERS[chance.choice(list(ORDERS))]
+        for variant in range(chance.randint(1, 2)):
+            weights = [round(chance.uniform(-1, 2), 3) for _ in order]
+            found.append(write(folder, f"{name}-{seed}-{variant}", RECIPES[name], order, weights))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_recipes_merged_together_have_the_bytes_of_merges_of_their_own(folder: Path, tmp_path: Path, seed: int) -> None:
+    recipes = random_recipes(folder, seed)
+    expected = [run([recipe], [tmp_path / f"alone-{recipe.stem}"])[0] for recipe in recipes]
+    for number in (seed % len(EXECUTIONS), (seed + 2) % len(EXECUTIONS)):
+        outs = [tmp_path / f"{number}-{recipe.stem}" for recipe in recipes]
+        for recipe, mine, other in zip(recipes, run(recipes, outs, **EXECUTIONS[number]), expected, strict=True):
+            assert mine.keys() == other.keys(), recipe
+            assert not [file for file in other if mine[file] != other[file]], recipe
+
+
+@pytest.mark.parametrize("seed", [1, 5, 8])
+def test_members_that_are_at_different_points_go_on(folder: Path, tmp_path: Path, seed: int) -> None:
+    """Any part of any unfinished output may be missing; one member may be finished, another not begun."""
+    recipes = random_recipes(folder, seed)
+    recipes.append(write(folder, f"late-{seed}", RECIPES["cabs-budget"], (0, 1, 2), (1, 2, 3)))
+    outs = [tmp_path / recipe.stem for recipe in recipes]
+    expected = run(recipes, outs)
+    for attempt in range(3):
+        chance = random.Random(100 * seed + attempt)
+        again = [tmp_path / f"{attempt}-{recipe.stem}" for recipe in recipes]
+        for place, (out, copy) in enumerate(zip(outs, again, strict=True)):
+            kind = chance.choice(["finished", "part", "part", "new"]) if place else "part"
+            if kind == "new":
+                continue
+            shutil.copytree(out, copy)
+            if kind == "part":
+                (copy / "anabranch.manifest.json").unlink()
+                files = [f for f in expected[place] if f not in (".anabranch/plan.json", "anabranch.manifest.json")]
+                for file in chance.sample(files, len(files) // 2):
+                    (copy / file).unlink()
+        assert run(recipes, again, **EXECUTIONS[attempt]) == expected
+
+
+# -- counted -----------------------------------------------------------------------------------------------------------
+
+
+def counted(recipes: Sequence[Path], out: Path) -> tuple[Meter, CountingKernels]:
+    opened = Opened()
+    members = []
+    for recipe in recipes:
+        inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
+        members.append(Member(inputs, Output(inputs.plan, open_store(str(out / recipe.stem), create=True))))
+    meter, kernels = Meter(), CountingKernels()
+    run_members(members, LocalRunner(members, 2, 1024 * MIB, kernels, meter), Quiet())
+    return meter, kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "selecting"),
+    [("cabs", "mask_blocks"), ("cabs-budget", "mask_blocks"), ("ties", "mask_top"), ("dare", "mask_random")],
+)
+def test_recipes_of_other_weights_read_and_select_as_one(
+    folder: Path, tmp_path: Path, name: str, selecting: str
+) -> None:
+    weights = [(1.0, 0.5, 0.2), (0.3, 0.3, 0.3), (2.0, -1.0, 0.1)]
+    recipes = [write(folder, f"{name}-w{i}", RECIPES[name], (0, 1, 2), w) for i, w in enumerate(weights)]
+    one, alone = counted(recipes[:1], tmp_path / "one")
+    three, together = counted(recipes, tmp_path / "three")
+    assert three.usage["read"].bytes == one.usage["read"].bytes > 0
+    assert three.usage["fold"].bytes == one.usage["fold"].bytes
+    assert three.usage["write"].bytes == 3 * one.usage["write"].bytes
+    assert together.calls[selecting] == alone.calls[selecting] > 0
+    assert together.calls["task_vector"] == alone.calls["task_vector"] > 0
+
+
+def test_recipes_of_other_models_read_each_model_once(folder: Path, tmp_path: Path) -> None:
+    orders = [(0, 1), (1, 0), (1, 2)]
+    recipes = [write(folder, f"pair{i}", RECIPES["cabs"], order, (1, 1)) for i, order in enumerate(orders)]
+    every, _ = counted([write(folder, "all", RECIPES["cabs"], (0, 1, 2), (1, 1, 1))], tmp_path / "all")
+    pairs, _ = counted(recipes, tmp_path / "pairs")
+    assert pairs.usage["read"].bytes == every.usage["read"].bytes
+
+
+def test_recipes_of_one_budget_survey_once(folder: Path, tmp_path: Path) -> None:
+    """Its own density follows from the same statistics for each."""
+    other = RECIPES["cabs-budget"] | {"parameters": {"density": {"tadrop": {"mean": 0.4, "spread": 0.2}}, "block": 256}}
+    recipes = [
+        write(folder, "budget-a", RECIPES["cabs-budget"], (0, 1, 2), (1, 1, 1)),
+        write(folder, "budget-b", other, (0, 1, 2), (1, 1, 1)),
+    ]
+    one, alone = counted(recipes[:1], tmp_path / "one")
+    two, together = counted(recipes, tmp_path / "two")
+    assert two.usage["read"].bytes == one.usage["read"].bytes
+    assert together.calls["moments"] < 2 * alone.calls["moments"]
+    assert together.calls["mask_blocks"] > alone.calls["mask_blocks"]
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_that_overflows_stops_all_and_spoils_none(folder: Path, tmp_path: Path) -> None:
+    good = [write(folder, f"good{i}", RECIPES["cabs-odd"], (0, 1, 2), (w, 1, 1)) for i, w in enumerate((1, 0.5))]
+    bad = write(folder, "bad", RECIPES["cabs-odd"], (0, 1, 2), (1e30, 1, 1))
+    recipes = [good[0], bad, good[1]]
+    outs = [tmp_path / recipe.stem for recipe in recipes]
+    with pytest.raises(InputError, match=rf"^{outs[1]}: tensor .* beyond the range of F16") as raised:
+        run(recipes, outs)
+    assert "smaller weights" in str(raised.value.hint)
+    for out in outs:
+        assert not (out / "anabranch.manifest.json").exists()
+        assert not list(out.rglob("*.tmp"))
+    expected = [run([recipe], [tmp_path / f"alone-{recipe.stem}"])[0] for recipe in good]
+    assert run(good, [outs[0], outs[2]]) == expected
+
+
+def test_every_pair_of_methods_shares_a_reading(folder: Path, tmp_path: Path) -> None:
+    """Layouts follow from reference and output dtype alone, whatever the method."""
+    recipes = [write(folder, f"pair-{name}", content, (0, 1), (1, 1)) for name, content in RECIPES.items()]
+    plans = [open_inputs(load_recipe(recipe), folder).plan for recipe in recipes]
+    for a, b in itertools.combinations(plans, 2):
+        assert [shard.tasks for shard in a.shards] == [shard.tasks for shard in b.shards]
