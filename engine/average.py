@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .coefficients import NoDirection
+from .demands import needs_rows
 from .errors import InputError
-from .kernels import ROW, WINDOW_ROWS, Array, fold_rows, host
+from .kernels import ROW, WINDOW_ROWS, Array, fold_rows, host, on_device
 from .methods.stages import CombinationMerge
 from .results import check_overflow, out_bytes, write_merged
 from .scans import add_into
@@ -29,6 +30,8 @@ def normalizer(weights: Sequence[float], real: str) -> float:
 def combination_passes(state: TensorState, method: CombinationMerge, weights: Sequence[float]) -> list[Pass]:
     """What it takes to merge a tensor by coefficients: one look for the dot products if they matter, then the sum."""
     operands = Operands(state, method.of)
+    if needs_rows(state.task):
+        return [RowCombinationPass(state, method, operands, [weights[i] for i in operands.models])]
     combination = CombinationPass(state, method, operands)
 
     def solve(gram: NDArray[np.float64]) -> None:
@@ -42,6 +45,12 @@ def combination_passes(state: TensorState, method: CombinationMerge, weights: Se
         return [GramPass(state, operands, solve), combination]
     solve(np.zeros((0, 0)))
     return [combination]
+
+
+def beyond_fp64(state: TensorState) -> InputError:
+    """What to say when dot products of finite numbers are not finite; possible with F64 inputs only."""
+    text = f"tensor {state.task.name!r} has values so large that their squares are beyond fp64"
+    return InputError(text, "exclude the tensor")
 
 
 class Operands:
@@ -114,10 +123,7 @@ class GramPass:
         for (a, b), value in zip(self._pairs, total, strict=True):
             gram[a, b] = gram[b, a] = value
         if not np.isfinite(gram).all():
-            raise InputError(
-                f"tensor {self._state.task.name!r} has values so large that their squares are beyond fp64",
-                "exclude the tensor",
-            )
+            raise beyond_fp64(self._state)
         self._then(gram)
 
 
@@ -181,8 +187,7 @@ class CombinationPass:
             total, active = workspace.sum[:length], workspace.active[:length]
             total[:] = 0
             active[:] = 0
-            for position, values in self._operands.load(data, workspace, begin, end, nonfinite):
-                state.kernels.accumulate(total, values, None, 1.0, self.coefficients[position], active)
+            self._add(self._operands.load(data, workspace, begin, end, nonfinite), total, active)
             if self._operands.differences:
                 overflowed += write_merged(state, data, workspace, begin, end)
                 continue
@@ -195,6 +200,45 @@ class CombinationPass:
             add_into(self._nonfinite, nonfinite)
             state.targets[0].overflowed += overflowed
 
+    def _add(self, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
+        for position, values in operands:
+            self._state.kernels.accumulate(total, values, None, 1.0, self.coefficients[position], active)
+
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
+        check_overflow(self._state)
+
+
+class RowCombinationPass(CombinationPass):
+    """The same with coefficients of their own for each row, from dot products of rows: all in one look."""
+
+    def __init__(
+        self, state: TensorState, method: CombinationMerge, operands: Operands, weights: Sequence[float]
+    ) -> None:
+        super().__init__(state, method, operands)
+        self._solver = method.coefficients
+        self._weights = weights
+        self._beyond = False
+        """Whether a dot product of finite numbers was not finite."""
+
+    def _add(self, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
+        kernels, width, found = self._state.kernels, self._state.task.row_elements, dict(operands)
+        rows, k = len(total) // width, self._operands.count
+        gram, device = np.zeros((rows, k, k)), kernels.empty(rows, "f64")
+        for a, values in operands:
+            for b in range(a, k):
+                if b in found:
+                    kernels.row_dots(values, found[b], width, device)
+                    gram[:, a, b] = gram[:, b, a] = host(device)
+        wrong = ~np.isfinite(gram).all(axis=(1, 2))
+        if wrong.any():
+            gram[wrong], self._beyond = 0, True
+        solved = np.array([self._solver.solve(row, self._weights) for row in gram])
+        for position, values in operands:
+            kernels.accumulate_rows(total, values, on_device(kernels, solved[:, position]), width, active)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        if self._beyond:
+            raise beyond_fp64(self._state)
         check_overflow(self._state)

@@ -8,6 +8,7 @@ from .methods.stages import (
     Band,
     Blocks,
     CombinationMerge,
+    Fusion,
     ModelThreshold,
     RankedRandom,
     Selection,
@@ -42,11 +43,11 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
     """How often the inputs of a tensor are looked at; the last time its output is written."""
     if settings is None:
         return 1
-    if isinstance(settings.method, CombinationMerge):
-        return 2 if settings.method.coefficients.needs_gram else 1
-    if not isinstance(settings.method, TaskVectorMerge):
-        return 1
     levels = 4 if is_double else 2
+    if isinstance(settings.method, CombinationMerge):
+        return 2 if settings.method.coefficients.needs_gram and not settings.method.by_row else 1
+    if not isinstance(settings.method, TaskVectorMerge):
+        return 1 + levels if isinstance(settings.method, Fusion) else 1
     passes = 1
     local = [d for d in settings.densities if isinstance(d, TadropDensity) and d.mean is None]
     if any(d.statistic != "quantile" for d in local) or settings.method.rescale in ("l1", "l2"):
@@ -64,33 +65,42 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
 def histograms_per_model(settings: TensorSettings | None) -> int:
     """How many order statistics of one model's magnitudes are searched for in the same reading."""
     if settings is None or not isinstance(settings.method, TaskVectorMerge):
-        return 1
+        return 3 if settings is not None and isinstance(settings.method, Fusion) else 1
     quantiles = any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in settings.densities)
     return 2 if quantiles or isinstance(settings.method.selection, Band) else 1
 
 
 def grain(task: TensorTask) -> int:
     """Elements that must be seen together, counted from the tensor's first element."""
-    match selection_of(task.settings):
-        case Blocks(m=m):
-            return m
-        case RankedRandom():
-            return task.row_elements
-        case _:
-            return 1
+    selection = selection_of(task.settings)
+    if isinstance(selection, Blocks):
+        return selection.m
+    return task.row_elements if needs_rows(task) else 1
 
 
 def needs_rows(task: TensorTask) -> bool:
     """Whether rows of the last dimension are folded whole."""
-    return isinstance(selection_of(task.settings), RankedRandom)
+    method = task.settings.method if task.settings else None
+    if isinstance(method, CombinationMerge):
+        return method.by_row
+    return isinstance(method, Fusion) or isinstance(selection_of(task.settings), RankedRandom)
 
 
 def selection_bytes(task: TensorTask, elements: int) -> int:
     """What a selection needs beside the workspace to fold a tile of `elements` elements."""
     if not needs_rows(task):
         return 0
+    if selection_of(task.settings) is None:  # sums of one row, and numbers for every pair of operands of every row
+        pairs = (len(task.models) + 1) ** 2
+        return 8 * (3 * task.row_elements + (2 * pairs + 2) * (elements // task.row_elements + 1))
     real_bytes = 8 if task.is_double else 4
     return RANKED_ROW_BYTES + task.row_elements * (2 * 8 + real_bytes) + elements * 4
+
+
+def kept_bytes(task: TensorTask) -> int:
+    """What is held of a whole tensor between its passes, beside sums of rows."""
+    fused = task.settings is not None and isinstance(task.settings.method, Fusion)
+    return 8 * (task.numel // task.row_elements) if fused else 0
 
 
 def selection_of(settings: TensorSettings | None) -> Selection | None:

@@ -9,8 +9,9 @@ from itertools import combinations
 from . import density
 from .average import combination_passes
 from .copying import CopyPass
+from .fusion import fusion_passes
 from .manifest import ModelRow, TensorRow
-from .methods.stages import Band, CombinationMerge, NearSwap, TaskVectorMerge, Top, Variance
+from .methods.stages import Band, CombinationMerge, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
 from .scans import (
@@ -115,6 +116,8 @@ class TensorFold:
             return combination_passes(state, settings.method, settings.weights)
         if isinstance(settings.method, NearSwap):
             return [NearSwapPass(state, settings.method)]
+        if isinstance(settings.method, Fusion):
+            return fusion_passes(state)
         method = settings.method
         passes = [*self._density_passes(), *self._order_passes(method)]
         if method.rescale in ("l1", "l2"):
@@ -190,12 +193,13 @@ class TensorFold:
         if task.settings is None:
             return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=target.overflowed)
         densities = state.selector.densities if state.selector else [1.0] * len(task.models)
+        selects = isinstance(task.settings.method, TaskVectorMerge | Fusion)
         models: list[ModelRow | None] = [None] * len(task.models)
         for i in state.present:
             moments = state.moments[i]
             models[i] = ModelRow(
                 density=densities[i],
-                kept=state.tally.kept[i] if state.selector else task.numel,
+                kept=state.tally.kept[i] if selects else task.numel,
                 l1=None if moments is None else _writable(float(moments[0])),
                 l2=None if moments is None else _writable(math.sqrt(float(moments[1]))),
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .demands import grain, histograms_per_model, needs_rows, passes_over, selection_bytes
+from .demands import grain, histograms_per_model, kept_bytes, needs_rows, passes_over, selection_bytes
 from .errors import ResourceError
 from .group import Group, make_group
 from .plan import Plan
@@ -194,11 +194,12 @@ class _Costs:
 def _costs(group: Group, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
     models = max(plan.most_models for plan in group.plans)
-    workspace, least_slab, several, largest = 0, 0, False, 0
+    workspace, least_slab, several, largest, kept = 0, 0, False, 0, 0
     long_row = None
     seen: set[tuple[tuple[int, bool, int, int], ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
         largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
+        kept = max(kept, sum(map(kept_bytes, tasks)))
         key = tuple((id(task.settings), task.is_double, task.widest_bytes, grain(task)) for task in tasks)
         if key in seen:
             continue
@@ -217,7 +218,7 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
         several = several or passes > 1
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
     workspace *= 2 if doubles else 1
-    rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans)
+    rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans) + 2 * kept
     per_window = group.most_reads + len(group.plans)
     return _Costs(workspace, rows, per_window, least_slab, several, _derived_costs(group), long_row)
 

@@ -38,9 +38,7 @@ UNSUPPORTED_KEYS: Mapping[str, str] = {
 """Keys of mergekit's schema that would change the result and are not implemented."""
 
 UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
-    ("nuslerp_flatten", False, "tensors are interpolated as a whole"),
-    ("nuslerp_row_wise", True, "tensors are interpolated as a whole"),
-    ("filter_wise", True, "there is one coefficient per tensor"),
+    ("nuslerp_row_wise", True, "with nuslerp_flatten: false, vectors are the rows of the last dimension"),
 )
 """Values of mergekit's parameters that would change the result and are not implemented."""
 

@@ -157,10 +157,10 @@ METHODS: Mapping[str, MethodSchema] = {
     "karcher": MethodSchema({"max_iter": 10, "tol": 1e-5}, "listed", differences=False),
     "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
     "nearswap": MethodSchema({"t": REQUIRED}, most=1),
+    "arcee_fusion": MethodSchema({}, differences=False, most=1),
 }
 
 LATER_METHODS = (
-    "arcee_fusion",
     "ram",
     "ramplus_tl",
 )

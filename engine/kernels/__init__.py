@@ -73,6 +73,25 @@ class Kernels(Protocol):
         mean = (sum of the values, in the order of the vectors) / k; out = (sum of (value - mean)^2, likewise) / k.
         """
 
+    def row_dots(self, a: Array, b: Array, width: int, out: Array) -> None:
+        """Sums of a * b (fp64) of each row of `width` elements, in the order of a whole tensor; out is f64 [rows].
+
+        a and b hold whole rows.
+        """
+
+    def row_divergence(self, w: Array, base: Array, width: int, out: Array) -> None:
+        """sum p log(p / q) (fp64) of each row of `width` elements, at least 0; out is f64 [rows].
+
+        p and q are exp(x - max x) / sum + 1e-8 of the rows of w and base: the Kullback-Leibler divergence of their
+        softmax. exp and log are made of IEEE operations, so the result is the same everywhere.
+        """
+
+    def scale_rows(self, t: Array, factors: Array, width: int, out: Array) -> None:
+        """out = |t| * factor of its row; factors is f64 [rows], rounded to real first."""
+
+    def accumulate_rows(self, acc: Array, t: Array, factors: Array, width: int, active: Array) -> None:
+        """Where t != 0: acc += t * factor of its row, active = 1; factors is f64 [rows], rounded to real first."""
+
     def histogram(
         self, t: Array, claims: Array | None, level: int, shift: int, bits: int, prefix: int, counts: Array
     ) -> None:
@@ -230,6 +249,13 @@ class Kernels(Protocol):
 def host(array: Array) -> npt.NDArray[Any]:
     """An array in host memory as numpy sees it: the same memory on the CPU, a copy from a device."""
     return np.asarray(array if isinstance(array, np.ndarray) else array.cpu())
+
+
+def on_device(kernels: Kernels, values: npt.NDArray[np.float64]) -> Array:
+    """f64 numbers in host memory as an array that the kernels take; a copy."""
+    device = kernels.empty(len(values), "f64")
+    kernels.decode(kernels.load(np.ascontiguousarray(values).view(np.uint8)), "F64", device)
+    return device
 
 
 def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import LEAST_CHANGE, ROW, Kind, cpu_blocks, cpu_codec, cpu_cuts, cpu_sources, cpu_sums, philox
+from . import (
+    LEAST_CHANGE,
+    ROW,
+    WINDOW_ROWS,
+    Kind,
+    cpu_blocks,
+    cpu_codec,
+    cpu_cuts,
+    cpu_rows,
+    cpu_sources,
+    cpu_sums,
+    philox,
+)
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
+from .rowwise import POWERS
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
 NOTHING = np.empty(0, np.uint8)
@@ -78,6 +91,22 @@ class CpuKernels:
         for vector in vectors:
             cpu_sums.add_square_of_difference(out, vector, mean)
         cpu_sums.divide_by(out, count)
+
+    def row_dots(self, a: Numbers, b: Numbers, width: int, out: Numbers) -> None:
+        assert a.size == b.size == out.size * width
+        cpu_rows.row_dots(a, b, out, np.empty(width), np.empty(WINDOW_ROWS))
+
+    def row_divergence(self, w: Numbers, base: Numbers, width: int, out: Numbers) -> None:
+        assert w.size == base.size == out.size * width
+        cpu_rows.row_divergence(w, base, out, POWERS, np.empty((3, width)), np.empty(WINDOW_ROWS))
+
+    def scale_rows(self, t: Numbers, factors: Numbers, width: int, out: Numbers) -> None:
+        assert t.size == out.size == factors.size * width
+        cpu_rows.scale_rows(t, factors, width, out)
+
+    def accumulate_rows(self, acc: Numbers, t: Numbers, factors: Numbers, width: int, active: Numbers) -> None:
+        assert t.size == acc.size == factors.size * width
+        cpu_rows.accumulate_rows(acc, t, factors, width, active)
 
     def histogram(
         self, t: Numbers, claims: Numbers | None, level: int, shift: int, bits: int, prefix: int, counts: Numbers

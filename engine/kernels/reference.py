@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import LEAST_CHANGE, ROW, Kind
+from . import LEAST_CHANGE, ROW, Kind, torch_rows
 
 KINDS = {
     "f32": torch.float32,
@@ -160,7 +160,7 @@ class TorchKernels:
         x = self._rows(t)
         square = x * x
         for column, term in enumerate((x.abs(), square, square * square)):
-            rows[:, column] = self._fold(term)
+            rows[:, column] = torch_rows.fold(term)
 
     def _rows(self, t: Tensor) -> Tensor:
         """float64 [rows, 4096], padded with +0.0."""
@@ -168,17 +168,27 @@ class TorchKernels:
         x[: t.numel()] = t
         return x.view(-1, ROW)
 
-    def _fold(self, term: Tensor) -> Tensor:
-        """Sums of rows of 4096."""
-        half = ROW // 2
-        while half:
-            term = term[:, :half] + term[:, half : 2 * half]
-            half //= 2
-        return term[:, 0]
-
     def dots(self, a: Tensor, b: Tensor, rows: Tensor) -> None:
         """Multiply, then halve twelve times."""
-        rows.copy_(self._fold(self._rows(a) * self._rows(b)))
+        rows.copy_(torch_rows.fold(self._rows(a) * self._rows(b)))
+
+    def row_dots(self, a: Tensor, b: Tensor, width: int, out: Tensor) -> None:
+        """Multiply, then add up each row."""
+        out.copy_(torch_rows.ordered_sums((a.double() * b.double()).view(-1, width)))
+
+    def row_divergence(self, w: Tensor, base: Tensor, width: int, out: Tensor) -> None:
+        """Two matrices of probabilities."""
+        out.copy_(torch_rows.divergence(w.view(-1, width), base.view(-1, width)))
+
+    def scale_rows(self, t: Tensor, factors: Tensor, width: int, out: Tensor) -> None:
+        """One factor per row."""
+        out.copy_((t.abs().view(-1, width) * factors.to(t.dtype)[:, None]).view(-1))
+
+    def accumulate_rows(self, acc: Tensor, t: Tensor, factors: Tensor, width: int, active: Tensor) -> None:
+        """One factor per row; zeros stay out."""
+        x = (t.view(-1, width) * factors.to(t.dtype)[:, None]).view(-1)
+        acc.copy_(torch.where(t != 0, acc + x, acc))
+        active |= t != 0
 
     def variance(self, vectors: Sequence[Tensor], mean: Tensor, out: Tensor) -> None:
         """Two sums, one model after the other."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .averages import linear, passthrough, task_arithmetic
 from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
-from .pairs import nearswap
+from .pairs import arcee_fusion, nearswap
 from .random import dare_linear, dare_ties, della, della_linear
 from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
@@ -32,6 +32,7 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "karcher": karcher,
     "model_stock": model_stock,
     "nearswap": nearswap,
+    "arcee_fusion": arcee_fusion,
 }
 """Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
 has a base apart from the models. The others are per model."""

@@ -11,9 +11,9 @@ def slerp(*, t: float) -> CombinationMerge:
     return CombinationMerge(Slerp(t), "base")
 
 
-def nuslerp(*, has_base: bool) -> CombinationMerge:
+def nuslerp(*, has_base: bool, nuslerp_flatten: bool) -> CombinationMerge:
     """From the first model to the second by their weights; with a base, between the differences to it."""
-    return CombinationMerge(NuSlerp(), "differences" if has_base else "models")
+    return CombinationMerge(NuSlerp(), "differences" if has_base else "models", by_row=not nuslerp_flatten)
 
 
 def multislerp(*, has_base: bool, normalize_weights: bool, eps: float) -> CombinationMerge:
@@ -26,6 +26,6 @@ def karcher(*, max_iter: int, tol: float) -> CombinationMerge:
     return CombinationMerge(Karcher(max_iter, tol))
 
 
-def model_stock() -> CombinationMerge:
+def model_stock(*, filter_wise: bool) -> CombinationMerge:
     """Between the base and the mean of the models, closer to the mean the more they agree (arXiv 2403.19522)."""
-    return CombinationMerge(ModelStock(), "differences")
+    return CombinationMerge(ModelStock(), "differences", by_row=filter_wise)

@@ -106,6 +106,8 @@ class CombinationMerge:
     """Divide by the sum of the coefficients."""
     copies: bool = False
     """A single model with coefficient 1 is copied instead of merged."""
+    by_row: bool = False
+    """Every row of the last dimension has its own coefficients."""
 
     @property
     def reads_base(self) -> bool:
@@ -122,4 +124,11 @@ class NearSwap:
     reads_base: ClassVar[bool] = True
 
 
-Method = TaskVectorMerge | CombinationMerge | NearSwap
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """The base plus those changes of one model whose importance stands out."""
+
+    reads_base: ClassVar[bool] = True
+
+
+Method = TaskVectorMerge | CombinationMerge | NearSwap | Fusion

@@ -157,6 +157,12 @@ SPHERE_CASES = {
     "karcher_far": ({"merge_method": "karcher"}, None, ["d0", "d1", "d2"], None),
     "multislerp": ({"merge_method": "multislerp"}, "base", ["m0", "m1", "m2"], (0.5, 0.3, 0.2)),
     "model_stock": ({"merge_method": "model_stock"}, "base", ["m0", "m1", "m2"], None),
+    "model_stock_filter": (
+        {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
+        "base",
+        ["m0", "m1", "m2"],
+        None,
+    ),
 }
 
 

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 
+from anabranch.engine.kernels.torch_rows import divergence
+
 from .coefficient_oracle import SPHERES, NoDirection
 
 SAFETENSORS_TYPES = {
@@ -42,6 +44,7 @@ DEFAULTS = {
     "karcher": {"max_iter": 10, "tol": 1e-5},
     "model_stock": {},
     "nearswap": {},
+    "arcee_fusion": {},
 }
 BY_SIGN = ("sce", "ties", "dare_ties", "della", "breadcrumbs_ties")
 
@@ -101,7 +104,8 @@ class _Merge:
             on_base = self.method == "model_stock" or (self.has_base and self.method in ("nuslerp", "multislerp"))
             flat = self._from_differences(name) if on_base else self._from_models(name)
         else:
-            by_method = {"linear": self._linear, "passthrough": self._passthrough, "nearswap": self._nearswap}
+            by_method = {"linear": self._linear, "passthrough": self._passthrough}
+            by_method |= {"nearswap": self._nearswap, "arcee_fusion": self._arcee_fusion}
             flat = by_method.get(self.method, self._task_vectors)(name)
         return flat.reshape(reference.shape)
 
@@ -211,6 +215,21 @@ class _Merge:
         change = share * t
         return self._onto_base(name, base, change, change != 0)
 
+    def _arcee_fusion(self, name):
+        """The divergence's own bits come from the kernels, whose values are held to numpy's in test_kernels_equal."""
+        base, (t,) = self.deltas(name)
+        real, width = base.dtype.type, self.width(name)
+        rows = [torch.from_numpy(x).view(-1, width) for x in (self.values(self.models[0][name], real), base)]
+        importance = np.abs(t) * np.repeat(divergence(*rows).numpy().astype(real), width)
+        ascending = np.sort(importance).astype(np.float64)
+        lower, median, upper = (ascending[math.floor(q * (t.size - 1))] for q in (0.25, 0.5, 0.75))
+        taken = importance >= real(median + 1.5 * (upper - lower))
+        return self._onto_base(name, base, t, taken & (t != 0))
+
+    def width(self, name):
+        shape = self.reference[name].shape
+        return shape[-1] if shape else 1
+
     def _from_models(self, name):
         """Coefficients times the tensors themselves; slerp's first tensor is the base."""
         real = self.real(name)
@@ -221,8 +240,8 @@ class _Merge:
         if not all(np.isfinite(values).all() for values in flat):
             raise NotFinite(name)
         total = np.zeros(flat[0].size, real)
-        for values, c in zip(flat, self._coefficients(flat, [self.weights[i] for i in present]), strict=True):
-            total = total + values * real(c)
+        for values, c in zip(flat, self._coefficients(name, flat, [self.weights[i] for i in present]), strict=True):
+            total = np.where(values != 0, total + values * c.astype(real), total)
         return self._rounded(total, name)
 
     def _from_differences(self, name):
@@ -230,16 +249,22 @@ class _Merge:
         base, deltas = self.deltas(name)
         real = base.dtype.type
         total, moved = np.zeros(base.size, real), np.zeros(base.size, bool)
-        for t, c in zip(deltas, self._coefficients(deltas, self.weights), strict=True):
-            total = np.where(t != 0, total + t * real(c), total)
+        for t, c in zip(deltas, self._coefficients(name, deltas, self.weights), strict=True):
+            total = np.where(t != 0, total + t * c.astype(real), total)
             moved |= t != 0
         return self._onto_base(name, base, total, moved)
 
-    def _coefficients(self, flat, weights):
-        gram = np.array([[ordered_dot(a, b) for b in flat] for a in flat])
+    def _coefficients(self, name, flat, weights):
+        """For every tensor, the coefficient of each of its elements."""
         if len(flat) == 1:
-            return [1.0]
-        return SPHERES[self.method](gram, weights, self.p)
+            return [np.ones(flat[0].size)]
+        by_row = self.p.get("filter_wise") or not self.p.get("nuslerp_flatten", True)
+        rows = [values.reshape(-1, self.width(name) if by_row else values.size) for values in flat]
+        found = np.empty((len(flat), *rows[0].shape))
+        for row in range(len(rows[0])):
+            gram = np.array([[ordered_dot(a[row], b[row]) for b in rows] for a in rows])
+            found[:, row] = np.array(SPHERES[self.method](gram, weights, self.p))[:, None]
+        return found.reshape(len(flat), -1)
 
     def _task_vectors(self, name):
         base, deltas = self.deltas(name)

@@ -29,6 +29,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "linear": {"merge_method": "linear"},
     "karcher": {"merge_method": "karcher"},
     "model_stock": {"merge_method": "model_stock"},
+    "model_stock-rows": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
+    "arcee_fusion": {"merge_method": "arcee_fusion"},
     "magnitude": {"merge_method": "magnitude", "parameters": {"density": 0.3, "rescale": True, "rescale_norm": "l1"}},
     "sequential": {"merge_method": "magnitude", "parameters": {"density": 0.6, "conflict": "sequential"}},
     "ties": {"merge_method": "ties", "parameters": {"density": QUANTILE}},
@@ -52,7 +54,7 @@ def recipe(folder: Path, name: str) -> Path:
         return path
     models = [{"model": str(folder / f"model{i}"), "parameters": {"weight": w}} for i, w in enumerate((1.0, 0.6))]
     if "weight" not in METHODS[RECIPES[name]["merge_method"]].defaults:
-        models = [{"model": str(folder / f"model{i}")} for i in range(2)]
+        models = [{"model": str(folder / f"model{i}")} for i in range(METHODS[RECIPES[name]["merge_method"]].most or 2)]
     base = {} if name in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(path, RECIPES[name] | base | {"models": models, "output": {"shard_size": "300KB"}})
 

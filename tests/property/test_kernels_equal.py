@@ -96,6 +96,42 @@ def test_moments(t):
         assert_same(lambda k, t, rows: k.moments(t, rows), t, np.empty((-(-t.size // 4096), 3)))
 
 
+WIDTHS = st.sampled_from([1, 2, 3, 24, 100, 700, 4096, 4097, 9000])
+
+
+@examples(60)
+@given(width=WIDTHS, rows=st.integers(1, 4), seed=seeds, real=st.sampled_from(["f32", "f64"]), data=st.data())
+def test_rows(width, rows, seed, real, data):
+    rng = np.random.default_rng(seed)
+    scale = data.draw(st.sampled_from([0.02, 1.0, 300.0]))
+    a, b = (scale * rng.standard_normal(rows * width) for _ in range(2))
+    b = np.where(rng.random(rows * width) < 0.5, a, b)
+    a, b = a.astype(REALS[real]), b.astype(REALS[real])
+    out = np.empty(rows)
+    assert_same(lambda k, a, b, o: k.row_dots(a, b, width, o), a, b, out)
+    found = assert_same(lambda k, a, b, o: k.row_divergence(a, b, width, o), a, b, out)[-1]
+    np.testing.assert_allclose(found, divergences(a.reshape(rows, -1), b.reshape(rows, -1)), rtol=1e-9, atol=1e-14)
+    assert_same(lambda k, t, f, o: k.scale_rows(t, f, width, o), a - b, found, np.empty_like(a))
+    active = np.zeros(a.size, np.uint8)
+    assert_same(lambda k, t, f, acc, on: k.accumulate_rows(acc, t, f, width, on), a - b, found, b, active)
+
+
+def divergences(w, base):
+    """The divergence of softmax rows by way of the library's functions."""
+    with np.errstate(under="ignore"):
+        p, q = (np.exp(x - x.max(axis=1, keepdims=True)) for x in (w.astype(np.float64), base.astype(np.float64)))
+    p, q = p / p.sum(axis=1, keepdims=True) + 1e-8, q / q.sum(axis=1, keepdims=True) + 1e-8
+    return (p * np.log(p / q)).sum(axis=1)
+
+
+@pytest.mark.parametrize("width", [(1 << 20) + 4097])
+def test_rows_longer_than_a_window(width):
+    rng = np.random.default_rng(4)
+    a, b = (rng.standard_normal(2 * width).astype(np.float32) for _ in range(2))
+    assert_same(lambda k, a, b, o: k.row_dots(a, b, width, o), a, b, np.empty(2))
+    assert_same(lambda k, a, b, o: k.row_divergence(a, b, width, o), a, b, np.empty(2))
+
+
 @examples(60)
 @given(t=tiles(), bound=st.sampled_from([0.0, 1e-7, 1e-6, 0.003, 0.1, 2.0, -1.0, 1e30]))
 def test_shorten(t, bound):

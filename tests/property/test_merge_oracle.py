@@ -96,11 +96,12 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", "sce", *NO_BASE, *SPHERES, "nearswap") else ("density",)
+    return () if recipe["merge_method"] in ("task_arithmetic", "sce", *NO_BASE, *SPHERES, *PAIRS) else ("density",)
 
 
 NO_BASE = ("linear", "passthrough", "karcher")
 SPHERES = tuple(merge_oracle.SPHERES)
+PAIRS = ("nearswap", "arcee_fusion")
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -196,6 +197,10 @@ SPHERE_OPTIONS = {
     "slerp": st.fixed_dictionaries({"t": T}),
     "multislerp": st.fixed_dictionaries({"normalize_weights": st.booleans(), "eps": st.sampled_from([1e-8, 0.01])}),
     "karcher": st.fixed_dictionaries({"max_iter": st.sampled_from([0, 1, 10]), "tol": st.sampled_from([1e-5, 0.1])}),
+}
+SPHERE_OPTIONS |= {
+    "nuslerp": st.sampled_from([{}, {"nuslerp_flatten": False}]),
+    "model_stock": st.sampled_from([{}, {"filter_wise": True}]),
 }
 SPHERE_MODELS = {"slerp": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 4)}
 
@@ -294,11 +299,12 @@ def odd_inputs(draw, models):
     )
 
 
+@pytest.mark.parametrize("method", PAIRS)
 @given(data=st.data())
 @merges(25)
-def test_nearswap_equals_the_oracle(data):
+def test_pairs_equal_the_oracle(method, data):
     base, models = data.draw(inputs(1)).make()
-    recipe = {"merge_method": "nearswap", "parameters": {"t": data.draw(NEAR)}}
+    recipe = {"merge_method": method, "parameters": {"t": data.draw(NEAR)} if method == "nearswap" else {}}
     out_dtype = data.draw(st.sampled_from(OUT_DTYPES))
     if out_dtype:
         recipe |= {"out_dtype": out_dtype, "overflow": data.draw(st.sampled_from(["error", "saturate"]))}
@@ -366,6 +372,7 @@ CASES = {
     "linear": ({}, (1.0, 1.0)),
     "slerp": ({"t": 0.3}, (1.0,)),
     "nearswap": ({"t": 0.02}, (1.0,)),
+    "arcee_fusion": ({}, (1.0,)),
     "nuslerp": ({}, (1.0, 1.0)),
     "multislerp": ({}, (1.0, 1.0, 1.0)),
     "karcher": ({}, (1.0, 1.0, 1.0)),
@@ -396,11 +403,8 @@ def test_many_windows_equal_the_oracle(case, kind):
     dtype = torch.bfloat16 if kind is coarse else torch.float32
     base, models = kind(np.random.default_rng(7), dtype, len(densities))
     recipe = {"merge_method": case.split("-")[0], "parameters": parameters, "seed": 5}
-    weights = (
-        None
-        if recipe["merge_method"] in ("slerp", "karcher", "model_stock", "nearswap")
-        else (1.0, 0.7, -0.4)[: len(models)]
-    )
+    weighted = recipe["merge_method"] not in ("slerp", "karcher", "model_stock", *PAIRS)
+    weights = (1.0, 0.7, -0.4)[: len(models)] if weighted else None
     with SMALLEST_WINDOWS:
         check(base, models, recipe, weights, densities, threads=3)
 
@@ -411,3 +415,12 @@ def test_rows_over_many_windows_equal_the_oracle(shape):
     recipe = {"merge_method": "della", "parameters": {"epsilon": 0.2}, "seed": 3}
     with SMALLEST_WINDOWS:
         check(base, models, recipe, (1.0, 0.5), (0.5, LOCAL), threads=3)
+
+
+@pytest.mark.parametrize("shape", [(700, 1537), (96, 4096), (3, 131_073)])
+@pytest.mark.parametrize("method", ["arcee_fusion", "model_stock", "nuslerp"])
+def test_rows_merged_alone_over_many_windows_equal_the_oracle(method, shape):
+    base, models = coarse(np.random.default_rng(9), torch.bfloat16, 1 if method == "arcee_fusion" else 2, shape)
+    parameters = {"model_stock": {"filter_wise": True}, "nuslerp": {"nuslerp_flatten": False}}.get(method, {})
+    with SMALLEST_WINDOWS:
+        check(base, models, {"merge_method": method, "parameters": parameters}, None, None, threads=3)

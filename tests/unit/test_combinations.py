@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -108,6 +109,55 @@ def test_nearswap_by_nothing_keeps_the_base_s_bits(tmp_path: Path) -> None:
     recipe = {"merge_method": "nearswap", "parameters": {"t": 0}}
     found = merge_tensors(tmp_path, base, [{"w": torch.tensor([1.0, 2.0, 3.0])}], recipe)
     assert torch.equal(found["w"].view(torch.int32), base["w"].view(torch.int32))
+
+
+# -- arcee_fusion ----------------------------------------------------------------------------------------------------
+
+
+def test_arcee_fusion_takes_the_changes_that_stand_out(tmp_path: Path) -> None:
+    # One row: the divergence is one factor, so importance is |t|: 0, 0, 1, 1, 1, 2, 4, 9. Ranks 1, 3 and 5 of 0 to 7
+    # give the quartiles 0, 1 and 2; the threshold is 1 + 1.5 * 2 = 4.
+    base = torch.zeros(8)
+    change = torch.tensor([1.0, -1.0, 0.0, 9.0, 2.0, 0.0, -4.0, 1.0])
+    found = merge_tensors(tmp_path, {"w": base}, [{"w": change}], {"merge_method": "arcee_fusion"})
+    assert found["w"].tolist() == [0, 0, 0, 9, 0, 0, -4, 0]
+
+
+def test_arcee_fusion_weighs_rows_by_their_divergence(tmp_path: Path) -> None:
+    # Adding one number to a whole row does not change its softmax: however large, it has no importance. The other rows
+    # diverge by 0.730 and 0.372 from equal shares. Importance ascending: four zeros, 0.19, 0.37 three times, 0.73
+    # twice, 0.74, 2.19; ranks 2, 5 and 8 give the threshold 0.37 + 1.5 * 0.73 = 1.46.
+    base = torch.zeros(3, 4)
+    model = torch.tensor([[100.0, 100.0, 100.0, 100.0], [3.0, 1.0, -1.0, 0.5], [2.0, 1.0, -1.0, 0.5]])
+    found = merge_tensors(tmp_path, {"w": base}, [{"w": model}], {"merge_method": "arcee_fusion"})["w"]
+    report = pyarrow.parquet.read_table(tmp_path / "out" / "anabranch.tensors.parquet").to_pylist()
+    assert found.tolist() == [[0, 0, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0]]
+    assert [row["kept"] for row in report] == [1]
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_model_stock_by_rows(tmp_path: Path) -> None:
+    base = {"w": torch.ones(2, 2)}
+    models = [{"w": torch.tensor([[3.0, 1.0], [3.0, 1.0]])}, {"w": torch.tensor([[5.0, 1.0], [1.0, 5.0]])}]
+    recipe = {"merge_method": "model_stock", "parameters": {"filter_wise": True}}
+    assert merge_tensors(tmp_path, base, models, recipe)["w"].tolist() == [[4.0, 1.0], [1.0, 1.0]]
+
+
+def test_nuslerp_by_rows(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([[2.0, 0.0], [2.0, 0.0]])}, {"w": torch.tensor([[0.0, 4.0], [4.0, 0.0]])}]
+    recipe = {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False}}
+    found = merge_tensors(tmp_path, None, models, recipe)["w"].flatten().tolist()
+    assert found == pytest.approx([2 * SINE, 4 * SINE, 3.0, 0.0])
+
+
+@pytest.mark.parametrize("parameters", [{}, {"filter_wise": True}])
+def test_dot_products_of_differences_beyond_fp64_are_an_error(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    models = [{"w": torch.tensor([[1e200, 1.0]] * 2, dtype=torch.float64)}] * 2
+    recipe = {"merge_method": "model_stock", "parameters": parameters}
+    with pytest.raises(InputError, match="beyond fp64"):
+        merge_tensors(tmp_path, {"w": torch.zeros(2, 2, dtype=torch.float64)}, models, recipe)
 
 
 # -- what recipes may say --------------------------------------------------------------------------------------------

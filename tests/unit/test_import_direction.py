@@ -59,6 +59,7 @@ LAYERS = {
     "engine.copying": 8,
     "engine.average": 8,
     "engine.nearswap": 8,
+    "engine.fusion": 8,
     "engine.task_sum": 8,
     "engine.survey": 9,
     "engine.fold": 9,
@@ -112,7 +113,7 @@ INPUT_OUTPUT = {
 INPUT_OUTPUT |= {"asyncio", "fsspec", "multiprocessing", "s3fs", "threading"}
 
 HEAVY = {"accelerate", "sklearn", "torch", "transformers"}
-MAY_BE_HEAVY = {"engine.kernels.reference", "cluster.demo_models"}
+MAY_BE_HEAVY = {"engine.kernels.reference", "engine.kernels.torch_rows", "cluster.demo_models"}
 
 
 @dataclass(frozen=True)

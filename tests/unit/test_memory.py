@@ -44,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(folder: Path, base: str = "base", **parameters: Any) -> Plan:
-    method = parameters.pop("method", "cabs")
+    method, models = parameters.pop("method", "cabs"), parameters.pop("models", 2)
     recipe = {
         "merge_method": method,
         "base_model": str(folder / base),
-        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "models": [{"model": str(folder / f"model{i}")} for i in range(models)],
         "parameters": parameters,
     }
     path = write_recipe(folder / "recipe.yml", recipe)
@@ -200,11 +200,15 @@ def empty_vector(folder: Path, name: str, elements: int) -> None:
         file.truncate(8 + len(header) + 2 * elements)
 
 
-def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("della", {"density": 0.5}), ("model_stock", {"filter_wise": True}), ("arcee_fusion", {})],
+)
+def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, method: str, parameters: dict[str, Any]) -> None:
     for name in ("base", "model0", "model1"):
         empty_vector(tmp_path, name, 40_000_000)
     assert plan_memory(plan_of(tmp_path, density=0.5), 512 * MIB, 1).threads == 1
-    plan = plan_of(tmp_path, method="della", density=0.5)
+    plan = plan_of(tmp_path, method=method, models=1 if method == "arcee_fusion" else 2, **parameters)
     with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
         plan_memory(plan, 1024 * MIB, 2)
     assert "'long' has rows of 40000000 elements" in refused.value.hint

@@ -1,0 +1,91 @@
+"""Rows of a matrix as torch operations: what `cpu_rows` does, on whole tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ROW, WINDOW_ROWS
+from .rowwise import (
+    EPSILON,
+    EXP_SERIES,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    LOG_SERIES,
+    LOG_SHIFT,
+    LOWEST,
+    POWERS,
+    TO_WHOLE,
+    WINDOW,
+)
+
+
+def fold(term: Tensor) -> Tensor:
+    """Sums over the last dimension, a power of two, in halves."""
+    half = term.shape[-1] // 2
+    while half:
+        term = term[..., :half] + term[..., half : 2 * half]
+        half //= 2
+    return term[..., 0]
+
+
+def ordered_sums(terms: Tensor) -> Tensor:
+    """float64 [rows, width] -> [rows]: each row in the order of a whole tensor."""
+    rows, width = terms.shape
+    total = torch.zeros(rows, dtype=torch.float64, device=terms.device)
+    for start in range(0, width, WINDOW):
+        part = terms[:, start : start + WINDOW]
+        padded = torch.zeros(rows, -(-part.shape[1] // ROW) * ROW, dtype=torch.float64, device=terms.device)
+        padded[:, : part.shape[1]] = part
+        chunks = torch.zeros(rows, WINDOW_ROWS, dtype=torch.float64, device=terms.device)
+        chunks[:, : padded.shape[1] // ROW] = fold(padded.view(rows, -1, ROW))
+        total = total + fold(chunks)
+    return total
+
+
+def _powers(like: Tensor) -> Tensor:
+    return torch.from_numpy(POWERS).to(like.device)
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp x for x <= 0; 0 below LOWEST and for NaN."""
+    low = ~(x > LOWEST)
+    inside = x.masked_fill(low, LOWEST)
+    whole = (inside * LOG2_E + TO_WHOLE) - TO_WHOLE
+    rest = (inside - whole * LN2_HIGH) - whole * LN2_LOW
+    value = torch.zeros_like(rest)
+    for c in EXP_SERIES:
+        value = value * rest + c
+    return (value * _powers(x)[(-whole).long()]).masked_fill(low, 0.0)
+
+
+def log(x: Tensor) -> Tensor:
+    """log x for x between 2^-LOG_SHIFT and 2^LOG_SHIFT."""
+    mantissa, exponent = x * 2.0**LOG_SHIFT, torch.full_like(x, -float(LOG_SHIFT))
+    step = 32
+    while step:
+        scaled = mantissa * 2.0**-step
+        large = scaled >= 1.0
+        mantissa, exponent = torch.where(large, scaled, mantissa), torch.where(large, exponent + step, exponent)
+        step >>= 1
+    large = mantissa > 1.4142135623730951
+    mantissa, exponent = torch.where(large, mantissa * 0.5, mantissa), torch.where(large, exponent + 1.0, exponent)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    square, value = s * s, torch.zeros_like(s)
+    for c in LOG_SERIES:
+        value = value * square + c
+    return exponent * LN2_HIGH + (2.0 * (s * value) + exponent * LN2_LOW)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """float64 [rows, width]: exp(x - max x) / sum + EPSILON of each row."""
+    x = x.double()
+    values = exp(x - x.amax(dim=1, keepdim=True))
+    return values / ordered_sums(values)[:, None] + EPSILON
+
+
+def divergence(w: Tensor, base: Tensor) -> Tensor:
+    """[rows]: sum p log(p / q), not below 0."""
+    p, q = softmax(w), softmax(base)
+    return ordered_sums(p * log(p / q)).clamp(min=0.0)
