@@ -84,6 +84,8 @@ class Checkpoint:
     input."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it is read."""
+    ties: bool | None = None
+    """Whether config.json says that the output head is the input embedding; None: it says nothing."""
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """What identifies the input bytes, one entry per file, ready for canonical JSON."""
@@ -152,12 +154,15 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     if not tensors:
         raise InputError(f"{store.url}: the checkpoint has no tensors")
     weights = {name for name in names if _is_weight_file(name)}
+    ignored = tuple(sorted(weights - set(selection.files) - {selection.index_file}))
+    unread = [name for name in ignored if name.endswith(".safetensors")]
     return Checkpoint(
         url=store.url,
         files=tuple(file for file, _ in opened),
         tensors=tensors,
         side_files=side_file_names(store, names),
-        ignored_files=tuple(sorted(weights - set(selection.files) - {selection.index_file})),
+        ignored_files=ignored,
+        notes=(f"{store.url}: not part of the checkpoint and not read: {some_names(unread)}",) if unread else (),
     )
 
 

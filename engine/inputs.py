@@ -16,6 +16,7 @@ from .plan import Plan, make_plan
 from .recipe_schema import Recipe
 from .settings import METHODS
 from .storage import FileInfo, Store, open_store
+from .ties import with_the_names_of
 from .tokenizer_output import VocabularyFiles
 from .tokenizer_plan import Folders, Source, plan_tokenizer, tokenizer_url
 
@@ -134,7 +135,10 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
-    sources = [Source(url, found[url][1], found[url][0]) for url in (reference, *models)]
+    sources = [
+        Source(url, found[url][1], with_the_names_of(found[reference][0], found[url][0]))
+        for url in (reference, *models)
+    ]
     writer = tokenizer_url(keys, urls, reference)
     writing = found[writer][1] if writer in found else open_store(writer.base)  # a tokenizer without weights will do
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .adapter import with_adapter
 from .checkpoint import Checkpoint, open_checkpoint
@@ -11,6 +13,8 @@ from .model_url import ModelUrl
 from .quantised import with_block_scales
 from .storage import Store, open_store
 from .storage.joined import JoinedStore
+
+CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
             continue
         store = opened.folder(url.base)
         if url.base not in opened.bases:
-            opened.bases[url.base] = with_block_scales(open_checkpoint(url.base, store), store)
+            opened.bases[url.base] = _open_base(url.base, store)
         base = opened.bases[url.base]
         if url.adapter is None:
             opened.models[url] = base, store
@@ -57,3 +61,23 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
             checkpoint = with_adapter(base, adapter)
             opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, [adapter])
     return {url: opened.models[url] for url in urls}
+
+
+def _open_base(url: str, store: Store) -> Checkpoint:
+    checkpoint = open_checkpoint(url, store)
+    config = _read_config(checkpoint, store)
+    texts = [config, config.get("text_config")]
+    said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
+    ties = said[0] if said and isinstance(said[0], bool) else None
+    return with_block_scales(replace(checkpoint, ties=ties), config)
+
+
+def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
+    """config.json; {} where there is none, or one that nobody could use."""
+    if CONFIG_FILE not in checkpoint.side_files:
+        return {}
+    try:
+        config = json.loads(store.read_bytes(CONFIG_FILE))
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

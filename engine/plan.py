@@ -255,8 +255,10 @@ def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
         return ""
     shapes = f"has shape {list(info.shape)}, the reference has {list(base.shape)}"
     rows_only = len(base.shape) == len(info.shape) == 2 and base.shape[1] == info.shape[1]
-    if not rows_only or base_kind != "float" or not recipe.merges_differences:
+    if not rows_only or base_kind != "float":
         return shapes
+    if not recipe.merges_differences:
+        return shapes + f"; {recipe.merge_method} has no base whose rows could be kept: `vocab` does not help"
     if recipe.vocab == "intersect":
         return ""
     return shapes + "; set `vocab: intersect` to merge the rows that both have"

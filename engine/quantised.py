@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +12,10 @@ from .derived import BlockScaled, Factor
 from .errors import InputError
 from .header import DTYPES, TensorInfo
 from .source import TensorLocation
-from .storage import Store
 
 SCALE_SUFFIX = "_scale_inv"
 """`X.weight_scale_inv` holds the factors of the blocks of `X.weight` (DeepSeek-V3's public checkpoints)."""
 DEFAULT_BLOCK = (128, 128)
-CONFIG_FILE = "config.json"
 OUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 MXFP4 = ("_blocks", "_scales")
@@ -49,12 +46,12 @@ def foreign_format(tensors: Mapping[str, TensorLocation]) -> tuple[str, str] | N
     return None
 
 
-def with_block_scales(checkpoint: Checkpoint, store: Store) -> Checkpoint:
+def with_block_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint with its block-scaled FP8 matrices as F32 ones; the same object where it has none.
 
     Args:
         checkpoint: tensors as they are stored.
-        store: its folder; config.json says how large blocks are.
+        config: its config.json, which says how large blocks are.
 
     Raises:
         InputError: a scale without weight, or shapes and dtypes that do not fit.
@@ -62,7 +59,6 @@ def with_block_scales(checkpoint: Checkpoint, store: Store) -> Checkpoint:
     scaled = [name.removesuffix(SCALE_SUFFIX) for name in checkpoint.tensors if name.endswith(SCALE_SUFFIX)]
     if not scaled:
         return checkpoint
-    config = _config(checkpoint, store)
     block = _block(config.get("quantization_config"), checkpoint.url)
     out_dtype = OUT_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"), "BF16")
     tensors = {name: at for name, at in checkpoint.tensors.items() if not name.endswith(SCALE_SUFFIX)}
@@ -88,18 +84,6 @@ def with_block_scales(checkpoint: Checkpoint, store: Store) -> Checkpoint:
     )
 
 
-def _config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
-    if CONFIG_FILE not in checkpoint.side_files:
-        return {}
-    try:
-        config = json.loads(store.read_bytes(CONFIG_FILE))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"{checkpoint.url}/{CONFIG_FILE} is not a JSON object")
-    return config
-
-
 def _block(quantization: Any, url: str) -> tuple[int, int]:
     """Rows and columns of a block."""
     raw = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
@@ -107,7 +91,7 @@ def _block(quantization: Any, url: str) -> tuple[int, int]:
         return DEFAULT_BLOCK
     if not (isinstance(raw, list) and len(raw) == 2 and all(type(n) is int and 0 < n <= 1 << 20 for n in raw)):
         raise InputError(
-            f"{url}/{CONFIG_FILE}: weight_block_size is {str(raw)[:80]}, expected two positive whole numbers"
+            f"{url}/config.json: weight_block_size is {str(raw)[:80]}, expected two positive whole numbers"
         )
     return raw[0], raw[1]
 

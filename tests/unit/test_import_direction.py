@@ -44,6 +44,7 @@ LAYERS = {
     "engine.reading": 5,
     "engine.quantised": 5,  # what a checkpoint's configuration says of its weights
     "engine.adapter": 5,
+    "engine.ties": 5,
     "engine.model": 6,  # a checkpoint with all of that
     "engine.task": 5,  # one tensor of the output
     "engine.demands": 5,
