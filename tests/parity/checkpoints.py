@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ..merging import Tensors, write_checkpoint
@@ -122,6 +123,13 @@ def write_all(folder: Path) -> None:
     one/base, a, b         a single layer
     one/far, opposite      another base; a with all signs changed
     bf16/base, a, b        llama/base, a, b rounded to bfloat16
+    words/base, more, other  one layer; more tokens, and others in another order
+    tied/base, more        the same with tied embeddings
+    adapters/one, two      PEFT adapters of llama: some projections, all of them with a rank per module
+    odd/extra, extra_too   one/a with a tensor that Llama does not have
+    odd/missing, nan       one/a without a tensor; with a NaN
+    odd/slight_a, slight_b one/base with changes of about 0.0003
+    odd/wide, wide_a       embeddings of more than a million elements
     """
     generator = torch.Generator().manual_seed(20)
     for family, where, layers, shards in (("llama", "llama", 4, 1), ("qwen", "qwen", 2, 2), ("llama", "one", 1, 1)):
@@ -130,11 +138,75 @@ def write_all(folder: Path) -> None:
         if where == "llama":
             made |= {name: fine_tuned(base, generator, 0.5) for name in ("half_a", "half_b")}
             made["deep"] = random_tensors("llama", 6, len(WORDS), generator)
-        if where == "one":
-            made["far"] = random_tensors("llama", 1, len(WORDS), generator)
-            made["opposite"] = {name: -1.25 * tensor for name, tensor in made["a"].items()}
             for name in ("base", "a", "b"):
                 rounded = {tensor: values.bfloat16() for tensor, values in made[name].items()}
                 write_model(folder / "bf16" / name, family, rounded)
+        if where == "one":
+            made["far"] = random_tensors("llama", 1, len(WORDS), generator)
+            made["opposite"] = {name: -1.25 * tensor for name, tensor in made["a"].items()}
         for name, tensors in made.items():
             write_model(folder / where / name, family, tensors, shards=shards)
+    write_odd(folder / "odd", made["base"], made["a"], generator)
+    write_vocabularies(folder, generator)
+    write_adapter(folder / "adapters" / "one", ("q_proj", "v_proj"), 4, 8.0, generator)
+    write_adapter(folder / "adapters" / "two", ("q_proj", "o_proj", "up_proj", "down_proj"), 3, 6.5, generator)
+
+
+def write_vocabularies(folder: Path, generator: torch.Generator) -> None:
+    """Models whose tokens differ: each vocabulary has rows of its own for what the others call the same."""
+    words = {
+        "base": WORDS,
+        "more": [*WORDS, "<|start|>", "<|stop|>"],
+        "other": [*WORDS[:3], *reversed(WORDS[9:]), "extra", "words"],
+    }
+    for family, where in (("llama", "words"), ("qwen", "tied")):
+        base = random_tensors(family, 1, len(WORDS), generator)
+        for name, vocabulary in words.items():
+            if family == "qwen":  # transformers gives this token to every tokenizer of the family that lacks it
+                vocabulary = ["<|endoftext|>" if word == "w0" else word for word in vocabulary]
+            own = random_tensors(family, 1, len(vocabulary), generator)
+            body = fine_tuned(base, generator) if name != "base" else base
+            tensors = {n: own[n] if own[n].shape != t.shape else t for n, t in body.items()}
+            write_model(folder / where / name, family, tensors, vocabulary)
+
+
+def write_adapter(folder: Path, modules: Sequence[str], rank: int, alpha: float, generator: torch.Generator) -> None:
+    """A PEFT adapter for every layer of llama/base, as `save_pretrained` writes it."""
+    tensors = {}
+    for name, shape in shapes("llama", 4, len(WORDS)).items():
+        module = name.removesuffix(".weight")
+        if module.endswith(tuple(modules)):
+            prefix = f"base_model.model.{module}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, shape[1], generator=generator) * 0.1
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(shape[0], rank, generator=generator) * 0.1
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "llama/base",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": list(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def write_odd(folder: Path, base: Tensors, tensors: Tensors, generator: torch.Generator) -> None:
+    unknown = {"model.layers.0.self_attn.q_norm.weight": torch.ones(HIDDEN // HEADS)}
+    write_model(folder / "extra", "llama", dict(tensors) | unknown)
+    write_model(folder / "extra_too", "llama", dict(tensors) | unknown)
+    write_model(folder / "missing", "llama", {n: t for n, t in tensors.items() if n != "model.norm.weight"})
+    damaged = tensors["lm_head.weight"].clone()
+    damaged[3, 5] = torch.nan
+    write_model(folder / "nan", "llama", dict(tensors) | {"lm_head.weight": damaged})
+    for name, size in (("slight_a", 0.0003), ("slight_b", 0.0001)):
+        slight = {n: t + size * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        write_model(folder / name, "llama", slight)
+    wide = [f"w{i}" for i in range(42_000)]
+    tied = random_tensors("qwen", 1, len(wide), generator)
+    write_model(folder / "wide", "qwen", tied, wide)
+    write_model(folder / "wide_a", "qwen", fine_tuned(tied, generator), wide)

@@ -33,6 +33,7 @@ def do(job: dict[str, object]) -> None:
         write_model_card=False,
         quiet=True,
         random_seed=job["seed"],
+        lora_merge_cache="merged-adapters",
     )
     run_merge(configuration, str(job["out"]), options)
 
