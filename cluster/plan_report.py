@@ -59,7 +59,12 @@ class PlanReport:
 
     @cached_property
     def differences(self) -> list[dict[str, Any]]:
-        """Per model: tensors that it lacks, tensors that only it has, and tensors of another shape or dtype."""
+        """Per model: tensors that it lacks, tensors that only it has, and tensors of another shape or dtype.
+
+        Empty with slices, which take parts of models; what they leave out is in the warnings.
+        """
+        if self.plan.recipe.slices:
+            return []
         base = self.plan.base.tensors
         rows = []
         for model in self.plan.models:
@@ -116,6 +121,8 @@ class PlanReport:
                 }
                 for role, checkpoint in self._inputs()
             ],
+            "slices": len(plan.recipe.slices),
+            "layers": plan.output_layers,
             "tensors": len(plan.tasks),
             "merged_tensors": self.merged_tensors,
             "parameters": sum(task.numel for task in plan.tasks),
@@ -140,6 +147,8 @@ class PlanReport:
     def _inputs(self) -> Iterator[tuple[str, Checkpoint]]:
         if self.plan.recipe.base_model is not None:
             yield "base", self.plan.base
+        for checkpoint in self.plan.sources[1 + len(self.plan.models) :]:
+            yield "base", checkpoint
         for i, model in enumerate(self.plan.models):
             yield f"model {i}", model
 
@@ -153,6 +162,8 @@ class PlanReport:
             size = decimal(sum(file.size for file in checkpoint.files))
             files = counted(len(checkpoint.files), "file")
             yield f"  {role:<9} {checkpoint.url}: {counted(len(checkpoint.tensors), 'tensor')}, {size} in {files}"
+        if plan.output_layers is not None:
+            yield f"slices      {counted(len(plan.recipe.slices), 'slice')} with {counted(plan.output_layers, 'layer')}"
         parameters = sum(task.numel for task in plan.tasks)
         copied = len(plan.tasks) - self.merged_tensors
         yield f"tensors     {self.merged_tensors} merged, {copied} copied; {parameters:,} parameters"

@@ -6,6 +6,7 @@ manifest (exclusive). A directory with a manifest is complete; everything before
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -260,30 +261,51 @@ def index_json(plan: Plan) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def patch_config(data: bytes, dtype: str | None, where: str, unquantise: bool = False) -> bytes:
-    """config.json with its dtype set to the output's; unchanged bytes when nothing changes.
-
-    Args:
-        data: the reference's.
-        dtype: of the output; None: each tensor keeps the reference's.
-        where: what to call the file in messages.
-        unquantise: leave `quantization_config` out, because the output's weights are plain numbers.
-
-    Raises:
-        InputError: the file is not a JSON object.
-    """
-    if dtype is None and not unquantise:
-        return data
+def read_config(data: bytes, where: str) -> dict[str, Any]:
+    """The content of a config.json; InputError when it is not a JSON object."""
     try:
         config = json.loads(data)
     except ValueError:
         config = None
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a JSON object")
-    keys = [key for key in ("dtype", "torch_dtype") if key in config and dtype is not None]
-    wanted = {key: value for key, value in config.items() if not (unquantise and key == "quantization_config")}
-    wanted |= {key: TORCH_NAMES[dtype] for key in keys if dtype is not None}
-    if wanted == config:
+    return config
+
+
+def patch_config(
+    data: bytes,
+    dtype: str | None,
+    where: str,
+    unquantise: bool = False,
+    edits: Mapping[str, Any] | None = None,
+) -> bytes:
+    """config.json with its dtype set to the output's, and with edits; unchanged bytes when nothing changes.
+
+    Args:
+        data: the reference's.
+        dtype: of the output; None: each tensor keeps the reference's.
+        where: what to call the file in messages.
+        unquantise: leave `quantization_config` out, because the output's weights are plain numbers.
+        edits: other values, by path of keys that exist, joined by `/`.
+
+    Raises:
+        InputError: the file is not a JSON object.
+    """
+    if dtype is None and not unquantise and not edits:
         return data
-    config = wanted
+    config = read_config(data, where)
+    before = copy.deepcopy(config)
+    if unquantise:
+        config.pop("quantization_config", None)
+    for key in ("dtype", "torch_dtype"):
+        if dtype is not None and key in config:
+            config[key] = TORCH_NAMES[dtype]
+    for path, value in (edits or {}).items():
+        *parents, key = path.split("/")
+        holder = config
+        for parent in parents:
+            holder = holder[parent]
+        holder[key] = value
+    if config == before:
+        return data
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from .commit import MAX_SIDE_FILE_BYTES, patch_config
+from .commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
 from .model import Opened, open_models
+from .model_groups import donor_of, references_of
 from .model_url import ModelUrl, resolve_model
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
@@ -72,7 +74,7 @@ class Inputs:
         return any(crosses_network(store.url) for store in self.stores)
 
     def side_files(self) -> dict[str, bytes]:
-        """config.json with the output's dtype, other side files of the reference, tokenizer files of their source.
+        """config.json as the output needs it, other files of the reference, tokenizer files of their source.
 
         Raises:
             InputError: config.json is not a JSON object, or a file changed since the plan was made.
@@ -80,7 +82,7 @@ class Inputs:
         files = {side.name: side.read() for side in self.side}
         if "config.json" in files:
             where = f"{self.plan.base.url}/config.json"
-            files["config.json"] = patch_config(files["config.json"], self._dtype, where, self._drops_quantization)
+            files["config.json"] = self._patched(files["config.json"], where)
         return self.vocabulary.apply(files, self.plan.base.url)
 
     def check_config(self) -> None:
@@ -89,7 +91,10 @@ class Inputs:
             self.side_files()
         for config in (side for side in self.side if side.name == "config.json"):
             where = f"{self.plan.base.url}/config.json"
-            patch_config(config.read(), self._dtype, where, self._drops_quantization)
+            self._patched(config.read(), where)
+
+    def _patched(self, config: bytes, where: str) -> bytes:
+        return patch_config(config, self._dtype, where, self._drops_quantization, self.plan.config_edits)
 
     @property
     def _dtype(self) -> str | None:
@@ -124,20 +129,20 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
         RecipeError: a model does not exist.
         InputError: a checkpoint is damaged, or the checkpoints do not fit each other.
     """
-    references = [recipe.base_model, *(entry.model for entry in recipe.models)]
-    merged = {r: resolve_model(r, recipe_dir) for r in references if r is not None}
+    references = references_of(recipe)
+    merged = {r: resolve_model(r, recipe_dir) for r in references}
     keys = recipe.tokenizer_keys
     urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
     found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls)
-    models = [urls[entry.model] for entry in recipe.models]
-    reference = urls[recipe.base_model] if recipe.base_model is not None else models[0]
+    reference = urls[donor_of(recipe)]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
+    models = references if recipe.slices else [entry.model for entry in recipe.models]
     sources = [
         Source(url, found[url][1], with_the_names_of(found[reference][0], found[url][0]))
-        for url in (reference, *models)
+        for url in (reference, *(urls[model] for model in models))
     ]
     writer = tokenizer_url(keys, urls, reference)
     writing = found[writer][1] if writer in found else open_store(writer.base)  # a tokenizer without weights will do
@@ -145,14 +150,27 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     side = _side_files(found[reference][1], writing, folders)
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
-    base, *others = tokens.checkpoints
-    plan = make_plan(recipe, base, others, absolute, versions, tokens.identity, tokens.warnings)
-    return Inputs(plan, [source.store for source in sources], side, tokens.files)
+    checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
+    of_url = {source.checkpoint.url: source.store for source in sources}
+    configs = _configs({r: found[url][1] for r, url in merged.items()}, folders) if recipe.slices else {}
+    chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
+    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings)
+    return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
+
+
+def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[str, Any]]:
+    """The content of every model's config.json, where there is one."""
+    found = {model: folders.read(store, ["config.json"]) for model, store in stores.items()}
+    return {
+        model: read_config(files["config.json"], f"{stores[model].url}/config.json")
+        for model, files in found.items()
+        if files
+    }
 
 
 def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
     """Leave out entries that are the base under another spelling: they are no task vectors."""
-    if recipe.base_model is None or not recipe.has_base:
+    if recipe.base_model is None or not recipe.has_base or recipe.slices:
         return recipe
     models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
     fewest = METHODS[recipe.merge_method].fewest

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
 from .errors import RecipeError
-from .recipe import rules_of
+from .model_groups import ModelGroup, rules_of
 from .recipe_schema import ModelEntry, Recipe
 from .recipe_text import shorten
 from .settings import METHODS, PARAMETERS, Setting, TadropDensity
@@ -51,38 +50,42 @@ class SharedParameters:
 
 
 class ParameterResolver:
-    """Looks up parameters by tensor name; the same name always gives an equal object.
+    """Looks up parameters by tensor name and position; the same ones always give an equal object.
 
     Args:
         recipe: a recipe.
-        num_layers: `count_layers` of the tensors that will be looked up; the length of gradients.
+        group: the models that are merged with each other.
     """
 
-    def __init__(self, recipe: Recipe, num_layers: int) -> None:
+    def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
         taken = METHODS[recipe.merge_method].defaults
         own = [name for name in taken if PARAMETERS[name].per_model]
         shared = [name for name in taken if not PARAMETERS[name].per_model]
 
         def rules(names: list[str], entry: ModelEntry | None) -> dict[str, Setting]:
-            return {name: rules_of(recipe, name, entry) for name in names}
+            return {name: rules_of(recipe, name, entry, group) for name in names}
 
         self._models = [
-            _Lookup(TensorParameters, rules(own, entry), num_layers, f"model {shorten(entry.model)}")
-            for entry in recipe.models
+            _Lookup(TensorParameters, rules(own, entry), f"model {shorten(entry.model)}") for entry in group.entries
         ]
-        self._shared = _Lookup(_shared_parameters, rules(shared, None), num_layers, "the merge")
+        self._shared = _Lookup(_shared_parameters, rules(shared, None), "the merge")
 
-    def model(self, index: int, tensor_name: str) -> TensorParameters:
-        """The values of one model (0-based in `recipe.models`) for one tensor.
+    def model(self, index: int, tensor_name: str, position: float) -> TensorParameters:
+        """The values of one model (0-based in the group) for one tensor.
+
+        Args:
+            index: which model.
+            tensor_name: the model's own name of the tensor.
+            position: where it stands on gradients, from 0.0 to 1.0.
 
         Raises:
             RecipeError: a parameter without a default has no rule for this tensor.
         """
-        return self._models[index].get(tensor_name)
+        return self._models[index].get(tensor_name, position)
 
-    def shared(self, tensor_name: str) -> SharedParameters:
-        """The values that all models share for one tensor."""
-        return self._shared.get(tensor_name)
+    def shared(self, tensor_name: str, position: float) -> SharedParameters:
+        """The values that all models share for one tensor of the output."""
+        return self._shared.get(tensor_name, position)
 
 
 def layer_index(tensor_name: str) -> int | None:
@@ -98,7 +101,6 @@ def count_layers(tensor_names: Iterable[str]) -> int:
     return 1 + max((layer for layer in map(layer_index, tensor_names) if layer is not None), default=-1)
 
 
-@lru_cache(maxsize=64)  # models ask for the same tensor one after the other
 def layer_position(tensor_name: str, num_layers: int) -> float:
     """Where a tensor stands on a gradient: 0.0 at the first layer, 1.0 at the last.
 
@@ -126,10 +128,9 @@ Made = TypeVar("Made")
 class _Lookup(Generic[Made]):
     """One group of parameters; tensors that match the same rules at the same position share one object."""
 
-    def __init__(self, make: Callable[..., Made], rules: Mapping[str, Setting], num_layers: int, owner: str) -> None:
+    def __init__(self, make: Callable[..., Made], rules: Mapping[str, Setting], owner: str) -> None:
         self._make = make
         self._rules = {_FIELDS.get(name, name): setting for name, setting in rules.items()}
-        self._num_layers = num_layers
         self._owner = owner
         values = [rule.value for setting in rules.values() for rule in setting]
         self._has_gradient = any(isinstance(value, tuple) for value in values)
@@ -138,11 +139,10 @@ class _Lookup(Generic[Made]):
         self._constant = self._resolve("", 0.0) if plain else None
         self._made: dict[tuple[object, ...], Made] = {}
 
-    def get(self, tensor_name: str) -> Made:
+    def get(self, tensor_name: str, position: float) -> Made:
         if self._constant is not None:
             return self._constant
-        position = layer_position(tensor_name, self._num_layers) if self._has_gradient else 0.0
-        key = (position, *(self._match(field, tensor_name) for field in self._filtered))
+        key = (position if self._has_gradient else 0.0, *(self._match(field, tensor_name) for field in self._filtered))
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._resolve(tensor_name, position)

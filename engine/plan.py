@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from .blueprint import Blueprint, OutputTensor, make_blueprint
+from .canonical import canonical
 from .checkpoint import Checkpoint
 from .demands import SurveyKind, selection_of, survey_kind
 from .errors import InputError, RecipeError
 from .header import DTYPES, TensorInfo
+from .layers import Config
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
 from .methods.stages import CombinationMerge, Method, ModelThreshold, RankedRandom, TaskVectorMerge
-from .parameters import ParameterResolver, SharedParameters, count_layers
+from .model_groups import ModelGroup
+from .parameters import ParameterResolver, SharedParameters
 from .quantised import foreign_format
-from .recipe import canonical
 from .recipe_schema import Recipe
 from .settings import TadropDensity
-from .source import TensorLocation
 from .task import TensorSettings, TensorTask, make_task
 
 NUMERICS = 1
@@ -35,14 +37,18 @@ class Plan:
 
     recipe: Recipe
     base: Checkpoint
-    """Reference for names, shapes, dtypes and side files."""
+    """The base, or the first model where the recipe has none: gives configuration and other small files, and, unless
+    slices say otherwise, names, shapes and dtypes."""
     models: tuple[Checkpoint, ...]
+    """One per model of the recipe; in slices, one per checkpoint, or more where a slice lists it more than once."""
     sources: tuple[Checkpoint, ...]
     """Where tensors are read from: the base, the models, and what else tasks name in their `origins`."""
     tasks: tuple[TensorTask, ...]
     """In the reference's order."""
     shards: tuple[OutputShard, ...]
     warnings: tuple[str, ...]
+    config_edits: Mapping[str, Any]
+    """What config.json must say besides the dtype, by path of keys, joined by `/`."""
     canonical_recipe: Mapping[str, Any] = field(repr=False)
     inputs: Sequence[Mapping[str, Any]] = field(repr=False)
     plan_id: str = ""
@@ -51,6 +57,11 @@ class Plan:
     def most_models(self) -> int:
         """The largest number of models that are merged into one tensor."""
         return max(len(task.models) for task in self.tasks)
+
+    @property
+    def output_layers(self) -> int | None:
+        """The number of layers that slices were put together to; None without slices."""
+        return sum(part.length for part in self.recipe.slices) or None
 
     @property
     def seed(self) -> int:
@@ -100,10 +111,10 @@ class Plan:
 
 def make_plan(
     recipe: Recipe,
-    reference: Checkpoint,
-    models: Sequence[Checkpoint],
+    opened: Mapping[str, Checkpoint],
     urls: Mapping[str, str],
     side_files: Sequence[Mapping[str, Any]] = (),
+    configs: Mapping[str, Config] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> Plan:
@@ -111,47 +122,52 @@ def make_plan(
 
     Args:
         recipe: the recipe.
-        reference: the base, or the first model where the recipe has no base.
-        models: one checkpoint per entry of `recipe.models`.
+        opened: the checkpoint of every model that is merged.
         urls: absolute normalised URL of every model reference of the recipe.
         side_files: name, size and version of the config and tokenizer files that will be copied.
+        configs: config.json of the models that slices are cut from, by reference, where there is one.
         tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
         warnings: what was noticed before.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
-        RecipeError: a parameter has no value for some tensor.
+        RecipeError: a parameter has no value for some tensor, or a slice asks for layers that are not there.
     """
-    noticed = [note for checkpoint in _distinct([reference, *models]) for note in checkpoint.notes]
-    noticed += warnings
-    _check_quantised(recipe, [reference, *models])
-    _check_names(recipe, reference, models, noticed)
-    _warn_of_rows(recipe, reference, models, noticed)
-    resolver = ParameterResolver(recipe, count_layers(reference.tensors))
-    settings = _SettingsCache(recipe, resolver)
-    problems: list[str] = []
-    tasks = tuple(
-        _task(recipe, reference, models, location, settings, problems) for location in reference.tensors.values()
-    )
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError(f"{len(problems)} tensors cannot be merged:\n{shown}{more}")
+    blueprint = make_blueprint(recipe, opened, configs or {})
+    read = _distinct(blueprint.sources)
+    noticed = [note for checkpoint in read for note in checkpoint.notes]
+    noticed += [*warnings, *blueprint.warnings]
+    _check_quantised(recipe, read)
+    _check_names(recipe, blueprint, noticed)
+    maker = _TaskMaker(recipe, blueprint)
+    tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
+    maker.report(noticed)
     _check_target_scope(tasks)
-    _check_probabilities(tasks, models)
+    _check_probabilities(tasks, blueprint.models)
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
     shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
-    inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in _distinct([reference, *models])]
-    inputs.append({"side_files": [dict(file) for file in side_files]})
+    inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in read]
+    edits = {"config": dict(blueprint.config_edits)} if blueprint.config_edits else {}
+    inputs.append({"side_files": [dict(file) for file in side_files], **edits})
     if tokenizer:
         inputs.append({"tokenizer": dict(tokenizer)})
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
-    plan_id = hashlib.sha256(canonical_json(identity)).hexdigest()
-    sources = (reference, *models)
-    return Plan(recipe, reference, tuple(models), sources, tasks, shards, tuple(noticed), described, inputs, plan_id)
+    return Plan(
+        recipe,
+        blueprint.sources[0],
+        blueprint.models,
+        blueprint.sources,
+        tasks,
+        shards,
+        tuple(noticed),
+        blueprint.config_edits,
+        described,
+        inputs,
+        hashlib.sha256(canonical_json(identity)).hexdigest(),
+    )
 
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -161,47 +177,43 @@ def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 # -- names ---------------------------------------------------------------------------------------------------------
 
 
-def _check_names(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
-    if not reference.tensors:
-        raise InputError(f"{reference.url}: the checkpoint holds no tensors")
-    for model in _distinct(models):
-        if model.url == reference.url:
-            continue
-        missing = [name for name in reference.tensors if name not in model.tensors and not recipe.excludes(name)]
+def _check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
+    lacking: dict[str, list[str]] = {model.url: [] for model in blueprint.models}
+    for url, name in dict.fromkeys(_missing(blueprint)):
+        if not recipe.excludes(name):
+            lacking[url].append(name)
+    for url, missing in lacking.items():
         if missing:
-            text = f"{model.url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
+            text = f"{url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
             if recipe.strict:
                 raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
             warnings.append(text + "; they count as unchanged")
-        extra = [name for name in model.tensors if name not in reference.tensors and not recipe.excludes(name)]
+        extra = [name for name in blueprint.extra.get(url, ()) if not recipe.excludes(name)]
         if not extra:
             continue
-        text = f"{model.url} has {len(extra)} tensors that {reference.url} does not have: {_listed(extra)}"
+        text = f"{url} has {len(extra)} tensors that {blueprint.reference_name} does not have: {_listed(extra)}"
         if recipe.extra_tensors == "error":
             raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
         warnings.append(text + "; they are left out")
 
 
+def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str]]:
+    """(URL, name) of every tensor that a model was to give and lacks."""
+    for tensor in blueprint.tensors:
+        for number, name in zip(blueprint.origins[tensor.group][1:], tensor.names[1:], strict=True):
+            source = blueprint.sources[number]
+            if name not in source.tensors:
+                yield source.url, name
+
+
 def _check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
-    for checkpoint in _distinct(checkpoints):
+    for checkpoint in checkpoints:
         names = {name: place for name, place in checkpoint.tensors.items() if not recipe.excludes(name)}
         if found := foreign_format(names):
             raise InputError(
                 f"{checkpoint.url}: quantised as {found[0]} ({found[1]!r}); such weights cannot be merged",
                 "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
             )
-
-
-def _warn_of_rows(recipe: Recipe, reference: Checkpoint, models: Sequence[Checkpoint], warnings: list[str]) -> None:
-    """Say which tensors have other rows than the reference's, as `vocab: intersect` allows."""
-    for model in _distinct(models):
-        found = []
-        for name, location in model.tensors.items():
-            base = reference.tensors.get(name)
-            if base is not None and base.info.shape != location.info.shape and not recipe.excludes(name):
-                found.append(f"{name} ({location.info.shape[:1]} for {base.info.shape[:1]})")
-        if found:
-            warnings.append(f"{model.url}: rows that only one side has keep the base's values in {_listed(found)}")
 
 
 def _listed(names: Sequence[str], limit: int = 5) -> str:
@@ -212,39 +224,60 @@ def _listed(names: Sequence[str], limit: int = 5) -> str:
 # -- one tensor ----------------------------------------------------------------------------------------------------
 
 
-def _task(
-    recipe: Recipe,
-    reference: Checkpoint,
-    models: Sequence[Checkpoint],
-    location: TensorLocation,
-    settings: _SettingsCache,
-    problems: list[str],
-) -> TensorTask:
-    info = location.info
-    kind = DTYPES[info.dtype].kind
-    out_dtype = (recipe.output_dtype or location.out_dtype) if kind == "float" else info.dtype
-    none = (None,) * len(models)
-    origins = tuple(range(1 + len(models)))
-    if recipe.excludes(info.name):
-        return make_task(info.name, location, none, origins, out_dtype, None, "excluded")
-    sources = tuple(model.tensors.get(info.name) for model in models)
-    for model, source in zip(models, sources, strict=True):
-        if source is None or (source.info.dtype == info.dtype and source.info.shape == info.shape):
-            continue
-        if problem := _mismatch(recipe, info, source.info):
-            problems.append(f"{model.url}: {info.name!r} {problem}")
-    if info.numel == 0:
-        return make_task(info.name, location, none, origins, out_dtype, None, "empty")
-    if kind != "float":
-        others = tuple(s if m.url != reference.url else None for m, s in zip(models, sources, strict=True))
-        reason = f"{info.dtype}, identical in all models"
-        return make_task(info.name, location, others, origins, out_dtype, None, reason)
-    if not any(sources):
-        return make_task(info.name, location, none, origins, out_dtype, None, "in no model")
-    found = settings.get(info.name)
-    if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
-        return make_task(info.name, location, none, origins, out_dtype, None, "passed through")
-    return make_task(info.name, location, sources, origins, out_dtype, found, "")
+class _TaskMaker:
+    """Looks every tensor up in its sources and says what happens to it."""
+
+    def __init__(self, recipe: Recipe, blueprint: Blueprint) -> None:
+        self._recipe = recipe
+        self._blueprint = blueprint
+        self._settings = [_SettingsCache(recipe, group) for group in blueprint.groups]
+        self._sources = [[blueprint.sources[number] for number in origins] for origins in blueprint.origins]
+        self._problems: list[str] = []
+        self._other_rows: dict[str, dict[str, None]] = {}
+
+    def task(self, tensor: OutputTensor) -> TensorTask:
+        recipe, name, origins = self._recipe, tensor.name, self._blueprint.origins[tensor.group]
+        reference, *models = self._sources[tensor.group]
+        location = reference.tensors[tensor.names[0]]
+        info = location.info
+        kind = DTYPES[info.dtype].kind
+        out_dtype = (recipe.output_dtype or location.out_dtype) if kind == "float" else info.dtype
+        none = (None,) * len(models)
+        if recipe.excludes(name):
+            return make_task(name, location, none, origins, out_dtype, None, "excluded")
+        sources = tuple(model.tensors.get(own) for model, own in zip(models, tensor.names[1:], strict=True))
+        for model, source in zip(models, sources, strict=True):
+            if source is not None and (source.info.dtype != info.dtype or source.info.shape != info.shape):
+                self._note_difference(model, info, source.info)
+        if info.numel == 0:
+            return make_task(name, location, none, origins, out_dtype, None, "empty")
+        if kind != "float":
+            others = tuple(s if s is not location else None for s in sources)
+            reason = f"{info.dtype}, identical in all models"
+            return make_task(name, location, others, origins, out_dtype, None, reason)
+        if not any(sources):
+            return make_task(name, location, none, origins, out_dtype, None, "in no model")
+        found = self._settings[tensor.group].get(tensor)
+        if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
+            return make_task(name, location, none, origins, out_dtype, None, "passed through")
+        return make_task(name, location, sources, origins, out_dtype, found, "")
+
+    def _note_difference(self, model: Checkpoint, base: TensorInfo, info: TensorInfo) -> None:
+        if problem := _mismatch(self._recipe, base, info):
+            self._problems.append(f"{model.url}: {info.name!r} {problem}")
+        elif base.shape != info.shape:
+            found = self._other_rows.setdefault(model.url, {})
+            found[f"{info.name} ({info.shape[:1]} for {base.shape[:1]})"] = None
+
+    def report(self, warnings: list[str]) -> None:
+        """Raise what cannot be merged, and say which tensors have other rows, as `vocab: intersect` allows."""
+        if self._problems:
+            shown = "\n".join(f"  {problem}" for problem in self._problems[:20])
+            more = f"\n  and {len(self._problems) - 20} more" if len(self._problems) > 20 else ""
+            raise InputError(f"{len(self._problems)} tensors cannot be merged:\n{shown}{more}")
+        for url, found in self._other_rows.items():
+            text = "rows that only one side has keep the base's values in"
+            warnings.append(f"{url}: {text} {_listed(list(found))}")
 
 
 def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
@@ -265,22 +298,22 @@ def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
 
 
 class _SettingsCache:
-    """Settings per tensor; tensors with equal parameters share one object, as most do."""
+    """Settings of one group's tensors; those with equal parameters share one object, as most do."""
 
-    def __init__(self, recipe: Recipe, resolver: ParameterResolver) -> None:
-        self._recipe = recipe
-        self._resolver = resolver
+    def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
+        self._resolver = ParameterResolver(recipe, group)
+        self._has_base = group.apart is not None
         self._build = BUILDERS[recipe.merge_method]
         self._wanted = tuple(inspect.signature(self._build).parameters)
         self._methods: dict[SharedParameters, Method] = {}
         self._made: dict[tuple[object, ...], TensorSettings] = {}
 
-    def get(self, tensor_name: str) -> TensorSettings:
-        shared = self._resolver.shared(tensor_name)
-        own = tuple(self._resolver.model(i, tensor_name) for i in range(len(self._recipe.models)))
+    def get(self, tensor: OutputTensor) -> TensorSettings:
+        shared = self._resolver.shared(tensor.name, tensor.position)
+        own = tuple(self._resolver.model(i, name, tensor.position) for i, name in enumerate(tensor.names[1:]))
         found = self._made.get((shared, own))
         if found is None:
-            given = {"has_base": self._recipe.has_base}
+            given = {"has_base": self._has_base}
             method = self._build(**{n: given[n] if n in given else getattr(shared, n) for n in self._wanted})
             found = TensorSettings(
                 method,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .canonical import canonical
 from .errors import RecipeError
+from .model_groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .recipe_dialect import MISPLACED, other_tool, plain_recipe
-from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe
-from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Problem, did_you_mean, read_document, shorten
-from .settings import LATER_METHODS, METHODS, PARAMETERS, Rule, Setting, TadropDensity, Value, read_parameters
+from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe, Slice, SliceSource
+from .recipe_slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
+from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
+from .settings import LATER_METHODS, METHODS, PARAMETERS, Value, read_parameters
 
 __all__ = [
     "OUTPUT_DTYPES",
@@ -30,12 +33,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-UNSUPPORTED_KEYS: Mapping[str, str] = {
-    "slices": "this version merges whole models, listed under `models`",
-    "modules": "this version merges whole models, listed under `models`",
-}
-"""Keys of mergekit's schema that would change the result and are not implemented."""
 
 UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
     ("nuslerp_row_wise", True, "with nuslerp_flatten: false, vectors are the rows of the last dimension"),
@@ -78,19 +75,20 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if not isinstance(document.data, dict):
         raise document.error([Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")])
     problems: list[Problem] = []
-    data = plain_recipe(document, [*_known_keys(()), *UNSUPPORTED_KEYS], problems)
+    data = plain_recipe(document, _known_keys(()), problems)
     foreign = other_tool(data)
     if foreign is not None:
         raise document.error([foreign])
-    for key, instead in UNSUPPORTED_KEYS.items():
-        if data.pop(key, None) is not None:
-            problems.append(Problem((key,), f"not supported by this version; {instead}"))
-            data.setdefault("models", [])  # one problem is enough
+    check_structure(data, problems)
+    module, settings = lift_module(data, problems)
+    places = Places(where, document.lines, module)
     method = data.get("merge_method")
     if isinstance(method, str) and method not in METHODS:
         problems.append(Problem(("merge_method",), _unknown_method(method)))
         method = None
     _read_all_parameters(data, method if isinstance(method, str) else None, problems)
+    if isinstance(method, str) and module:
+        data["parameters"] = module_parameters(settings, module, method, data["parameters"], problems)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -98,73 +96,9 @@ def parse_recipe(text: str, where: str) -> Recipe:
     if not problems:
         problems += _contradictions(recipe)
     if problems:
-        raise document.error(problems)
+        raise document.error([Problem(places.moved(path), text) for path, text in problems])
+    recipe._places = places
     return _without_base(recipe)
-
-
-def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The recipe with defaults filled in and without what cannot change the output.
-
-    Two recipes that say the same in other words give equal results; the result is itself a recipe.
-
-    Args:
-        recipe: a recipe.
-        urls: what to write instead of each model reference, when given: absolute URLs do not depend on the
-            directory that a command ran in.
-
-    Returns:
-        JSON-able, with a stable order of keys.
-    """
-
-    def url(reference: str) -> str:
-        return urls[reference] if urls is not None else reference
-
-    taken = METHODS[recipe.merge_method].defaults
-    per_model = [name for name in taken if PARAMETERS[name].per_model]
-    shared = [name for name in taken if not PARAMETERS[name].per_model]
-    result: dict[str, Any] = {"merge_method": recipe.merge_method}
-    if recipe.base_model is not None:
-        result["base_model"] = url(recipe.base_model)
-    result["models"] = [
-        {
-            "model": url(entry.model),
-            "parameters": {name: _plain_setting(rules_of(recipe, name, entry)) for name in per_model},
-        }
-        for entry in recipe.models
-    ]
-    result["parameters"] = {name: _plain_setting(rules_of(recipe, name)) for name in shared}
-    if "rescale_norm" in shared and not _may_be(recipe, "rescale", True):
-        result["parameters"]["rescale_norm"] = "none"
-    result["exclude"] = sorted(set(recipe.exclude))
-    for key in ("seed", "nonfinite", "overflow", "strict", "extra_tensors", "vocab"):
-        result[key] = getattr(recipe, key)
-    if recipe.out_dtype or recipe.dtype:
-        result["out_dtype"] = recipe.out_dtype or recipe.dtype
-    if recipe.tokenizer_keys is not None:
-        reference = url(recipe.base_model or recipe.models[0].model)
-        result["tokenizer"] = recipe.tokenizer_keys.plain(url, reference)
-    if recipe.chat_template is not None:
-        result["chat_template"] = recipe.chat_template
-    result["output"] = {"shard_size": recipe.output.shard_size_bytes}
-    return result
-
-
-def rules_of(recipe: Recipe, name: str, entry: ModelEntry | None = None) -> Setting:
-    """The rules that give a parameter its value: the model's own, the recipe's, the method's default.
-
-    Ends with the first rule that applies to every tensor; without one, tensors may have no value.
-    """
-    default = METHODS[recipe.merge_method].defaults[name]
-    rules: list[Rule] = []
-    for rule in (
-        *(entry.parameters.get(name, ()) if entry else ()),
-        *recipe.parameters.get(name, ()),
-        *(() if default is None else (Rule(default),)),
-    ):
-        rules.append(rule)
-        if rule.filter is None:
-            break
-    return tuple(rules)
 
 
 def _unknown_method(method: str) -> str:
@@ -174,21 +108,21 @@ def _unknown_method(method: str) -> str:
     return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
 
 
-def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """Every mapping that may hold `parameters`, with its path."""
-    yield (), data
+def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any], bool]]:
+    """Every mapping that may hold `parameters`, with its path, and whether it is one model's."""
+    yield (), data, False
     models = data.get("models")
     for i, entry in enumerate(models if isinstance(models, list) else []):
         if isinstance(entry, dict):
-            yield ("models", i), entry
+            yield ("models", i), entry, True
+    yield from each_slice(data)
 
 
 def _read_all_parameters(data: dict[str, Any], method: str | None, problems: list[Problem]) -> None:
     """Replace each `parameters` by its settings; without a method they mean nothing and are left out."""
-    for path, holder in _each_parameters(data):
+    for path, holder, of_model in _each_parameters(data):
         raw = holder.pop("parameters", None)
         if method is not None:
-            of_model = path != ()
             holder["parameters"] = read_parameters(raw, (*path, "parameters"), method, problems, of_model=of_model)
 
 
@@ -229,15 +163,18 @@ _EXPECTED = {
 
 
 def _known_keys(path: KeyPath) -> list[str]:
-    schema = Recipe if not path else Output if path[0] == "output" else ModelEntry
-    return [field.alias or name for name, field in schema.model_fields.items()]
+    schema: type[BaseModel] = Recipe if not path else Output if path[0] == "output" else ModelEntry
+    if path[:1] == ("slices",):
+        schema = SliceSource if "sources" in path else Slice
+    known = [field.alias or name for name, field in schema.model_fields.items()]
+    return [*known, "modules"] if schema is Recipe else known
 
 
 def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     """What no key shows alone."""
     schema = METHODS[recipe.merge_method]
     listed = [entry.model for entry in recipe.models]
-    if schema.base == "required" and recipe.base_model is None:
+    if schema.base == "required" and recipe.base_model is None and not recipe.slices:
         what = "differences to a base model" if schema.differences else "a base model with another model"
         yield Problem((), f"base_model is missing; {recipe.merge_method} merges {what}")
     yield from _count_contradictions(recipe)
@@ -249,23 +186,25 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         text = f"{recipe.merge_method} merges no differences, so there is no base whose value could be kept"
         yield Problem(("nonfinite",), f"{text}; expected error")
     yield from _tokenizer_contradictions(recipe)
-    for i, entry in enumerate(recipe.models):
-        if not (recipe.has_base and entry.model == recipe.base_model):
-            yield from _entry_contradictions(recipe, i, entry)
+    yield from slice_contradictions(recipe)
+    for group in groups_of(recipe):
+        for i, entry in enumerate(group.entries):
+            if group.apart is None or entry.model != group.apart:
+                yield from _entry_contradictions(recipe, group, group.entry_path(i), entry)
     yield from _shared_contradictions(recipe)
 
 
 def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
     """The number of models, not counting the base where the method sets it apart."""
     schema = METHODS[recipe.merge_method]
-    apart = recipe.base_model if schema.base != "listed" else None
-    count = sum(entry.model != apart for entry in recipe.models)
-    if count < schema.fewest or (schema.most is not None and count > schema.most):
-        bound = "exactly" if schema.fewest == schema.most else "at least" if count < schema.fewest else "at most"
-        number = schema.fewest if count < schema.fewest or schema.most is None else schema.most
-        text = f"expected {bound} {_NUMBERS[number]} model{'s' if number > 1 else ''} to merge"
-        text += ", besides the base" if schema.base == "required" or apart is not None else ""
-        yield Problem(("models",), text + (f", got {count}" if count else ""))
+    for group in groups_of(recipe):
+        count = sum(entry.model != group.apart for entry in group.entries)
+        if count < schema.fewest or (schema.most is not None and count > schema.most):
+            bound = "exactly" if schema.fewest == schema.most else "at least" if count < schema.fewest else "at most"
+            number = schema.fewest if count < schema.fewest or schema.most is None else schema.most
+            text = f"expected {bound} {_NUMBERS[number]} model{'s' if number > 1 else ''} to merge"
+            text += ", besides the base" if schema.base == "required" or group.apart is not None else ""
+            yield Problem(group.path, text + (f", got {count}" if count else ""))
 
 
 _NUMBERS = {1: "one", 2: "two"}
@@ -276,23 +215,22 @@ def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.tokenizer_source is not None:
         yield Problem(("tokenizer_source",), "say it with `tokenizer: {source: ...}` or with this key, not with both")
-    known = [recipe.base_model, *(entry.model for entry in recipe.models)]
+    known = references_of(recipe)
     for model in recipe.tokenizer.token_models():
         if model not in known:
-            near = did_you_mean(model, [str(reference) for reference in known])
+            near = did_you_mean(model, known)
             text = f"expected a model of this recipe as the source of a token's row, got {shorten(model)}{near}"
             yield Problem(("tokenizer", "tokens"), text)
 
 
-def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator[Problem]:
-    path: KeyPath = ("models", i)
+def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entry: ModelEntry) -> Iterator[Problem]:
     for name, default in METHODS[recipe.merge_method].defaults.items():
-        if default is None and PARAMETERS[name].per_model and not rules_of(recipe, name, entry):
+        if default is None and PARAMETERS[name].per_model and not rules_of(recipe, name, entry, group):
             expected = PARAMETERS[name].expected
             text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
             yield Problem(path, text)
-    if _may_be(recipe, "scope", "model"):
-        rules = rules_of(recipe, "density", entry)
+    if may_be(recipe, "scope", "model"):
+        rules = rules_of(recipe, "density", entry, group)
         if rules[0].filter is not None or not isinstance(rules[0].value, float):
             text = "scope: model has one threshold for a whole model, so the density must be one number"
             yield Problem((*path, "parameters", "density"), text)
@@ -301,23 +239,19 @@ def _entry_contradictions(recipe: Recipe, i: int, entry: ModelEntry) -> Iterator
 def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
     path: KeyPath = ("parameters",)
     for name, default in METHODS[recipe.merge_method].defaults.items():
-        if default is None and not PARAMETERS[name].per_model and not recipe.parameters.get(name):
-            yield Problem(path, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
+        for group in groups_of(recipe) if default is None and not PARAMETERS[name].per_model else ():
+            if not rules_of(recipe, name, None, group):
+                where = group.path[:2] if recipe.slices else path
+                yield Problem(where, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
     for name, value, instead in UNSUPPORTED_VALUES:
-        if _may_be(recipe, name, value):
+        if may_be(recipe, name, value):
             yield Problem((*path, name), f"{str(value).lower()} is not supported by this version; {instead}")
     norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
-    if set(norms) - {"none"} and not _may_be(recipe, "rescale", True):
+    if set(norms) - {"none"} and not may_be(recipe, "rescale", True):
         yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")
-    if _may_be(recipe, "overlap_merge", "ties") and _may_be(recipe, "normalize", True):
+    if may_be(recipe, "overlap_merge", "ties") and may_be(recipe, "normalize", True):
         text = "ties takes the mean of agreeing models already and does not go with normalize: true"
         yield Problem((*path, "overlap_merge"), text)
-
-
-def _may_be(recipe: Recipe, name: str, value: Value) -> bool:
-    """Whether any tensor may get this value of a parameter."""
-    taken = name in METHODS[recipe.merge_method].defaults
-    return taken and any(rule.value == value for rule in rules_of(recipe, name))
 
 
 def _without_base(recipe: Recipe) -> Recipe:
@@ -328,20 +262,3 @@ def _without_base(recipe: Recipe) -> Recipe:
     if any(entry.parameters for entry in recipe.models if entry.model == recipe.base_model):
         logger.warning("parameters of %s have no effect: it is the base model", shorten(recipe.base_model))
     return recipe.model_copy(update={"models": kept})
-
-
-def _plain_setting(setting: Setting) -> Any:
-    """The shortest form in which a recipe may write a setting."""
-    if len(setting) == 1 and setting[0].filter is None:
-        return _plain_value(setting[0].value)
-    return [
-        {"value": _plain_value(rule.value)} | ({"filter": rule.filter} if rule.filter is not None else {})
-        for rule in setting
-    ]
-
-
-def _plain_value(value: Value) -> Any:
-    if isinstance(value, TadropDensity):
-        options = {"statistic": value.statistic}
-        return {"tadrop": options if value.mean is None else {**options, "mean": value.mean, "spread": value.spread}}
-    return list(value) if isinstance(value, tuple) else value

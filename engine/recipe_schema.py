@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SkipValidation,
     StrictBool,
     StrictInt,
@@ -21,8 +22,8 @@ from pydantic import (
 )
 
 from .chat_templates import CHAT_TEMPLATES
-from .recipe_text import did_you_mean, shorten
-from .settings import METHODS, Setting
+from .recipe_text import KeyPath, Places, did_you_mean, shorten
+from .settings import METHODS, Setting, read_number
 from .tokenizer_keys import TokenizerKeys, read_chat_template, read_tokenizer_keys
 
 OUTPUT_DTYPES: Mapping[str, str] = {
@@ -89,6 +90,24 @@ def _chat_template(raw: Any) -> Any:
     return read_chat_template(raw, CHAT_TEMPLATES)
 
 
+def _layer_range(raw: Any) -> tuple[int, int]:
+    """[first, end): layer numbers from 0, the end not included; whole numbers may be quoted."""
+    numbers = [_whole_number(item) for item in raw] if isinstance(raw, list) else []
+    if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
+        raise ValueError(f"expected [first, end] with 0 <= first < end, the end not included; got {shorten(raw)}")
+    return numbers[0], numbers[1]
+
+
+def _whole_number(raw: Any) -> int:
+    number = read_number(raw, 0, 1 << 31)
+    return -1 if number is None or number != int(number) else int(number)
+
+
+def _residual_weight(raw: Any) -> None:
+    if raw is not None:
+        raise ValueError("not supported: mergekit accepts residual_weight and does nothing with it; remove the key")
+
+
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]
 Dtype = Annotated[StrictStr | None, BeforeValidator(_dtype)]
 Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.read_parameters
@@ -124,6 +143,33 @@ class ModelEntry(BaseModel):
         return rest | {"model": f"{_reference(raw['model'])}+{_reference(raw['adapter'])}"}
 
 
+class SliceSource(ModelEntry):
+    """Layers of one model, as a source of one slice."""
+
+    layer_range: Annotated[tuple[int, int], BeforeValidator(_layer_range)]
+    """First layer, and the one behind the last."""
+    parameters: Settings = Field(default_factory=dict)
+
+
+class Slice(BaseModel):
+    """Layers that follow each other in the output."""
+
+    model_config = _FROZEN
+
+    sources: tuple[SliceSource, ...]
+    """What is merged into them; every source gives as many layers."""
+    base_model: Reference | None = None
+    """The base of this slice; None: the recipe's."""
+    parameters: Settings = Field(default_factory=dict)
+    residual_weight: Annotated[None, BeforeValidator(_residual_weight)] = None
+
+    @property
+    def length(self) -> int:
+        """Layers that it gives to the output."""
+        first, end = self.sources[0].layer_range
+        return end - first
+
+
 class Recipe(BaseModel):
     """What to merge and how: everything that decides the output's bytes, nothing about how it is executed."""
 
@@ -131,8 +177,10 @@ class Recipe(BaseModel):
 
     merge_method: StrictStr
     base_model: Reference | None = None
-    models: tuple[ModelEntry, ...]
+    models: tuple[ModelEntry, ...] = ()
     """In recipe order; an entry that names the base is no task vector and is left out."""
+    slices: tuple[Slice, ...] = ()
+    """Instead of `models`: the layers of the output from the first to the last."""
     parameters: Settings = Field(default_factory=dict)
     exclude: Annotated[tuple[StrictStr, ...], BeforeValidator(_patterns)] = ()
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = 0
@@ -149,6 +197,12 @@ class Recipe(BaseModel):
     name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]{0,99}$")] | None = None
     output: Output = Field(default_factory=Output)
 
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    def at(self, path: KeyPath) -> str:
+        """What messages call a place in the recipe: file, line and key path."""
+        return self._places.describe(path)
+
     @property
     def output_dtype(self) -> str | None:
         """The safetensors name of the output dtype; None: each tensor keeps the base's."""
@@ -158,7 +212,8 @@ class Recipe(BaseModel):
     @property
     def has_base(self) -> bool:
         """Whether `base_model` stands apart from the models, and is not just one of them that names the reference."""
-        return self.base_model is not None and METHODS[self.merge_method].base != "listed"
+        bases = (self.base_model, *(part.base_model for part in self.slices))
+        return any(base is not None for base in bases) and METHODS[self.merge_method].base != "listed"
 
     @property
     def merges_differences(self) -> bool:

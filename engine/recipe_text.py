@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,6 +26,33 @@ class Problem(NamedTuple):
 
     path: KeyPath
     text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the keys of a recipe stand in its file."""
+
+    where: str = ""
+    """The name of the file; empty: unknown."""
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    module: KeyPath = ()
+    """What `models` and `slices` stand in."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)  # where a recipe stands does not change what it says
+
+    def __hash__(self) -> int:
+        return 0
+
+    def moved(self, path: KeyPath) -> KeyPath:
+        """A path of the recipe as its file has it."""
+        return (*self.module, *path) if path and path[0] in ("models", "slices") else path
+
+    def describe(self, path: KeyPath) -> str:
+        """`recipe.yml:7: slices[0].sources[1]`."""
+        path = self.moved(path)
+        line = next((self.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.lines), None)
+        return f"{self.where}:{line}: {dotted(path)}" if line is not None else dotted(path)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ LAYERS = {
     "engine.chat_templates": 1,
     "engine.tokenizer_keys": 3,
     "engine.recipe": 3,
+    "engine.recipe_slices": 3,
+    "engine.canonical": 3,
+    "engine.model_groups": 3,
+    "engine.layers": 3,
     "engine.recipe_text": 3,
     "engine.recipe_dialect": 3,
     "engine.recipe_schema": 3,
@@ -46,6 +50,7 @@ LAYERS = {
     "engine.adapter": 5,
     "engine.ties": 5,
     "engine.model": 6,  # a checkpoint with all of that
+    "engine.blueprint": 5,
     "engine.task": 5,  # one tensor of the output
     "engine.demands": 5,
     "engine.layout": 5,
@@ -93,6 +98,8 @@ PURE = (
     "engine.vocabulary",
     "engine.tokenizer_file",
     "engine.plan",
+    "engine.blueprint",
+    "engine.layers",
     "engine.task",
     "engine.demands",
     "engine.layout",

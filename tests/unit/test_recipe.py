@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anabranch.engine.errors import RecipeError
+from anabranch.engine.model_groups import groups_of
 from anabranch.engine.model_url import ModelUrl, resolve_model, resolve_model_url
 from anabranch.engine.recipe import (
     UNSUPPORTED_VALUES,
@@ -554,7 +555,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yml"))
 def test_every_recipe_of_the_repository_is_right(path: Path) -> None:
     recipe = load_recipe(path)
     assert path.stem.startswith(recipe.merge_method)
-    assert len(recipe.models) == min(2, METHODS[recipe.merge_method].most or 2)
+    expected = min(2, METHODS[recipe.merge_method].most or 2)
+    assert all(len(group.entries) == expected for group in groups_of(recipe))
     assert path.read_text().startswith("# ")
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from anabranch.engine.chat_templates import CHAT_TEMPLATES
 from anabranch.engine.recipe import Recipe, parse_recipe
-from anabranch.engine.recipe_schema import OUTPUT_DTYPES, ModelEntry, Output
+from anabranch.engine.recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Slice, SliceSource
 from anabranch.engine.settings import LATER_METHODS, METHODS, PARAMETERS, TADROP, TadropDensity
 from anabranch.engine.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys
 
@@ -46,6 +46,8 @@ def written(value: object) -> str:
     [
         ("Keys of a recipe", Recipe),
         ("Entries of `models`", ModelEntry),
+        ("Slices", Slice),
+        ("Sources of a slice", SliceSource),
         ("Output", Output),
         ("Tokenizer", TokenizerKeys),
         ("Entries of `tokens`", TokenEntry),
@@ -104,8 +106,9 @@ def test_every_key_of_tadrop() -> None:
 
 
 def test_the_examples_are_right() -> None:
-    whole, settings = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert parse_recipe(whole, "docs/recipe.md").merge_method == "cabs"
+    *whole, settings = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    methods = [parse_recipe(text, "docs/recipe.md").merge_method for text in whole]
+    assert methods == ["cabs", "passthrough", "linear"]
     for setting in re.split(r"^(?=weight:)", settings, flags=re.MULTILINE)[1:]:
         indented = "".join(f"  {line}\n" for line in setting.splitlines())
         parse_recipe(f"merge_method: linear\nmodels: [{{model: m}}]\nparameters:\n{indented}", "docs/recipe.md")

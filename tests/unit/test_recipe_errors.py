@@ -106,8 +106,8 @@ ADDED = [
     ("output: {shard_size: -1GB}", "expected a size such as 2GB"),
     ("output: {shard_size: true}", "expected a size such as 2GB"),
     ("output:\n  shard_size: 99999999TiB", "r.yml:11: output.shard_size: expected a whole number of bytes"),
-    ("slices: []", "r.yml:10: slices: not supported by this version; this version merges whole models"),
-    ("modules: {a: b}", "modules: not supported by this version"),
+    ("slices: [{sources: []}]", "r.yml:10: slices: a recipe has one of models, slices, modules; this one has models"),
+    ("modules: {default: {models: []}}", "r.yml:10: modules: a recipe has one of models, slices, modules; this one"),
 ]
 
 
@@ -338,12 +338,6 @@ def test_methods_of_mergekit_that_are_not_supported_yet(method: str) -> None:
     text = message(f"merge_method: {method}\nmodels: [{{model: m}}]\nparameters: {{t: 0.5}}")
     assert f"merge_method: {method} is not supported by this version; supported: task_arithmetic, " in text
     assert "\n" not in text  # parameters of an unknown method are no second problem
-
-
-def test_slices_are_one_problem_not_two() -> None:
-    text = message("merge_method: linear\nslices: [{sources: []}]")
-    assert text.startswith("r.yml:2: slices: not supported by this version")
-    assert "\n" not in text
 
 
 def test_aliases_cannot_multiply_without_bound() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import RecipeError
+from anabranch.engine.model_groups import groups_of
 from anabranch.engine.parameters import (
     ParameterResolver,
     SharedParameters,
@@ -18,14 +19,28 @@ from anabranch.engine.parameters import (
     layer_index,
     layer_position,
 )
-from anabranch.engine.recipe import parse_recipe
+from anabranch.engine.recipe import Recipe, parse_recipe
 from anabranch.engine.settings import METHODS, TadropDensity
 
 
-def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> ParameterResolver:
+class Resolver:
+    """Values by tensor name in a model with so many layers."""
+
+    def __init__(self, recipe: Recipe, num_layers: int) -> None:
+        self._resolver = ParameterResolver(recipe, groups_of(recipe)[0])
+        self._num_layers = num_layers
+
+    def model(self, index: int, name: str) -> TensorParameters:
+        return self._resolver.model(index, name, layer_position(name, self._num_layers))
+
+    def shared(self, name: str) -> SharedParameters:
+        return self._resolver.shared(name, layer_position(name, self._num_layers))
+
+
+def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> Resolver:
     text = f"merge_method: {method}\nmodels: {models}\nparameters: {parameters}\n"
     text += "base_model: base\n" if METHODS[method].base == "required" else ""
-    return ParameterResolver(parse_recipe(text, "r"), num_layers)
+    return Resolver(parse_recipe(text, "r"), num_layers)
 
 
 ATTENTION = "model.layers.1.self_attn.q_proj.weight"

@@ -1,0 +1,159 @@
+"""Sliced recipes through the command: what the plan says, config.json, loading, verifying, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..merging import load_output, write_checkpoint
+from .conftest import CONFIG, Command, Workplace
+
+
+def deeper(workplace: Workplace, llamas: Path, **changes: Any) -> Path:
+    """Both layers of model0, then the second of model1: three layers."""
+    slices = [
+        {"sources": [{"model": str(llamas / "model0"), "layer_range": [0, 2]}]},
+        {"sources": [{"model": str(llamas / "model1"), "layer_range": [1, 2]}]},
+    ]
+    workplace.recipe = {"merge_method": "passthrough", "slices": slices, "output": {"shard_size": "12KB"}}
+    return workplace.write(**changes)
+
+
+def test_the_plan_says_what_is_put_together_and_what_is_left_out(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    recipe = deeper(workplace, llamas)
+    result = anabranch("plan", recipe, workplace.out)
+    assert result.exit_code == 0, result.stderr
+    assert "slices      2 slices with 3 layers" in result.stdout
+    model1 = llamas / "model1"
+    assert f"{model1}: 9 tensors of layers that no slice uses are left out: 0" in result.stdout
+    assert f"{model1}: 1 tensors outside the layers are left out, as another slice gives them" in result.stdout
+    planned = json.loads(anabranch("plan", recipe, workplace.out, "--json").stdout)
+    assert (planned["slices"], planned["layers"], planned["tensors"]) == (2, 3, 30)
+    assert [entry["role"] for entry in planned["inputs"]] == ["model 0", "model 1"]
+
+
+def test_a_frankenmerge_has_the_layers_that_the_recipe_says(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    result = anabranch("merge", deeper(workplace, llamas), workplace.out)
+    assert result.exit_code == 0, result.stderr
+    merged = load_output(workplace.out)
+    first, second = (load_output(llamas / name) for name in ("model0", "model1"))
+    assert len(merged) == 30
+    for name, tensor in merged.items():
+        ours, source = first, name
+        if name.startswith("model.layers.2."):
+            ours, source = second, name.replace("layers.2", "layers.1")
+        elif name in ("lm_head.weight", "model.norm.weight"):
+            ours = second
+        assert torch.equal(tensor, ours[source]), name
+    assert json.loads((workplace.out / "config.json").read_text()) == CONFIG | {"num_hidden_layers": 3}
+    assert anabranch("verify", workplace.out).exit_code == 0
+    manifest = json.loads((workplace.out / "anabranch.manifest.json").read_text())
+    assert [part["sources"][0]["layer_range"] for part in manifest["recipe"]["slices"]] == [[0, 2], [1, 2]]
+    assert any("no slice uses" in warning for warning in manifest["warnings"])
+
+
+def test_the_recipe_of_the_manifest_makes_the_same_output(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    recipe = deeper(workplace, llamas, parameters={"scale": [{"filter": "mlp", "value": [1, 0.5]}]})
+    assert anabranch("merge", recipe, workplace.out).exit_code == 0
+    manifest = json.loads((workplace.out / "anabranch.manifest.json").read_text())
+    again = workplace.folder / "again.json"
+    again.write_text(json.dumps(manifest["recipe"]))
+    assert anabranch("merge", again, workplace.folder / "again").exit_code == 0
+    assert workplace.files(workplace.folder / "again") == workplace.files()
+
+
+def test_slices_of_a_method_with_a_base(anabranch: Command, workplace: Workplace, llamas: Path) -> None:
+    names = ("base", "model0", "model1")
+    halves = [
+        {"sources": [{"model": str(llamas / name), "layer_range": [i, i + 1]} for name in names]} for i in range(2)
+    ]
+    halves[1]["parameters"] = {"lambda": 0.5}  # type: ignore[assignment]
+    recipe = workplace.write(merge_method="task_arithmetic", models=None, slices=halves, parameters={}, exclude=[])
+    assert anabranch("merge", recipe, workplace.out).exit_code == 0
+    base, first, second = (load_output(llamas / name) for name in names)
+    for name, tensor in load_output(workplace.out).items():
+        b, one, two = (source[name].float() for source in (base, first, second))
+        change = (one - b) + (two - b)
+        last = name.startswith("model.layers.1.") or name in ("lm_head.weight", "model.norm.weight")
+        assert torch.equal(tensor, (b + (change * 0.5 if last else change)).bfloat16()), name
+    assert (workplace.out / "config.json").read_bytes() == (llamas / "base" / "config.json").read_bytes()
+
+
+def test_layers_that_are_not_there_are_exit_2_with_the_line(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    recipe = deeper(workplace, llamas)
+    recipe.write_text(recipe.read_text().replace("- 1\n    - 2", "- 1\n    - 9"))
+    result = anabranch("plan", recipe, workplace.out)
+    assert result.exit_code == 2
+    line = next(i for i, text in enumerate(recipe.read_text().splitlines(), 1) if "layer_range" in text and i > 8)
+    where = f"recipe.yml:{line}: slices[1].sources[0].layer_range: [1, 9] ends behind the last of the 2 layers of"
+    assert where in result.stderr
+
+
+def test_a_second_number_of_layers_in_the_inputs_is_another_plan(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    """Configurations of models that give no file to the output decide bytes of its config.json."""
+    for name, kinds in (("model0", ["a", "a"]), ("other", ["a", "b"])):
+        tensors = load_output(llamas / "model1")
+        write_checkpoint(workplace.folder / name, tensors, 1, CONFIG | {"layer_types": kinds})
+    recipe = deeper(workplace, llamas)
+    recipe.write_text(
+        recipe.read_text().replace(str(llamas / "model0"), "model0").replace(str(llamas / "model1"), "other")
+    )
+    first = json.loads(anabranch("merge", recipe, workplace.out, "--json").stdout)
+    assert json.loads((workplace.out / "config.json").read_text())["layer_types"] == ["a", "a", "b"]
+    config = workplace.folder / "other" / "config.json"
+    config.write_text(json.dumps(CONFIG | {"layer_types": ["a", "c"]}))
+    second = json.loads(anabranch("plan", recipe, workplace.folder / "out2", "--json").stdout)
+    assert first["plan_id"] != second["plan_id"]
+
+
+def test_a_killed_sliced_merge_goes_on_to_the_same_bytes(
+    anabranch: Command, workplace: Workplace, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b"):
+        tensors = {f"model.layers.{i}.w": torch.randn(64, 64, generator=generator) for i in range(150)}
+        write_checkpoint(tmp_path / name, tensors | {"model.norm": torch.ones(3)}, 3, {"num_hidden_layers": 150})
+    slices = [
+        {"sources": [{"model": str(tmp_path / name), "layer_range": list(layers)} for name in ("a", "b")]}
+        for layers in ((0, 150), (0, 150))
+    ]
+    recipe = workplace.write("many.yml", models=None, base_model=None, merge_method="linear", parameters={})
+    text = recipe.read_text()
+    recipe.write_text(text + f"slices: {json.dumps(slices)}\n")
+    assert anabranch("merge", recipe, tmp_path / "undisturbed").exit_code == 0
+    command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(recipe), str(workplace.out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rstrip().endswith("left"):  # a shard is done, others are not
+                process.kill()
+                break
+    assert not (workplace.out / "anabranch.manifest.json").exists()
+    resumed = json.loads(anabranch("merge", recipe, workplace.out, "--json").stdout)
+    assert resumed["shards_resumed"] > 0
+    assert resumed["shards_merged"] > 0
+    assert workplace.files() == workplace.files(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_transformers_loads_a_frankenmerge(anabranch: Command, workplace: Workplace, llamas: Path) -> None:
+    assert anabranch("merge", deeper(workplace, llamas), workplace.out).exit_code == 0
+    result = anabranch("verify", workplace.out, "--load")
+    assert result.exit_code == 0, result.output
+    assert "LlamaForCausalLM loads all 30 tensors" in result.stdout
