@@ -1,17 +1,23 @@
-"""tokenizer.json, the file of fast tokenizers: which token has which id, and the same file with other tokens."""
+"""tokenizer.json, the file of fast tokenizers: which token has which id, and the same file with other tokens.
+
+Merges are most of such a file and say nothing about ids, so they are passed over: a file of 30 MB costs the memory of
+its vocabulary only.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .errors import InputError
+from .json_members import Span, items, members
 
 TOKENIZER_NAME = "tokenizer.json"
-MAX_TOKENIZER_BYTES = 128 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
 """The largest published files have about 35 MB."""
 MAX_TOKEN_ID = 1 << 24
 """Vocabularies have up to 300,000 tokens; ids of millions are a damaged file."""
@@ -37,14 +43,19 @@ class AddedToken:
     normalized: bool = True
     special: bool = False
 
-    def entry(self, token_id: int) -> dict[str, Any]:
-        """Its entry in the file."""
-        return {"id": token_id, "content": self.content, **{flag: getattr(self, flag) for flag in _FLAGS}}
+    def flags(self) -> dict[str, Any]:
+        """What the files say about it, but for the id."""
+        return {"content": self.content, **{flag: getattr(self, flag) for flag in _FLAGS}}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a tokenizer.json says about tokens and ids."""
+    """What a tokenizer.json says about tokens and ids.
+
+    Ids are those that the tokenizers library gives when it loads the file. An added token that the vocabulary has keeps
+    its id there. The others are numbered from the size of the vocabulary on, in their order, whatever ids the file
+    gives them.
+    """
 
     where: str
     """What messages call the file."""
@@ -53,11 +64,43 @@ class Tokenizer:
     vocabulary: Mapping[str, int] = field(repr=False)
     """Tokens of the model, without added ones."""
     added: tuple[AddedToken, ...] = field(repr=False)
-    """In the order of the file, which gives those that the model lacks their ids."""
+    """In the order of the file."""
 
-    def tokens(self) -> dict[str, int]:
-        """Every token's id, added tokens included, as the tokenizers library numbers them when it loads the file."""
-        return number_tokens(self.vocabulary, [token.content for token in self.added], self.where)
+    @cached_property
+    def beyond(self) -> Mapping[str, int]:
+        """Ids of the added tokens that the vocabulary does not have.
+
+        Raises:
+            InputError: one would get the id of another token.
+        """
+        found: dict[str, int] = {}
+        following = len(self.vocabulary)
+        taken = {i for i in self.vocabulary.values() if i >= following}  # a vocabulary whose ids have gaps
+        for token in self.added:
+            own = self.vocabulary.get(token.content)
+            if own is not None:
+                following = max(following, own + 1)
+            elif token.content not in found:
+                if following in taken:
+                    text = f"{self.where}: id {following} would stand for two tokens: the vocabulary's ids have gaps"
+                    raise InputError(text, "write the tokenizer again with ids from 0 on")
+                found[token.content] = following
+                following += 1
+        return found
+
+    def id_of(self, token: str) -> int:
+        """-1 when there is no such token."""
+        found = self.vocabulary.get(token)
+        return self.beyond.get(token, -1) if found is None else found
+
+    def tokens(self) -> Iterator[tuple[str, int]]:
+        """Every token with its id, in no order that means anything."""
+        yield from self.vocabulary.items()
+        yield from self.beyond.items()
+
+    def numbered(self) -> list[tuple[int, AddedToken]]:
+        """Added tokens by their ids."""
+        return sorted(((self.id_of(token.content), token) for token in self.added), key=lambda pair: pair[0])
 
 
 @dataclass(frozen=True)
@@ -73,36 +116,23 @@ class TokenizerEdit:
         return bool(self.dropped or self.appended)
 
     def apply(self, tokenizer: Tokenizer) -> Tokenizer:
-        """The tokenizer without the dropped tokens and with the appended ones."""
-        kept = [token for token in tokenizer.added if token.content not in self.dropped]
-        vocabulary = {t: i for t, i in tokenizer.vocabulary.items() if t not in self.dropped}
-        return Tokenizer(tokenizer.where, tokenizer.kind, vocabulary, (*kept, *self.appended))
+        """The tokenizer without the dropped tokens and with the appended ones.
 
-
-def number_tokens(vocabulary: Mapping[str, int], added: Iterable[str], where: str) -> dict[str, int]:
-    """Ids of the model's tokens and of added ones.
-
-    An added token that the model has keeps its id. The others are numbered from the size of the model's vocabulary on,
-    in their order, whatever ids the file gives them: this is how the tokenizers library loads a file.
-
-    Raises:
-        InputError: an added token would get the id of another.
-    """
-    tokens = dict(vocabulary)
-    following = len(vocabulary)
-    taken = {i for i in vocabulary.values() if i >= following}  # a vocabulary whose ids have gaps
-    for content in added:
-        if content not in tokens:
-            if following in taken:
-                raise InputError(
-                    f"{where}: id {following} would stand for two tokens, as the ids of the vocabulary have gaps",
-                    "write the tokenizer again with ids from 0 on",
-                )
-            tokens[content] = following
-            following += 1
-        elif content in vocabulary and vocabulary[content] >= following:
-            following = vocabulary[content] + 1
-    return tokens
+        Raises:
+            InputError: tokens are dropped from a vocabulary that cannot do without them.
+        """
+        own = self.dropped & tokenizer.vocabulary.keys()
+        if own and tokenizer.kind != "BPE":
+            raise InputError(
+                f"{tokenizer.where}: {len(own)} tokens have ids beyond the rows of the embedding, such as "
+                f"{min(own)!r}; they can be taken out of a BPE vocabulary only, this one is {tokenizer.kind}",
+                "give the model an embedding that has a row for every token",
+            )
+        kept = tuple(token for token in tokenizer.added if token.content not in self.dropped)
+        vocabulary = tokenizer.vocabulary
+        if own:
+            vocabulary = {token: i for token, i in vocabulary.items() if token not in own}
+        return Tokenizer(tokenizer.where, tokenizer.kind, vocabulary, kept + self.appended)
 
 
 def read_tokenizer(data: bytes, where: str) -> Tokenizer:
@@ -111,79 +141,81 @@ def read_tokenizer(data: bytes, where: str) -> Tokenizer:
     Raises:
         InputError: it is too large, is no such file, or has a vocabulary of an unknown form.
     """
-    content = _document(data, where)
-    model = content["model"]
-    kind = model.get("type") or ("BPE" if "merges" in model else None)
-    raw = model.get("vocab")
+    top, model = _find(data, where)
+    kind = _parse(data, model.get("type"), where) or ("BPE" if "merges" in model else None)
+    raw = _parse(data, model.get("vocab"), where)
     if kind in ("BPE", "WordPiece", "WordLevel") and isinstance(raw, dict):
         vocabulary = raw
     elif kind == "Unigram" and isinstance(raw, list):
         pieces = [entry[0] if isinstance(entry, list) and len(entry) == 2 else None for entry in raw]
-        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        vocabulary = {_check_token(piece, where): i for i, piece in enumerate(pieces)}
     else:
-        raise InputError(f"{where}: expected a BPE, WordPiece, WordLevel or Unigram vocabulary, got {kind!r}")
+        raise InputError(f"{where}: expected a BPE, WordPiece, WordLevel or Unigram vocabulary, got {str(kind)[:60]!r}")
     for token, token_id in vocabulary.items():
         _check_token(token, where)
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKEN_ID:
             raise InputError(f"{where}: token {token[:60]!r} has no usable id: {str(token_id)[:60]}")
-    return Tokenizer(where, kind, vocabulary, tuple(_added_token(entry, where) for entry in _added_entries(content)))
+    entries = _parse(data, top.get("added_tokens"), where)
+    entries = [] if entries is None else entries
+    if not isinstance(entries, list):
+        raise InputError(f"{where}: expected a list of added tokens, got {str(entries)[:60]!r}")
+    return Tokenizer(where, kind, vocabulary, tuple(_added_token(entry, where) for entry in entries))
 
 
-def write_tokenizer(data: bytes, where: str, edit: TokenizerEdit) -> bytes:
-    """The same tokenizer.json with other tokens; the same bytes when nothing changes.
+def write_tokenizer(
+    data: bytes, where: str, added: Sequence[tuple[int, AddedToken]], dropped: frozenset[str] = frozenset()
+) -> bytes:
+    """The same tokenizer.json with other tokens; every byte that need not change stays.
 
     Args:
         data: a file that `read_tokenizer` took.
         where: what messages call it.
-        edit: what changes.
+        added: all added tokens with their ids, by id.
+        dropped: tokens of a BPE vocabulary that are taken out, with the merges that need them.
 
     Raises:
-        InputError: tokens of the model are dropped from a tokenizer that cannot do without them.
+        InputError: a merge is no pair of tokens.
     """
-    if not edit:
-        return data
-    content = _document(data, where)
-    model = content["model"]
-    tokenizer = read_tokenizer(data, where)
-    in_model = edit.dropped & tokenizer.vocabulary.keys()
-    check_droppable(tokenizer, in_model)
-    if in_model:
-        model["vocab"] = {token: i for token, i in model["vocab"].items() if token not in in_model}
-        model["merges"] = [merge for merge in model["merges"] if not in_model & _parts(merge, where)]
-    edited = edit.apply(tokenizer)
-    tokens = edited.tokens()
-    entries = [token.entry(tokens[token.content]) for token in edited.added]
-    # Added tokens without a place in the model are numbered in the order of the file: the order of their ids.
-    content["added_tokens"] = sorted(entries, key=lambda entry: int(entry["id"]))
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    top, model = _find(data, where)
+    entries = [{"id": token_id, **token.flags()} for token_id, token in added]
+    changes: dict[Span, bytes] = {top.get("added_tokens", (0, 0)): _json_list(entries)}
+    if dropped:
+        vocabulary = _parse(data, model["vocab"], where)
+        changes[model["vocab"]] = _dumps({token: i for token, i in vocabulary.items() if token not in dropped})
+        if "merges" in model:
+            kept = (data[a:b] for a, b in items(data, model["merges"]) if not dropped & _parts(data[a:b], where))
+            changes[model["merges"]] = b"[" + b",".join(kept) + b"]"
+    if "added_tokens" not in top:
+        start = data.index(b"{") + 1
+        changes[start, start] = b'"added_tokens": ' + changes.pop((0, 0)) + b","
+    result, at = [], 0
+    for (begin, end), new in sorted(changes.items()):
+        result += [data[at:begin], new]
+        at = end
+    return b"".join([*result, data[at:]])
 
 
-def check_droppable(tokenizer: Tokenizer, tokens: Iterable[str]) -> None:
-    """Raise InputError when tokens of the model's own vocabulary cannot be taken out."""
-    own = [token for token in tokens if token in tokenizer.vocabulary]
-    if own and tokenizer.kind != "BPE":
-        raise InputError(
-            f"{tokenizer.where}: {len(own)} tokens have ids beyond the rows of the embedding, such as {own[0]!r}; "
-            f"they can be taken out of a BPE vocabulary only, this one is {tokenizer.kind}",
-            "give the model an embedding that has a row for every token",
-        )
-
-
-def _document(data: bytes, where: str) -> dict[str, Any]:
+def _find(data: bytes, where: str) -> tuple[dict[str, Span], dict[str, Span]]:
+    """The members of the file and of its model."""
     if len(data) > MAX_TOKENIZER_BYTES:
         raise InputError(f"{where}: {len(data)} bytes; expected at most {MAX_TOKENIZER_BYTES}")
     try:
-        content = json.loads(data)
+        top, end = members(data)
+        if data[end:].strip():
+            raise ValueError("something follows")
+        return top, members(data, top["model"][0])[0]
+    except (ValueError, KeyError):
+        raise InputError(f"{where} is no tokenizer: expected a JSON object with a `model`") from None
+
+
+def _parse(data: bytes, span: Span | None, where: str) -> Any:
+    """A member; None where it is missing."""
+    if span is None:
+        return None
+    try:
+        return json.loads(data[span[0] : span[1]])
     except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{where} is no tokenizer: expected a JSON object with a `model`")
-    return content
-
-
-def _added_entries(content: Mapping[str, Any]) -> Sequence[Any]:
-    entries = content.get("added_tokens")
-    return entries if isinstance(entries, list) else []
+        raise InputError(f"{where} is damaged at byte {span[0]}") from None
 
 
 def _added_token(entry: Any, where: str) -> AddedToken:
@@ -202,9 +234,19 @@ def _check_token(token: Any, where: str) -> str:
     return token
 
 
-def _parts(merge: Any, where: str) -> set[str]:
+def _parts(raw: bytes, where: str) -> set[str]:
     """The two tokens of a merge, and what they become."""
+    merge = _parse(raw, (0, len(raw)), where)
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
         raise InputError(f"{where}: a merge is no pair of tokens: {str(merge)[:60]}")
     return {*pair, "".join(pair)}
+
+
+def _json_list(entries: Iterable[Mapping[str, Any]]) -> bytes:
+    """One entry a line."""
+    return b"[\n    " + b",\n    ".join(_dumps(entry) for entry in entries) + b"\n  ]"
+
+
+def _dumps(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()

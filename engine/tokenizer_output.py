@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .chat_templates import CONFIG_NAME, TEMPLATE_NAME
 from .errors import InputError
-from .tokenizer_file import TOKENIZER_NAME, TokenizerEdit, read_tokenizer, write_tokenizer
+from .tokenizer_file import TOKENIZER_NAME, AddedToken, TokenizerEdit, read_tokenizer, write_tokenizer
 
 ADDED_NAME = "added_tokens.json"
 CONFIGS = ("config.json", "generation_config.json")
@@ -26,6 +26,8 @@ class VocabularyFiles:
     rows: int | None
     """The output's `vocab_size`; None: as it is."""
     edit: TokenizerEdit
+    added: Sequence[tuple[int, AddedToken]] = field(repr=False)
+    """The output's added tokens with their ids, by id."""
     new_ids: Mapping[int, int | None] = field(repr=False)
     """Ids of the reference whose tokens have another id in the output, or none."""
     template: str
@@ -82,23 +84,22 @@ class VocabularyFiles:
         return data if json.dumps(config) == before else _json_bytes(config)
 
     def _edit_tokens(self, files: dict[str, bytes], where: str) -> None:
-        data = files[TOKENIZER_NAME]
-        tokenizer = read_tokenizer(data, f"{where}/{TOKENIZER_NAME}")
-        files[TOKENIZER_NAME] = write_tokenizer(data, f"{where}/{TOKENIZER_NAME}", self.edit)
-        edited = self.edit.apply(tokenizer)
-        tokens = edited.tokens()
-        if self.edit.dropped & tokenizer.vocabulary.keys():
+        place = f"{where}/{TOKENIZER_NAME}"
+        vocabulary = read_tokenizer(files[TOKENIZER_NAME], place).vocabulary
+        dropped = self.edit.dropped & vocabulary.keys()
+        beyond = {token.content: i for i, token in self.added if token.content not in vocabulary}
+        del vocabulary  # the largest thing here
+        files[TOKENIZER_NAME] = write_tokenizer(files[TOKENIZER_NAME], place, self.added, dropped)
+        if dropped:
             for name in [name for name in files if any(fnmatchcase(name, pattern) for pattern in _SLOW_FILES)]:
                 del files[name]
         if CONFIG_NAME in files:
             config = _json_object(files[CONFIG_NAME], f"{where}/{CONFIG_NAME}")
             if "added_tokens_decoder" in config:
-                entries = {tokens[token.content]: token.entry(0) for token in edited.added}
-                decoder = {str(i): {k: v for k, v in entries[i].items() if k != "id"} for i in sorted(entries)}
+                decoder = {str(i): token.flags() for i, token in self.added}
                 files[CONFIG_NAME] = _json_bytes(config | {"added_tokens_decoder": decoder})
         if ADDED_NAME in files:
-            added = [token.content for token in edited.added if token.content not in edited.vocabulary]
-            files[ADDED_NAME] = _json_bytes({content: tokens[content] for content in sorted(added)})
+            files[ADDED_NAME] = _json_bytes(dict(sorted(beyond.items())))
 
     def _set_template(self, files: dict[str, bytes], where: str) -> None:
         """Both places that readers know: the file, which goes first, and the key, which older ones read."""

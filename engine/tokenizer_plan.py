@@ -129,7 +129,7 @@ def plan_tokenizer(
     checkpoints = tuple(source.checkpoint for source in sources)
     keys = recipe.tokenizer_keys
     if keys is None:
-        files = VocabularyFiles(None, TokenizerEdit(), {}, template)
+        files = VocabularyFiles(None, TokenizerEdit(), (), {}, template)
         return TokenizerPlan(checkpoints, files, tuple(warnings), _identity(files, []))
     places = [source.url for source in sources]
     numbers = {reference: places.index(url) for reference, url in urls.items() if url in places}
@@ -138,15 +138,20 @@ def plan_tokenizer(
     names = find_embeddings(checkpoints[0].tensors, keys.embeddings, checkpoints[0].url)
     tokenizers = [_tokenizer(request, source) for source in sources]
     vocabulary = _vocabulary(request, names, tokenizers)
-    made = {id(tokenizer): tokenizer.tokens() for tokenizer in tokenizers}
-    tokens = [made[id(tokenizer)] for tokenizer in tokenizers]
-    aligned, alignments = _align(request, names, vocabulary, tokens)
-    moved = {i: vocabulary.tokens.get(t) for t, i in tokens[0].items() if vocabulary.tokens.get(t) != i}
-    files = VocabularyFiles(vocabulary.rows + vocabulary.padding, vocabulary.edit, moved, template)
+    aligned, alignments = _align(request, names, vocabulary, tokenizers)
+    written = vocabulary.tokenizer
+    rows = vocabulary.rows + vocabulary.padding
+    files = VocabularyFiles(rows, vocabulary.edit, written.numbered(), _moved(tokenizers[0], written), template)
     lost = files.lost(folders.read(sources[0].store, CONFIGS), checkpoints[0].url)
     if lost:
         warnings.append(f"the output lacks tokens that the reference's files name: {', '.join(lost)}; set to null")
     return TokenizerPlan(aligned, files, tuple(warnings), _identity(files, alignments))
+
+
+def _moved(reference: Tokenizer, written: Tokenizer) -> dict[int, int | None]:
+    """Ids of the reference whose tokens have another one in the output, or none."""
+    new = ((old, written.id_of(token)) for token, old in reference.tokens())
+    return {old: None if now < 0 else now for old, now in new if now != old}
 
 
 def _identity(files: VocabularyFiles, alignments: Sequence[Alignment]) -> dict[str, Any]:
@@ -217,7 +222,7 @@ def _vocabulary(request: _Request, names: Sequence[str], tokenizers: Sequence[To
 
 
 def _align(
-    request: _Request, names: Sequence[str], vocabulary: Vocabulary, tokens: Sequence[Mapping[str, int]]
+    request: _Request, names: Sequence[str], vocabulary: Vocabulary, tokenizers: Sequence[Tokenizer]
 ) -> tuple[tuple[Checkpoint, ...], list[Alignment]]:
     """The checkpoints with aligned embeddings, and one alignment per embedding."""
     sources = request.sources
@@ -234,7 +239,7 @@ def _align(
         if heights not in made:
             inputs = [
                 SourceTokens(known, height, twin) if height is not None else None
-                for known, height, twin in zip(tokens, heights, twins, strict=True)
+                for known, height, twin in zip(tokenizers, heights, twins, strict=True)
             ]
             made[heights] = align(vocabulary, inputs, request.base, rules, name)
         alignments.append(made[heights])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .tokenizer_file import AddedToken, Tokenizer, TokenizerEdit, check_droppable
+from .tokenizer_file import AddedToken, Tokenizer, TokenizerEdit
 
 Rows = NDArray[np.int32]
 
@@ -45,29 +45,16 @@ class TokenRule:
 class Vocabulary:
     """The output's tokens."""
 
-    tokens: Mapping[str, int] = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    """The tokenizer that is written."""
     rows: int
     """One more than the largest id."""
     padding: int
     """Rows of the output's embeddings beyond them."""
     edit: TokenizerEdit
-    """How the tokenizer that is written differs from the one that it is made from."""
+    """How it differs from the one that it is made from."""
     unknown: tuple[str, ...]
     """Tokens that the recipe names and no tokenizer has."""
-
-
-def strip(tokenizer: Tokenizer, height: int | None) -> TokenizerEdit:
-    """Take out tokens without a row in the model's embedding.
-
-    Args:
-        tokenizer: of any model.
-        height: rows of its embedding; None: not known.
-    """
-    if height is None:
-        return TokenizerEdit()
-    dropped = frozenset(token for token, row in tokenizer.tokens().items() if row >= height)
-    check_droppable(tokenizer, sorted(dropped))
-    return TokenizerEdit(dropped)
 
 
 def join(
@@ -93,33 +80,32 @@ def join(
     Raises:
         InputError: a vocabulary has gaps, or is of a kind that cannot lose tokens.
     """
-    first = strip(source, height)
-    start = first.apply(source)
-    known = start.tokens()
-    marked: dict[str, AddedToken] = {token.content: token for token in start.added}
-    numbered = []
+    rowless = () if height is None else (token for token, row in source.tokens() if row >= height)
+    dropped = frozenset(rowless)
+    start = TokenizerEdit(dropped).apply(source)
+    known = {token.content for token in start.added}
+    marked: dict[str, AddedToken] = {}
+    plain: dict[str, AddedToken] = {}
     for tokenizer, rows in others:
-        tokens = {token: i for token, i in tokenizer.tokens().items() if i < rows}
-        numbered.append(sorted(tokens, key=tokens.__getitem__))
-        own = {token.content: token for token in tokenizer.added if token.content in tokens}
-        for content in sorted(own, key=tokens.__getitem__):
-            marked.setdefault(content, own[content])
-    plain = dict.fromkeys(t for order in numbered for t in order if t not in known and t not in marked)
-    special = [token for content, token in marked.items() if token not in start.added]
-    new = [AddedToken(token) for token in plain] + special
-    present = known.keys() | {token.content for token in new}
-    unknown = tuple(token for token in dict.fromkeys(wanted) if token not in present)
-    edit = TokenizerEdit(first.dropped, (*new, *(AddedToken(token) for token in unknown)))
-    tokens = edit.apply(source).tokens()
-    rows = max(tokens.values(), default=-1) + 1
-    return Vocabulary(tokens, rows, -rows % multiple, edit, unknown)
+        for row, token in tokenizer.numbered():
+            if row < rows and token.content not in known:
+                marked.setdefault(token.content, token)
+    for tokenizer, rows in others:
+        new = [(row, t) for t, row in tokenizer.tokens() if row < rows and t not in marked and start.id_of(t) < 0]
+        plain |= {token: AddedToken(token) for _, token in sorted(new) if token not in plain}
+    appended = plain | marked
+    unknown = tuple(token for token in dict.fromkeys(wanted) if token not in appended and start.id_of(token) < 0)
+    edit = TokenizerEdit(dropped, (*appended.values(), *(AddedToken(token) for token in unknown)))
+    written = edit.apply(source)
+    count = max((row for _, row in written.tokens()), default=-1) + 1
+    return Vocabulary(written, count, -count % multiple, edit, unknown)
 
 
 @dataclass(frozen=True)
 class SourceTokens:
     """One input of a tensor."""
 
-    tokens: Mapping[str, int] = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
     height: int
     """Rows of the tensor there; tokens beyond them are missing."""
     twin: int
@@ -236,8 +222,8 @@ def align(
 def _rows(vocabulary: Vocabulary, source: SourceTokens) -> Rows:
     """Per output row the row of a source, -1 without one."""
     rows = np.full(vocabulary.rows, -1, np.int32)
-    for token, row in vocabulary.tokens.items():
-        found = source.tokens.get(token, -1)
+    for token, row in vocabulary.tokenizer.tokens():
+        found = source.tokenizer.id_of(token)
         if found < source.height:
             rows[row] = found
     return rows
@@ -253,7 +239,7 @@ def _apply_rules(
     where: str,
 ) -> None:
     for token, rule in rules.items():
-        row = vocabulary.tokens[token]
+        row = vocabulary.tokenizer.id_of(token)
         missing = [rows for rows in own if rows is not None and (rule.force or rows[row] < 0)]
         if rule.row is None or not missing:
             continue
@@ -272,7 +258,7 @@ def _row_of(token: str, wanted: TokenRow, sources: Sequence[SourceTokens | None]
     if source is None:
         raise InputError(f"{where}: the recipe takes the row of token {token!r} from a model without this tensor")
     named = token if wanted.token is None else wanted.token
-    row = source.tokens.get(named, -1) if wanted.token_id is None else wanted.token_id
+    row = source.tokenizer.id_of(named) if wanted.token_id is None else wanted.token_id
     if not 0 <= row < source.height:
         what = f"token {named!r}" if wanted.token_id is None else f"row {wanted.token_id}"
         raise InputError(

@@ -26,6 +26,7 @@ LAYERS = {
     "engine.methods": 2,
     "engine.select": 3,  # masks from stages, kernels and order statistics
     "engine.header": 3,
+    "engine.json_members": 1,
     "engine.tokenizer_file": 1,
     "engine.vocabulary": 2,  # tokens to rows
     "engine.chat_templates": 1,

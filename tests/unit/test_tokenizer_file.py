@@ -19,6 +19,8 @@ from anabranch.engine.tokenizer_file import (
     write_tokenizer,
 )
 
+MODEL = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+
 TEXTS = ["the cat sat on the mat", "a hat that the cat sat on", "grüße, naïve café", "1 + 2 = 3"]
 
 
@@ -43,6 +45,11 @@ def trained(kind: str) -> LibraryTokenizer:
     return tokenizer
 
 
+def written_with(data: bytes, edit: TokenizerEdit) -> bytes:
+    before = read_tokenizer(data, "t")
+    return write_tokenizer(data, "t", edit.apply(before).numbered(), edit.dropped & before.vocabulary.keys())
+
+
 def parsed(tokenizer: LibraryTokenizer) -> Any:
     return read_tokenizer(tokenizer.to_str().encode(), "tokenizer.json")
 
@@ -52,7 +59,7 @@ def test_tokens_and_ids_are_the_library_s(kind: str) -> None:
     tokenizer = trained(kind)
     found = parsed(tokenizer)
     assert found.kind == kind
-    assert found.tokens() == tokenizer.get_vocab()
+    assert dict(found.tokens()) == tokenizer.get_vocab()
     assert AddedToken("<extra>", lstrip=True) in found.added
 
 
@@ -61,11 +68,11 @@ def test_appended_tokens_load_under_the_ids_that_are_counted_on(kind: str) -> No
     tokenizer = trained(kind)
     data = tokenizer.to_str(pretty=True).encode()
     edit = TokenizerEdit(appended=(AddedToken("<one>", special=True, normalized=False), AddedToken("über")))
-    written = write_tokenizer(data, "tokenizer.json", edit)
+    written = written_with(data, edit)
     loaded = LibraryTokenizer.from_str(written.decode())
-    assert loaded.get_vocab() == edit.apply(parsed(tokenizer)).tokens()
+    assert loaded.get_vocab() == dict(edit.apply(parsed(tokenizer)).tokens())
     assert loaded.get_vocab_size() == tokenizer.get_vocab_size() + 2
-    assert written == write_tokenizer(data, "tokenizer.json", edit)
+    assert written == written_with(data, edit)
     for text in TEXTS:
         assert loaded.encode(text).ids == tokenizer.encode(text).ids
     assert loaded.token_to_id("<one>") in loaded.encode("the <one> cat").ids
@@ -75,7 +82,7 @@ def test_a_token_of_the_model_becomes_an_added_one_under_its_id() -> None:
     tokenizer = trained("BPE")
     token = next(t for t in parsed(tokenizer).vocabulary if len(t) == 3)
     edit = TokenizerEdit(appended=(AddedToken(token, special=True),))
-    loaded = LibraryTokenizer.from_str(write_tokenizer(tokenizer.to_str().encode(), "t", edit).decode())
+    loaded = LibraryTokenizer.from_str(written_with(tokenizer.to_str().encode(), edit).decode())
     assert loaded.get_vocab() == tokenizer.get_vocab()
     assert loaded.get_added_tokens_decoder()[tokenizer.token_to_id(token)].special
 
@@ -85,15 +92,26 @@ def test_dropped_tokens_are_gone_with_their_merges() -> None:
     found = parsed(tokenizer)
     last = sorted(found.vocabulary, key=found.vocabulary.__getitem__)[-5:]
     edit = TokenizerEdit(dropped=frozenset({*last, "<extra>"}))
-    loaded = LibraryTokenizer.from_str(write_tokenizer(tokenizer.to_str().encode(), "t", edit).decode())
+    loaded = LibraryTokenizer.from_str(written_with(tokenizer.to_str().encode(), edit).decode())
     assert loaded.get_vocab_size() == tokenizer.get_vocab_size() - 6
-    assert loaded.get_vocab() == edit.apply(found).tokens()
+    assert loaded.get_vocab() == dict(edit.apply(found).tokens())
     assert not set(last) & {token for text in TEXTS for token in loaded.encode(text).tokens}
 
 
-def test_nothing_to_change_leaves_the_bytes_alone() -> None:
-    data = trained("BPE").to_str().encode() + b"\n\n"
-    assert write_tokenizer(data, "t", TokenizerEdit()) == data
+def test_the_rest_of_the_file_keeps_its_bytes() -> None:
+    data = trained("BPE").to_str(pretty=True).encode() + b"\n\n"
+    written = written_with(data, TokenizerEdit(appended=(AddedToken("<one>"),)))
+    start, end = data.index(b'"added_tokens": ['), data.index(b'"normalizer"')
+    assert written.startswith(data[:start])
+    assert written.endswith(data[end:])
+
+
+def test_a_file_without_added_tokens_gets_some() -> None:
+    content = json.loads(trained("WordLevel").to_str())
+    del content["added_tokens"]
+    data = json.dumps(content).encode()
+    written = written_with(data, TokenizerEdit(appended=(AddedToken("<one>"),)))
+    assert LibraryTokenizer.from_str(written.decode()).token_to_id("<one>") == len(content["model"]["vocab"])
 
 
 def test_ids_of_added_tokens_follow_from_their_order_as_in_the_library() -> None:
@@ -101,10 +119,7 @@ def test_ids_of_added_tokens_follow_from_their_order_as_in_the_library() -> None
     for entry in content["added_tokens"]:
         entry["id"] += 50
     data = json.dumps(content)
-    assert read_tokenizer(data.encode(), "t").tokens() == LibraryTokenizer.from_str(data).get_vocab()
-
-
-MODEL = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    assert dict(read_tokenizer(data.encode(), "t").tokens()) == LibraryTokenizer.from_str(data).get_vocab()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,10 @@ MODEL = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     [
         (b"{", "is no tokenizer"),
         (b"[" * 100_000, "is no tokenizer"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0}}} x', "is no tokenizer"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0,}}}', "is damaged at byte 35"),
+        (b'{"model": {"type": "BPE", "vocab": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}", "is damaged"),
+        ({"model": MODEL, "added_tokens": {}}, "expected a list of added tokens"),
         (b"[]", "is no tokenizer"),
         ({"model": 1}, "is no tokenizer"),
         ({"model": {"type": "Morse", "vocab": {}}}, "expected a BPE, WordPiece, WordLevel or Unigram vocabulary"),

@@ -10,12 +10,12 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from anabranch.engine.chat_templates import CHAT_TEMPLATES, most_common_template, template_of
 from anabranch.engine.errors import InputError
-from anabranch.engine.tokenizer_file import AddedToken, TokenizerEdit
+from anabranch.engine.tokenizer_file import AddedToken, TokenizerEdit, read_tokenizer
 from anabranch.engine.tokenizer_output import VocabularyFiles
 
 NOTHING = TokenizerEdit()
 MODEL = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
-ADDED = [AddedToken("<s>", special=True).entry(3), AddedToken("<x>").entry(4)]
+ADDED = [{"id": 3, **AddedToken("<s>", special=True).flags()}, {"id": 4, **AddedToken("<x>").flags()}]
 FILES: dict[str, bytes] = {
     "config.json": b'{"vocab_size":9,"eos_token_id":[3,4],"pad_token_id":-1,"bos_token_id":3,"n":3}',
     "generation_config.json": b'{"eos_token_id":4,"vocab_size":9}',
@@ -28,6 +28,13 @@ FILES: dict[str, bytes] = {
 }
 
 
+def files_with(
+    rows: int | None = None, edit: TokenizerEdit = NOTHING, new_ids: dict[int, int | None] | None = None, text: str = ""
+) -> VocabularyFiles:
+    added = edit.apply(read_tokenizer(FILES["tokenizer.json"], "t")).numbered()
+    return VocabularyFiles(rows, edit, added, new_ids or {}, text)
+
+
 def changed(files: VocabularyFiles) -> dict[str, Any]:
     """What differs, as JSON where it is."""
     result = files.apply(FILES, "m")
@@ -37,12 +44,12 @@ def changed(files: VocabularyFiles) -> dict[str, Any]:
 
 
 def test_nothing_changes_without_a_request() -> None:
-    assert changed(VocabularyFiles(None, NOTHING, {}, "")) == {}
-    assert changed(VocabularyFiles(9, NOTHING, {}, "")) == {}
+    assert changed(files_with(None, NOTHING, {}, "")) == {}
+    assert changed(files_with(9, NOTHING, {}, "")) == {}
 
 
 def test_sizes_and_ids_follow_the_vocabulary() -> None:
-    files = VocabularyFiles(7, NOTHING, {3: 0, 4: None}, "")
+    files = files_with(7, NOTHING, {3: 0, 4: None}, "")
     found = changed(files)
     assert found["config.json"] == {
         "vocab_size": 7, "eos_token_id": [0], "pad_token_id": -1, "bos_token_id": 0, "n": 3,
@@ -54,7 +61,7 @@ def test_sizes_and_ids_follow_the_vocabulary() -> None:
 
 def test_the_language_model_inside_a_larger_config() -> None:
     config = {"text_config": {"vocab_size": 5, "bos_token_id": 1}, "image_token_index": 2}
-    result = VocabularyFiles(6, NOTHING, {1: 3, 2: 4}, "").apply({"config.json": json.dumps(config).encode()}, "m")
+    result = files_with(6, NOTHING, {1: 3, 2: 4}, "").apply({"config.json": json.dumps(config).encode()}, "m")
     assert json.loads(result["config.json"]) == {
         "text_config": {"vocab_size": 6, "bos_token_id": 3},
         "image_token_index": 4,
@@ -62,7 +69,7 @@ def test_the_language_model_inside_a_larger_config() -> None:
 
 
 def test_appended_tokens_are_in_every_list() -> None:
-    found = changed(VocabularyFiles(None, TokenizerEdit(appended=(AddedToken("<y>", lstrip=True),)), {}, ""))
+    found = changed(files_with(None, TokenizerEdit(appended=(AddedToken("<y>", lstrip=True),)), {}, ""))
     assert [entry["content"] for entry in found["tokenizer.json"]["added_tokens"]] == ["<s>", "<x>", "<y>"]
     decoder = found["tokenizer_config.json"]["added_tokens_decoder"]
     assert list(decoder) == ["3", "4", "5"]
@@ -74,24 +81,24 @@ def test_appended_tokens_are_in_every_list() -> None:
 
 
 def test_vocabularies_of_slow_tokenizers_go_when_they_would_be_wrong() -> None:
-    kept = VocabularyFiles(None, TokenizerEdit(dropped=frozenset({"<x>"})), {}, "").apply(FILES, "m")
+    kept = files_with(None, TokenizerEdit(dropped=frozenset({"<x>"})), {}, "").apply(FILES, "m")
     assert {"vocab.json", "merges.txt"} <= set(kept)
-    left = VocabularyFiles(None, TokenizerEdit(dropped=frozenset({"ab", "<x>"})), {}, "").apply(FILES, "m")
+    left = files_with(None, TokenizerEdit(dropped=frozenset({"ab", "<x>"})), {}, "").apply(FILES, "m")
     assert not {"vocab.json", "merges.txt"} & set(left)
     assert json.loads(left["tokenizer.json"])["model"] == {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
 
 
 def test_a_chat_template_is_written_where_readers_look() -> None:
-    found = changed(VocabularyFiles(None, NOTHING, {}, "{{ x }}"))
+    found = changed(files_with(None, NOTHING, {}, "{{ x }}"))
     assert found["chat_template.jinja"] == "{{ x }}"
     assert found["tokenizer_config.json"]["chat_template"] == "{{ x }}"
 
 
 def test_files_of_another_form_are_an_error() -> None:
     with pytest.raises(InputError, match=r"m/config.json is not a JSON object"):
-        VocabularyFiles(3, NOTHING, {}, "").apply({"config.json": b"[]"}, "m")
+        files_with(3, NOTHING, {}, "").apply({"config.json": b"[]"}, "m")
     with pytest.raises(InputError, match=r"m/tokenizer_config.json is not a JSON object"):
-        VocabularyFiles(None, NOTHING, {}, "{{x}}").apply({"tokenizer_config.json": b"\xff"}, "m")
+        files_with(None, NOTHING, {}, "{{x}}").apply({"tokenizer_config.json": b"\xff"}, "m")
 
 
 # --- chat templates

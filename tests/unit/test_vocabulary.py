@@ -30,7 +30,7 @@ def match(
 ) -> Alignment:
     vocabulary = join(tokenizer(*out), None, multiple=multiple)
     tokens = [
-        None if tokens is None else SourceTokens(tokens, height, (twins or {}).get(i, i))
+        None if tokens is None else SourceTokens(Tokenizer("s", "BPE", tokens, ()), height, (twins or {}).get(i, i))
         for i, tokens in enumerate(sources)
     ]
     return align(vocabulary, tokens, base, rules or {}, "w")
@@ -54,14 +54,14 @@ def entries(alignment: Alignment, source: int) -> list[list[tuple[int, int]]]:
 
 def test_one_tokenizer_keeps_its_ids() -> None:
     vocabulary = join(tokenizer("a", "b", added=["<x>"]), None)
-    assert vocabulary.tokens == {"a": 0, "b": 1, "<x>": 2}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "b": 1, "<x>": 2}
     assert vocabulary.rows == 3
     assert not vocabulary.edit
 
 
 def test_tokens_without_a_row_are_left_out() -> None:
     vocabulary = join(tokenizer("a", "b", "c", added=["<x>", "<y>"]), 4)
-    assert vocabulary.tokens == {"a": 0, "b": 1, "c": 2, "<x>": 3}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "b": 1, "c": 2, "<x>": 3}
     assert vocabulary.edit.dropped == {"<y>"}
 
 
@@ -75,7 +75,7 @@ def test_a_union_appends_ordinary_tokens_first_and_then_added_ones() -> None:
     one = tokenizer("b", "q", "p", added=[AddedToken("<s>", special=True), AddedToken("<t>", lstrip=True)])
     two = tokenizer("p", "r", "a", added=[AddedToken("<t>", special=True)])
     vocabulary = join(base, 3, [(one, 5), (two, 4)])
-    assert vocabulary.tokens == {"a": 0, "b": 1, "<s>": 2, "q": 3, "p": 4, "r": 5, "<t>": 6}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "b": 1, "<s>": 2, "q": 3, "p": 4, "r": 5, "<t>": 6}
     appended = {token.content: token for token in vocabulary.edit.appended}
     assert appended["<t>"].lstrip and not appended["<t>"].special  # the first model's settings
     assert "<s>" not in appended  # the base's own stay
@@ -83,18 +83,18 @@ def test_a_union_appends_ordinary_tokens_first_and_then_added_ones() -> None:
 
 def test_a_union_leaves_tokens_beyond_the_rows_of_their_model_out() -> None:
     vocabulary = join(tokenizer("a"), 1, [(tokenizer("a", "b", "c"), 2)])
-    assert vocabulary.tokens == {"a": 0, "b": 1}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "b": 1}
 
 
 def test_an_ordinary_token_that_another_model_added_becomes_an_added_one_under_its_id() -> None:
     vocabulary = join(tokenizer("a", "<t>", "b"), 3, [(tokenizer("a", added=[AddedToken("<t>", special=True)]), 2)])
-    assert vocabulary.tokens == {"a": 0, "<t>": 1, "b": 2}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "<t>": 1, "b": 2}
     assert vocabulary.edit.appended == (AddedToken("<t>", special=True),)
 
 
 def test_tokens_that_the_recipe_names_are_added_last() -> None:
     vocabulary = join(tokenizer("a"), 1, [(tokenizer("b"), 1)], ["new", "b", "a"])
-    assert vocabulary.tokens == {"a": 0, "b": 1, "new": 2}
+    assert dict(vocabulary.tokenizer.tokens()) == {"a": 0, "b": 1, "new": 2}
     assert vocabulary.unknown == ("new",)
 
 
