@@ -13,6 +13,7 @@ from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .canonical import canonical
 from .checkpoint import Checkpoint
 from .demands import SurveyKind, selection_of, survey_kind
+from .derived import RowGather
 from .errors import InputError, RecipeError
 from .header import DTYPES, TensorInfo
 from .layers import Config
@@ -92,6 +93,13 @@ class Plan:
             for task in self.tasks
             for source in (task.base, *task.models)
         )
+
+    @cached_property
+    def gathered_rows(self) -> int:
+        """Rows that are listed one by one to match embeddings; tensors often share a list."""
+        sources = (source for task in self.tasks for source in task.sources) if self.has_derived else ()
+        gathers = (s.derived for s in sources if s is not None and isinstance(s.derived, RowGather))
+        return sum({id(gather.offsets): gather.rows for gather in gathers}.values())
 
     @cached_property
     def survey_kind(self) -> SurveyKind:

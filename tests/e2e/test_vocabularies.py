@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
+
+from anabranch.engine.inputs import open_inputs
+from anabranch.engine.recipe import load_recipe
 
 from ..merging import load_output, write_recipe
 from .conftest import Command
@@ -246,6 +250,33 @@ def test_the_same_bytes_with_any_memory_and_threads(anabranch: Command, models: 
         names = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet")
         outputs.append({str(path.relative_to(out)): path.read_bytes() for path in names})
     assert outputs[0] == outputs[1]
+
+
+def test_two_recipes_in_one_reading_write_what_each_writes_alone(
+    anabranch: Command, models: Path, tmp_path: Path
+) -> None:
+    names = {"a": {"source": "union", "pad_to_multiple_of": 32}, "b": {"source": "union"}, "c": {"source": "base"}}
+    paths = []
+    for name, keys in names.items():
+        weights = {"a": 0.5, "b": 0.25, "c": 1.0}
+        made = recipe(models, "chat", "other", tokenizer=keys)
+        for entry in made["models"]:
+            entry["parameters"] = {"weight": weights[name]}
+        paths.append(write_recipe(tmp_path / f"{name}.yml", made))
+        assert anabranch("merge", paths[-1], tmp_path / "alone" / name).exit_code == 0
+    done = anabranch("merge", *paths, tmp_path / "together")
+    assert done.exit_code == 0, done.stderr
+    for file in sorted((tmp_path / "alone").rglob("*")):
+        if file.is_file() and file.suffix != ".parquet":
+            assert (tmp_path / "together" / file.relative_to(tmp_path / "alone")).read_bytes() == file.read_bytes()
+
+
+def test_a_plan_reaches_other_machines_whole(models: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.yml", recipe(models, "chat", "other", tokenizer_source="union"))
+    plan = open_inputs(load_recipe(path), tmp_path).plan
+    copy = pickle.loads(pickle.dumps(plan))
+    assert copy.tasks == plan.tasks
+    assert hash(copy.tasks[0].sources) == hash(plan.tasks[0].sources)
 
 
 def test_the_vocabulary_is_part_of_the_plan(anabranch: Command, models: Path, tmp_path: Path) -> None:
