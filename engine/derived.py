@@ -245,7 +245,7 @@ class LowRank:
             yield c0, min(high, c0 + self.right.at_once)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RowGather:
     """A matrix whose rows are rows of other matrices, or means of several.
 
