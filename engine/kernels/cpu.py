@@ -23,7 +23,6 @@ from . import (
     philox,
 )
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
-from .rowwise import POWERS
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
 NOTHING = np.empty(0, np.uint8)
@@ -98,7 +97,7 @@ class CpuKernels:
 
     def row_divergence(self, w: Numbers, base: Numbers, width: int, out: Numbers) -> None:
         assert w.size == base.size == out.size * width
-        cpu_rows.row_divergence(w, base, out, POWERS, np.empty((3, width)), np.empty(WINDOW_ROWS))
+        cpu_rows.row_divergence(w, base, out, np.empty((3, width)), np.empty(WINDOW_ROWS))
 
     def scale_rows(self, t: Numbers, factors: Numbers, width: int, out: Numbers) -> None:
         assert t.size == out.size == factors.size * width

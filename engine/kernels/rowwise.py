@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from . import ROW, WINDOW_ROWS
 
 WINDOW = ROW * WINDOW_ROWS
@@ -28,7 +26,13 @@ EXP_SERIES = tuple(1.0 / math.factorial(i) for i in range(13, -1, -1))
 """1/13! ... 1/0!: exp of at most ln 2 / 2, to 2^-57."""
 LOG_SERIES = tuple(1.0 / i for i in range(21, 0, -2))
 """1/21 ... 1/1: log m = 2 (s + s^3/3 + ...) with s = (m - 1) / (m + 1), for m from 0.7 to 1.42."""
-POWERS = 2.0 ** -np.arange(1024.0)
-"""2^-i, exactly."""
-LOG_SHIFT = 27
+HALVINGS = tuple(2.0**i for i in range(9, -1, -1))
+"""512, 256, ... 1: any whole number below 1024 is a sum of some of them."""
+FACTORS = tuple(2.0**-step for step in HALVINGS)
+"""2^-512, 2^-256, ... 2^-1: products with them are exact, as long as nothing is smaller than 2^-1022."""
+LOG_SHIFT = 27.0
 """Quotients of probabilities lie above 2^-27 and below 2^27."""
+LOG_SCALE = 2.0**27
+LOG_STEP = HALVINGS.index(32.0)
+"""Scaled quotients lie below 2^54, so this is the first step that they may need."""
+SQRT_2 = math.sqrt(2.0)

@@ -9,13 +9,17 @@ from . import ROW, WINDOW_ROWS
 from .rowwise import (
     EPSILON,
     EXP_SERIES,
+    FACTORS,
+    HALVINGS,
     LN2_HIGH,
     LN2_LOW,
     LOG2_E,
+    LOG_SCALE,
     LOG_SERIES,
     LOG_SHIFT,
+    LOG_STEP,
     LOWEST,
-    POWERS,
+    SQRT_2,
     TO_WHOLE,
     WINDOW,
 )
@@ -44,10 +48,6 @@ def ordered_sums(terms: Tensor) -> Tensor:
     return total
 
 
-def _powers(like: Tensor) -> Tensor:
-    return torch.from_numpy(POWERS).to(like.device)
-
-
 def exp(x: Tensor) -> Tensor:
     """exp x for x <= 0; 0 below LOWEST and for NaN."""
     low = ~(x > LOWEST)
@@ -57,19 +57,20 @@ def exp(x: Tensor) -> Tensor:
     value = torch.zeros_like(rest)
     for c in EXP_SERIES:
         value = value * rest + c
-    return (value * _powers(x)[(-whole).long()]).masked_fill(low, 0.0)
+    for halving, factor in zip(HALVINGS, FACTORS, strict=True):
+        due = whole <= -halving
+        value, whole = torch.where(due, value * factor, value), torch.where(due, whole + halving, whole)
+    return value.masked_fill(low, 0.0)
 
 
 def log(x: Tensor) -> Tensor:
     """log x for x between 2^-LOG_SHIFT and 2^LOG_SHIFT."""
-    mantissa, exponent = x * 2.0**LOG_SHIFT, torch.full_like(x, -float(LOG_SHIFT))
-    step = 32
-    while step:
-        scaled = mantissa * 2.0**-step
+    mantissa, exponent = x * LOG_SCALE, torch.full_like(x, -LOG_SHIFT)
+    for halving, factor in zip(HALVINGS[LOG_STEP:], FACTORS[LOG_STEP:], strict=True):
+        scaled = mantissa * factor
         large = scaled >= 1.0
-        mantissa, exponent = torch.where(large, scaled, mantissa), torch.where(large, exponent + step, exponent)
-        step >>= 1
-    large = mantissa > 1.4142135623730951
+        mantissa, exponent = torch.where(large, scaled, mantissa), torch.where(large, exponent + halving, exponent)
+    large = mantissa > SQRT_2
     mantissa, exponent = torch.where(large, mantissa * 0.5, mantissa), torch.where(large, exponent + 1.0, exponent)
     s = (mantissa - 1.0) / (mantissa + 1.0)
     square, value = s * s, torch.zeros_like(s)
