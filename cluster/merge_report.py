@@ -15,7 +15,7 @@ from .plan_report import counted, duration
 from .runner import Outcome
 
 ADVICE = {
-    "read": "reading the inputs",
+    "read": "reading the inputs (and computing those that are not stored as they are merged)",
     "fold": "arithmetic",
     "emit": "hashing and writing the output",
     "publish": "making shards durable",

@@ -46,9 +46,10 @@ def _fill_pieces(
         count = min(PIECE_ELEMENTS, end - first)
         at = first - begin
         piece = values[:count]
-        reads.kernels.decode(reads.kernels.load(stored[at * size : (at + count) * size]), source.info.dtype, piece)
-        change(piece, first)
-        reads.kernels.store(piece, into[4 * at : 4 * (at + count)])
+        with reads.computing():
+            reads.kernels.decode(reads.kernels.load(stored[at * size : (at + count) * size]), source.info.dtype, piece)
+            change(piece, first)
+            reads.kernels.store(piece, into[4 * at : 4 * (at + count)])
 
 
 @dataclass(frozen=True, slots=True)

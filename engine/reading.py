@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from .checkpoint import Checkpoint
@@ -121,6 +122,10 @@ class SourceReader:
         if url == self._checkpoint.url:
             return self
         return next(reader for reader in self._readers if reader._checkpoint.url == url)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """See `Reads.computing`."""
+        return self._meter.measure("read")
 
     def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
         """See `Reads.held`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,9 @@ class Reads(Protocol):
 
     def of(self, url: str) -> Reads:
         """The same for another checkpoint of the merge."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Counts what is computed inside as time of the reader threads."""
 
     def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
         """What `make` returns, kept as long as there is room; `key` is (file, offset, transposed)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from .compile import jit
 
-COLUMNS = 1024
+COLUMNS = 512
 """Columns that are summed at once: the running sums and a slice of the right factor stay in the cache."""
 
 
@@ -38,7 +38,10 @@ def add_low_rank(
     scale: Any,
     sums: Any,
 ) -> None:
-    """values += scale * (left @ right): for each row the sums of some columns (scratch f32 [COLUMNS]), rank by rank."""
+    """values += scale * (left @ right): for each row the sums of some columns (scratch f32 [COLUMNS]), rank by rank.
+
+    Four ranks at once save the running sums' way to memory and back; the order of additions is the same.
+    """
     rank, end = right.shape[0], start + values.size
     last_column = first_column + right.shape[1]
     for tile in range(first_column, last_column, COLUMNS):
@@ -52,8 +55,15 @@ def add_low_rank(
             total = sums[:count]
             for i in range(count):
                 total[i] = 0
-            for j in range(rank):
-                factor, line = left[row - first_row, j], right[j, column : column + count]
+            factors, whole = left[row - first_row], rank - rank % 4
+            for j in range(0, whole, 4):
+                x0, x1, x2, x3 = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+                y0, y1 = right[j, column : column + count], right[j + 1, column : column + count]
+                y2, y3 = right[j + 2, column : column + count], right[j + 3, column : column + count]
+                for i in range(count):
+                    total[i] = (((total[i] + x0 * y0[i]) + x1 * y1[i]) + x2 * y2[i]) + x3 * y3[i]
+            for j in range(whole, rank):
+                factor, line = factors[j], right[j, column : column + count]
                 for i in range(count):
                     total[i] += factor * line[i]
             out = values[begin - start : stop - start]
