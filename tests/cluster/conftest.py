@@ -74,9 +74,12 @@ class Case:
     recipe: Path
     expected: Path
     folder: Path
+    more: tuple[Path, ...] = ()
+    """Recipes that are merged with it, each into a folder of its name."""
 
     def command(self, out: Path, address: str, *options: str) -> list[str]:
-        program = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(self.recipe), str(out)]
+        recipes = [str(recipe) for recipe in (self.recipe, *self.more)]
+        program = [sys.executable, "-m", "anabranch.cluster.cli", "merge", *recipes, str(out)]
         return [*program, "--ray", address, "--insecure-cluster", "--memory", "600MiB", *options]
 
     def run(self, out: Path, address: str, *options: str) -> subprocess.CompletedProcess[str]:

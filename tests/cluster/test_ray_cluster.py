@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import yaml
 
-from ..merging import write_checkpoint, write_recipe
+from ..merging import merge, write_checkpoint, write_recipe
 from .conftest import SHARDS, Case, Nodes, When, assert_same_output, identity, receipts
 
 pytestmark = pytest.mark.ray
@@ -64,6 +67,28 @@ def test_a_node_removed_in_the_middle_is_survived(nodes: Nodes, case: Case, tmp_
     assert_kept(watch)
     assert_same_output(out, case.expected)
     assert done.stdout.startswith("merged into"), "something of Ray is between the lines"
+
+
+def test_recipes_that_share_a_reading_survive_the_loss_of_a_node(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
+    nodes.resize(2)
+    content = yaml.safe_load(cabs.recipe.read_text())
+    lighter = [dict(entry, parameters={"weight": 0.2}) for entry in content["models"]]
+    surveyed = {"merge_method": "ties", "parameters": {"density": {"tadrop": {"mean": 0.3}}}}
+    more = (
+        write_recipe(tmp_path / "lighter.yml", content | {"models": lighter}),
+        write_recipe(tmp_path / "surveyed.yml", content | surveyed),
+    )
+    out = tmp_path / "out"
+    watch = When(out / "recipe", 3, nodes.remove)
+    done = replace(cabs, more=more).run(out, nodes.address, "--json")
+    watch.join()
+    assert done.returncode == 0, done.stderr
+    assert watch.happened
+    merges = json.loads(done.stdout)["merges"]
+    assert merges[0]["read_with"] == [str(recipe) for recipe in more]
+    for recipe in (cabs.recipe, *more):
+        merge(recipe, tmp_path / "expected" / recipe.stem)
+        assert_same_output(out / recipe.stem, tmp_path / "expected" / recipe.stem)
 
 
 def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
