@@ -16,7 +16,7 @@ from .kernels import ROW, WINDOW_ROWS, Array, fold_rows, host, on_device
 from .methods.stages import CombinationMerge
 from .results import check_overflow, out_bytes, write_merged
 from .scans import add_into
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .tensor import Pass, Target, TensorState, WindowData, Workspace
 from .windows import tiles
 
 
@@ -27,24 +27,43 @@ def normalizer(weights: Sequence[float], real: str) -> float:
     return 1.0 if abs(total) < 1e-8 else total
 
 
-def combination_passes(state: TensorState, method: CombinationMerge, weights: Sequence[float]) -> list[Pass]:
-    """What it takes to merge a tensor by coefficients: one look for the dot products if they matter, then the sum."""
+def combination_passes(state: TensorState, method: CombinationMerge) -> list[Pass]:
+    """What it takes to merge a tensor by coefficients: one look for the dot products if they matter, then the sums.
+
+    Args:
+        state: the tensor; every target has coefficients of its own.
+        method: of the first target; `selecting` is the same for all.
+    """
     operands = Operands(state, method.of)
     if needs_rows(state.task):
-        return [RowCombinationPass(state, method, operands, [weights[i] for i in operands.models])]
-    combination = CombinationPass(state, method, operands)
+        return [RowCombinationPass(state, operands)]
+    combination = CombinationPass(state, operands)
 
     def solve(gram: NDArray[np.float64]) -> None:
-        try:
-            solved = method.coefficients.solve(gram, [weights[i] for i in operands.models])
-        except NoDirection as error:
-            raise InputError(f"tensor {state.task.name!r}: {error}", "choose other weights or exclude it") from None
-        combination.coefficients = [float(c) for c in solved]
+        combination.coefficients = [_coefficients(target, operands, gram) for target in state.targets]
 
     if method.coefficients.needs_gram:
         return [GramPass(state, operands, solve), combination]
     solve(np.zeros((0, 0)))
     return [combination]
+
+
+def _coefficients(target: Target, operands: Operands, gram: NDArray[np.float64]) -> list[float]:
+    """One per operand."""
+    method, weights = _merge_of(target, operands)
+    try:
+        solved = method.coefficients.solve(gram, weights)
+    except NoDirection as error:
+        text = f"{target.label}tensor {target.task.name!r}: {error}"
+        raise InputError(text, "choose other weights or exclude it") from None
+    return [float(c) for c in solved]
+
+
+def _merge_of(target: Target, operands: Operands) -> tuple[CombinationMerge, list[float]]:
+    """A target's method, and its weights of the models that have a coefficient."""
+    settings = target.task.settings
+    assert settings is not None and isinstance(settings.method, CombinationMerge)
+    return settings.method, [settings.weights[i] for i in operands.models]
 
 
 def beyond_fp64(state: TensorState) -> InputError:
@@ -171,38 +190,46 @@ class WindowSums:
 class CombinationPass:
     """Coefficients times operands, added in their order, starting from 0; on top of the base for differences."""
 
-    def __init__(self, state: TensorState, method: CombinationMerge, operands: Operands) -> None:
+    def __init__(self, state: TensorState, operands: Operands) -> None:
         self._state = state
-        self._normalize = method.normalize
         self._operands = operands
         self._nonfinite = [0] * (len(state.task.models) + 1)
-        self.coefficients: list[float] = []
-        """One per operand; known when the pass starts."""
+        self._merges = [_merge_of(target, operands) for target in state.targets]
+        self.coefficients: list[list[float]] = []
+        """Per target and operand; known when the pass starts."""
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite, overflowed = self._state, [0] * len(self._nonfinite), 0
-        denominator = normalizer(self.coefficients, state.real) if self._normalize else 1.0
+        state, nonfinite, overflowed = self._state, [0] * len(self._nonfinite), [0] * len(self._state.targets)
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            length = end - begin
-            total, active = workspace.sum[:length], workspace.active[:length]
-            total[:] = 0
-            active[:] = 0
-            self._add(self._operands.load(data, workspace, begin, end, nonfinite), total, active)
-            if self._operands.differences:
-                overflowed += write_merged(state, data, workspace, begin, end)
-                continue
-            state.kernels.divide(total, denominator)
-            out = out_bytes(data, state.task.out_dtype, begin, end)
-            device_out = state.kernels.load(out)
-            overflowed += state.kernels.convert(total, state.task.out_dtype, state.targets[0].saturate, device_out)
-            state.kernels.store(device_out, out)
+            operands = self._operands.load(data, workspace, begin, end, nonfinite)
+            total, active = workspace.sum[: end - begin], workspace.active[: end - begin]
+            for place in range(len(state.targets)):
+                total[:] = 0
+                active[:] = 0
+                self._add(place, operands, total, active)
+                overflowed[place] += self._write(place, data, workspace, begin, end)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
-            state.targets[0].overflowed += overflowed
+            for target, count in zip(state.targets, overflowed, strict=True):
+                target.overflowed += count
 
-    def _add(self, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
+    def _add(self, place: int, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
+        coefficients = self.coefficients[place]
         for position, values in operands:
-            self._state.kernels.accumulate(total, values, None, 1.0, self.coefficients[position], active)
+            self._state.kernels.accumulate(total, values, None, 1.0, coefficients[position], active)
+        if self._merges[place][0].normalize and not self._operands.differences:
+            self._state.kernels.divide(total, normalizer(coefficients, self._state.real))
+
+    def _write(self, place: int, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
+        state, target = self._state, self._state.targets[place]
+        if self._operands.differences:
+            return write_merged(state, data, workspace, begin, end, place)
+        out = out_bytes(data, target.task.out_dtype, begin, end, place)
+        device_out = state.kernels.load(out)
+        values = workspace.sum[: end - begin]
+        overflowed = state.kernels.convert(values, target.task.out_dtype, target.saturate, device_out)
+        state.kernels.store(device_out, out)
+        return overflowed
 
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
@@ -212,16 +239,12 @@ class CombinationPass:
 class RowCombinationPass(CombinationPass):
     """The same with coefficients of their own for each row, from dot products of rows: all in one look."""
 
-    def __init__(
-        self, state: TensorState, method: CombinationMerge, operands: Operands, weights: Sequence[float]
-    ) -> None:
-        super().__init__(state, method, operands)
-        self._solver = method.coefficients
-        self._weights = weights
+    def __init__(self, state: TensorState, operands: Operands) -> None:
+        super().__init__(state, operands)
         self._beyond = False
         """Whether a dot product of finite numbers was not finite."""
 
-    def _add(self, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
+    def _add(self, place: int, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
         kernels, width, found = self._state.kernels, self._state.task.row_elements, dict(operands)
         rows, k = len(total) // width, self._operands.count
         gram, device = np.zeros((rows, k, k)), kernels.empty(rows, "f64")
@@ -233,7 +256,8 @@ class RowCombinationPass(CombinationPass):
         wrong = ~np.isfinite(gram).all(axis=(1, 2))
         if wrong.any():
             gram[wrong], self._beyond = 0, True
-        solved = np.array([self._solver.solve(row, self._weights) for row in gram])
+        method, weights = self._merges[place]
+        solved = np.array([method.coefficients.solve(row, weights) for row in gram])
         for position, values in operands:
             kernels.accumulate_rows(total, values, on_device(kernels, solved[:, position]), width, active)
 

@@ -113,7 +113,7 @@ class TensorFold:
         if settings is None:
             return [CopyPass(state)]
         if isinstance(settings.method, CombinationMerge):
-            return combination_passes(state, settings.method, settings.weights)
+            return combination_passes(state, settings.method)
         if isinstance(settings.method, NearSwap):
             return [NearSwapPass(state, settings.method)]
         if isinstance(settings.method, Fusion):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -90,7 +91,7 @@ class TaskVectorMerge:
     reads_base: ClassVar[bool] = True
 
     @property
-    def selecting(self) -> TaskVectorMerge:
+    def selecting(self) -> Hashable:
         """What decides masks and statistics, the same for recipes that differ only in how they combine."""
         return replace(self, consensus="sum", normalize=False, lambda_=1.0)
 
@@ -113,6 +114,11 @@ class CombinationMerge:
     def reads_base(self) -> bool:
         """Whether the base's own values take part."""
         return self.of != "models"
+
+    @property
+    def selecting(self) -> Hashable:
+        """What decides which tensors are added up and whether they are looked at first."""
+        return self.of, self.coefficients.needs_gram, self.by_row
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "parameters": {"density": 0.5, "block": 65_521, "rescale": True, "rescale_norm": "l2"},
     },
     "dare": {"merge_method": "dare_ties", "parameters": {"density": {"tadrop": {}}}, "seed": 11},
+    "karcher": {"merge_method": "karcher"},
+    "stock": {"merge_method": "model_stock"},
     "copies": {"merge_method": "task_arithmetic", "exclude": ["*.0.*", "*.5.*"]},
     "dare-budget": {"merge_method": "dare_linear", "parameters": {"density": BUDGET}, "seed": 12},
 }
@@ -83,10 +85,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path, name: str, content: Mapping[str, Any], order: Sequence[int], weights: Sequence[float]) -> Path:
-    models = [
-        {"model": str(folder / f"model{m}"), "parameters": {"weight": w}} for m, w in zip(order, weights, strict=False)
-    ]
-    base = {} if content["merge_method"] == "linear" else {"base_model": str(folder / "base")}
+    models: list[dict[str, Any]] = []
+    for m, weight in zip(order, weights, strict=False):
+        parameters = (
+            {} if content["merge_method"] in ("karcher", "model_stock", "slerp") else {"parameters": {"weight": weight}}
+        )
+        models.append({"model": str(folder / f"model{m}")} | parameters)
+    base = {} if content["merge_method"] in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(
         folder / f"{name}.yml", dict(content) | base | {"models": models, "output": {"shard_size": "300KB"}}
     )
@@ -178,15 +183,47 @@ def counted(recipes: Sequence[Path], out: Path) -> tuple[Meter, CountingKernels]
 def test_recipes_of_other_weights_read_and_select_as_one(
     folder: Path, tmp_path: Path, name: str, selecting: str
 ) -> None:
-    weights = [(1.0, 0.5, 0.2), (0.3, 0.3, 0.3), (2.0, -1.0, 0.1)]
+    weights = [(1.0, 0.5, 0.2), (0.3, 0.3, 0.3), (2.0, -1.0, 0.1), (1.0, 1.0, 1.0)]
     recipes = [write(folder, f"{name}-w{i}", RECIPES[name], (0, 1, 2), w) for i, w in enumerate(weights)]
+    alone, _ = counted(recipes[:1], tmp_path / "one")
+    _, two = counted(recipes[:2], tmp_path / "two")
+    together, four = counted(recipes, tmp_path / "four")
+    assert together.usage["read"].bytes == alone.usage["read"].bytes > 0
+    assert together.usage["fold"].bytes == alone.usage["fold"].bytes
+    assert together.usage["write"].bytes == 4 * alone.usage["write"].bytes
+    for call in (selecting, "task_vector", "decode"):
+        assert four.calls[call] == two.calls[call] > 0
+    assert four.calls["finish"] > two.calls["finish"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"), [("ties", "magnitude", "mask_top"), ("dare_ties", "dare_linear", "mask_random")]
+)
+def test_methods_that_differ_in_their_consensus_share_masks(
+    folder: Path, tmp_path: Path, first: str, second: str, shared: str
+) -> None:
+    recipes = [
+        write(folder, f"{m}-{w}", {"merge_method": m, "parameters": {"density": 0.3}}, (0, 1), (w, 1))
+        for m in (first, second)
+        for w in (0.5, 0.6)
+    ]
+    _, two = counted(recipes[:2], tmp_path / "two")
+    _, four = counted(recipes, tmp_path / "four")
+    assert four.calls[shared] == two.calls[shared] > 0
+
+
+def test_slerps_share_dot_products(folder: Path, tmp_path: Path) -> None:
+    recipes = [
+        write(folder, f"slerp-{t}", {"merge_method": "slerp", "parameters": {"t": t}}, (0,), (1,))
+        for t in (0.2, 0.7, 1)
+    ]
     one, alone = counted(recipes[:1], tmp_path / "one")
     three, together = counted(recipes, tmp_path / "three")
     assert three.usage["read"].bytes == one.usage["read"].bytes > 0
-    assert three.usage["fold"].bytes == one.usage["fold"].bytes
-    assert three.usage["write"].bytes == 3 * one.usage["write"].bytes
-    assert together.calls[selecting] == alone.calls[selecting] > 0
-    assert together.calls["task_vector"] == alone.calls["task_vector"] > 0
+    assert together.calls["dots"] == alone.calls["dots"] > 0
+    for recipe in recipes:
+        [expected] = run([recipe], [tmp_path / f"alone-{recipe.stem}"])
+        assert everything(tmp_path / "three" / recipe.stem) == expected
 
 
 def test_recipes_of_other_models_read_each_model_once(folder: Path, tmp_path: Path) -> None:
@@ -204,11 +241,18 @@ def test_recipes_of_one_budget_survey_once(folder: Path, tmp_path: Path) -> None
         write(folder, "budget-a", RECIPES["cabs-budget"], (0, 1, 2), (1, 1, 1)),
         write(folder, "budget-b", other, (0, 1, 2), (1, 1, 1)),
     ]
-    one, alone = counted(recipes[:1], tmp_path / "one")
-    two, together = counted(recipes, tmp_path / "two")
-    assert two.usage["read"].bytes == one.usage["read"].bytes
-    assert together.calls["moments"] < 2 * alone.calls["moments"]
-    assert together.calls["mask_blocks"] > alone.calls["mask_blocks"]
+    rounds: list[Sequence[int]] = []
+    survey = LocalRunner.survey
+
+    def remember(self: LocalRunner, shards: Sequence[int], round_: Any, members: Sequence[int], done: Any) -> None:
+        rounds.append(members)
+        survey(self, shards, round_, members, done)
+
+    with mock.patch.object(LocalRunner, "survey", remember):
+        counted(recipes, tmp_path / "two")
+    assert rounds == [[0, 1]]
+    densities = [everything(tmp_path / "two" / recipe.stem)["anabranch.manifest.json"] for recipe in recipes]
+    assert densities[0] != densities[1]
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
