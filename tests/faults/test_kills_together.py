@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from ..merging import merge, write_recipe
 from .conftest import SHARDS, Disturbed
+from .sweep import files_of
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_a_kill_at_any_change_of_any_output_is_survived(disturbed: Disturbed, tmp_path: Path) -> None:
+@pytest.fixture
+def recipes(disturbed: Disturbed, tmp_path: Path) -> list[Path]:
+    """Three recipes that share a reading; tmp_path/expected/<name> is what each gives alone."""
     first = yaml.safe_load(disturbed.recipe.read_text())
     others = [dict(entry, parameters={"weight": 0.3}) for entry in first["models"]]
     recipes = {
@@ -26,8 +30,31 @@ def test_a_kill_at_any_change_of_any_output_is_survived(disturbed: Disturbed, tm
     paths = [write_recipe(tmp_path / f"{name}.yml", content) for name, content in recipes.items()]
     for path in paths:
         merge(path, tmp_path / "expected" / path.stem)
-    command = [sys.executable, "-m", "tests.faults.sweep_together", str(tmp_path), *map(str, paths)]
+    return paths
+
+
+def test_a_kill_at_any_change_of_any_output_is_survived(recipes: list[Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults.sweep_together", str(tmp_path), *map(str, recipes)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     [kills] = re.findall(r"kills: (\d+)", done.stdout)
     assert int(kills) > 2 * SHARDS
+
+
+def test_processes_that_merge_the_same_recipes_do_no_harm(recipes: list[Path], tmp_path: Path) -> None:
+    """One of them merges only two of the three, so they are never at the same point."""
+    out = tmp_path / "out"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "anabranch.cluster.cli", "merge", *map(str, some), str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for some in (recipes, recipes, recipes[1:])
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+    for recipe in recipes:
+        assert files_of(out / recipe.stem) == files_of(tmp_path / "expected" / recipe.stem)
