@@ -50,11 +50,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "parameters": {"density": 0.5, "block": 65_521, "rescale": True, "rescale_norm": "l2"},
     },
     "dare": {"merge_method": "dare_ties", "parameters": {"density": {"tadrop": {}}}, "seed": 11},
+    "rows": {"merge_method": "della", "parameters": {"density": 0.5, "epsilon": 0.2}, "seed": 3},
+    "band": {"merge_method": "breadcrumbs_ties", "parameters": {"density": 0.4, "gamma": 0.05}},
+    "variance": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
     "karcher": {"merge_method": "karcher"},
     "stock": {"merge_method": "model_stock"},
     "copies": {"merge_method": "task_arithmetic", "exclude": ["*.0.*", "*.5.*"]},
     "dare-budget": {"merge_method": "dare_linear", "parameters": {"density": BUDGET}, "seed": 12},
 }
+WITHOUT_WEIGHTS = ("karcher", "model_stock", "slerp", "sce")
 ORDERS = {"": (0, 1, 2), "reversed": (2, 1, 0), "fewer": (1, 2), "twice": (1, 1)}
 EXECUTIONS: list[dict[str, Any]] = [
     {"threads": 2},
@@ -87,9 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, name: str, content: Mapping[str, Any], order: Sequence[int], weights: Sequence[float]) -> Path:
     models: list[dict[str, Any]] = []
     for m, weight in zip(order, weights, strict=False):
-        parameters = (
-            {} if content["merge_method"] in ("karcher", "model_stock", "slerp") else {"parameters": {"weight": weight}}
-        )
+        parameters = {} if content["merge_method"] in WITHOUT_WEIGHTS else {"parameters": {"weight": weight}}
         models.append({"model": str(folder / f"model{m}")} | parameters)
     base = {} if content["merge_method"] in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(
