@@ -54,6 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "band": {"merge_method": "breadcrumbs_ties", "parameters": {"density": 0.4, "gamma": 0.05}},
     "variance": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
     "karcher": {"merge_method": "karcher"},
+    "stock-by-row": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
     "stock": {"merge_method": "model_stock"},
     "copies": {"merge_method": "task_arithmetic", "exclude": ["*.0.*", "*.5.*"]},
     "dare-budget": {"merge_method": "dare_linear", "parameters": {"density": BUDGET}, "seed": 12},
