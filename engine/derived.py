@@ -136,7 +136,7 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class BlockScaled:
-    """FP8 codes with one scale per block of the matrix, as DeepSeek-V3 ships its weights.
+    """FP8 codes with one scale per block of the matrix, as DeepSeek-V3 ships its weights; a block may be all of it.
 
     Args:
         weight: F8 codes [R, C].

@@ -104,7 +104,7 @@ class Inputs:
     @property
     def _drops_quantization(self) -> bool:
         """Whether the reference's weights are quantised and the output's are not."""
-        return "block_scales" in self.plan.base.reading
+        return "scales" in self.plan.base.reading
 
 
 def _side_files(base: Store, tokenizer: Store, folders: Folders) -> list[SideFile]:

@@ -10,7 +10,7 @@ from typing import Any
 from .adapter import with_adapter
 from .checkpoint import Checkpoint, open_checkpoint
 from .model_url import ModelUrl
-from .quantised import with_block_scales
+from .quantised import with_scales
 from .storage import Store, open_store
 from .storage.joined import JoinedStore
 
@@ -44,7 +44,7 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
         Per model the checkpoint, and the store from which its files are read.
 
     Raises:
-        InputError: see `open_checkpoint`, `with_block_scales` and `with_adapter`.
+        InputError: see `open_checkpoint`, `with_scales` and `with_adapter`.
     """
     opened, urls = opened or Opened(), list(urls)
     for url in urls:
@@ -69,7 +69,7 @@ def _open_base(url: str, store: Store) -> Checkpoint:
     texts = [config, config.get("text_config")]
     said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
     ties = said[0] if said and isinstance(said[0], bool) else None
-    return with_block_scales(replace(checkpoint, ties=ties), config)
+    return with_scales(replace(checkpoint, ties=ties), config)
 
 
 def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: FP8 weights with block scales become fp32 matrices; what cannot be merged is named."""
+"""Quantised checkpoints: FP8 weights with scales become fp32 matrices; what cannot be merged is named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from .errors import InputError
 from .header import DTYPES, TensorInfo
 from .source import TensorLocation
 
-SCALE_SUFFIX = "_scale_inv"
+BLOCK_SUFFIX = "_scale_inv"
 """`X.weight_scale_inv` holds the factors of the blocks of `X.weight` (DeepSeek-V3's public checkpoints)."""
+SCALE_SUFFIX = "_scale"
+"""`X.weight_scale` holds one factor of `X.weight`, or one for each row or group (compressed-tensors, FBGEMM ...)."""
+INPUT_SUFFIX = "input_scale"
+"""`X.input_scale` belongs to `X.weight` and says how activations are quantised while the model runs."""
+FP8 = ("F8_E4M3", "F8_E5M2")
 DEFAULT_BLOCK = (128, 128)
 OUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -46,8 +51,8 @@ def foreign_format(tensors: Mapping[str, TensorLocation]) -> tuple[str, str] | N
     return None
 
 
-def with_block_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with its block-scaled FP8 matrices as F32 ones; the same object where it has none.
+def with_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with its scaled FP8 weights as F32 ones; the same object where it has none.
 
     Args:
         checkpoint: tensors as they are stored.
@@ -56,26 +61,31 @@ def with_block_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Chec
     Raises:
         InputError: a scale without weight, or shapes and dtypes that do not fit.
     """
-    scaled = [name.removesuffix(SCALE_SUFFIX) for name in checkpoint.tensors if name.endswith(SCALE_SUFFIX)]
-    if not scaled:
+    stored = checkpoint.tensors
+    scales = {name.removesuffix(BLOCK_SUFFIX): name for name in stored if name.endswith(BLOCK_SUFFIX)}
+    for name in stored:
+        weight = name.removesuffix(SCALE_SUFFIX)
+        if name.endswith(SCALE_SUFFIX) and weight in stored and stored[weight].info.dtype in FP8:
+            scales[weight] = name
+    if not scales:
         return checkpoint
     block = _block(config.get("quantization_config"), checkpoint.url)
     out_dtype = OUT_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"), "BF16")
-    tensors = {name: at for name, at in checkpoint.tensors.items() if not name.endswith(SCALE_SUFFIX)}
-    for name in scaled:
-        weight = tensors.get(name)
-        if weight is None:
-            raise InputError(f"{checkpoint.url}: {name + SCALE_SUFFIX!r} has no weight {name!r} beside it")
-        scale = checkpoint.tensors[name + SCALE_SUFFIX]
-        if problem := _misfit(weight.info, scale.info, block):
-            raise InputError(f"{checkpoint.url}: {name!r} {problem}")
-        info = TensorInfo(name, "F32", weight.info.shape, 0)
-        tensors[name] = TensorLocation(weight.file, info, BlockScaled(weight, Factor(scale, 0), block, out_dtype))
+    unused = {f"{name.rpartition('.')[0]}.{INPUT_SUFFIX}" for name in scales} | set(scales.values())
+    tensors = {name: location for name, location in stored.items() if name not in unused}
+    for name, scale in scales.items():
+        if name not in stored:
+            raise InputError(f"{checkpoint.url}: {scale!r} has no weight {name!r} beside it")
+        try:
+            made = _scaled(stored[name], stored[scale], block if scale.endswith(BLOCK_SUFFIX) else None, out_dtype)
+        except ValueError as error:
+            raise InputError(f"{checkpoint.url}: {name!r} {error}") from None
+        tensors[name] = TensorLocation(stored[name].file, TensorInfo(name, "F32", stored[name].info.shape, 0), made)
     note = (
-        f"{checkpoint.url}: {len(scaled)} FP8 matrices are multiplied by their block scales while they are read; the "
-        f"scales ({SCALE_SUFFIX}) and quantization_config are not part of an output"
+        f"{checkpoint.url}: {len(scales)} FP8 tensors are multiplied by their scales while they are read; "
+        f"{len(unused & set(stored))} tensors of scales, and quantization_config, are not part of an output"
     )
-    reading = {"block_scales": {"block": list(block), "out_dtype": out_dtype}}
+    reading = {"scales": {"block": list(block), "out_dtype": out_dtype}}
     return replace(
         checkpoint,
         tensors=tensors,
@@ -96,18 +106,35 @@ def _block(quantization: Any, url: str) -> tuple[int, int]:
     return raw[0], raw[1]
 
 
-def _misfit(weight: TensorInfo, scale: TensorInfo, block: tuple[int, int]) -> str:
-    """Why a weight and its scales cannot be multiplied; empty when they can."""
-    if weight.dtype not in ("F8_E4M3", "F8_E5M2"):
-        return f"has block scales and is {weight.dtype}; expected F8_E4M3"
-    if len(weight.shape) != 2:
-        return f"has block scales and the shape {list(weight.shape)}; only matrices are supported"
-    expected = [math.ceil(size / step) for size, step in zip(weight.shape, block, strict=True)]
-    if list(scale.shape) != expected:
-        return (
-            f"has shape {list(weight.shape)} and scales of shape {list(scale.shape)}; blocks of "
-            f"{block[0]} x {block[1]} need {expected}"
-        )
-    if DTYPES[scale.dtype].kind != "float" or DTYPES[scale.dtype].bits > 32:
-        return f"has scales of dtype {scale.dtype}; expected F32"
-    return ""
+def _scaled(
+    weight: TensorLocation, scale: TensorLocation, block: tuple[int, int] | None, out_dtype: str
+) -> BlockScaled:
+    """A weight with its scales; ValueError with the reason why they cannot be multiplied.
+
+    Stacked matrices, [n, R, C], are one of n * R rows where blocks do not cross from one to the next. Without `block`
+    the scales cut the weight evenly: one for all, one for each row, or one for each group of columns.
+    """
+    of, by = weight.info, scale.info
+    if of.dtype not in FP8:
+        raise ValueError(f"has scales and is {of.dtype}; expected F8_E4M3")
+    if DTYPES[by.dtype].kind != "float" or DTYPES[by.dtype].bits > 32:
+        raise ValueError(f"has scales of dtype {by.dtype}; expected F32")
+    shapes = f"has shape {list(of.shape)} and scales of shape {list(by.shape)}"
+    if len(of.shape) < 2 or of.numel == 0:
+        raise ValueError(f"{shapes}; only matrices are supported")
+    rows, columns = of.numel // of.shape[-1], of.shape[-1]
+    if block is not None:
+        expected = [*of.shape[:-2], math.ceil(of.shape[-2] / block[0]), math.ceil(columns / block[1])]
+        if list(by.shape) != expected:
+            raise ValueError(f"{shapes}; blocks of {block[0]} x {block[1]} need {expected}")
+        if len(of.shape) > 2 and of.shape[-2] % block[0]:
+            raise ValueError(f"{shapes}; blocks of {block[0]} rows cross from one matrix to the next")
+        cut = (by.numel // by.shape[-1], by.shape[-1])
+    else:
+        width = by.shape[-1] if len(by.shape) > 1 else 1
+        cut = (by.numel // max(1, width), width)
+        if len(of.shape) > 2 or not by.numel or rows % cut[0] or columns % cut[1]:
+            raise ValueError(f"{shapes}; expected one scale, one for each row, or one for each group of columns")
+        block = (rows // cut[0], columns // cut[1])
+    matrix = replace(weight, info=replace(of, shape=(rows, columns)))
+    return BlockScaled(matrix, Factor(replace(scale, info=replace(by, shape=cut)), 0), block, out_dtype)

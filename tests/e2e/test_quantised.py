@@ -76,7 +76,7 @@ def test_block_scales_are_applied_while_reading(anabranch: Command, tmp_path: Pa
     models.write(QUANTIZATION)
     result = anabranch("merge", models.recipe(), tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "14 FP8 matrices are multiplied by their block scales" in result.output
+    assert "14 FP8 tensors are multiplied by their scales" in result.output
     found, expected = load_output(tmp_path / "out"), models.merged(torch.bfloat16)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -123,11 +123,26 @@ def test_a_plain_base_and_a_quantised_fine_tune(anabranch: Command, tmp_path: Pa
         ({}, QUANTIZATION | {"weight_block_size": [32, 8]}, "blocks of 32 x 8 need [1, 6]"),
         ({}, QUANTIZATION | {"weight_block_size": [0, 8]}, "weight_block_size is [0, 8]"),
         ({"x.weight_scale_inv": torch.ones(1, 1)}, QUANTIZATION, "has no weight 'x.weight' beside it"),
-        ({"model.norm.weight_scale_inv": torch.ones(2)}, QUANTIZATION, "has block scales and is BF16"),
+        ({"model.norm.weight_scale_inv": torch.ones(2)}, QUANTIZATION, "has scales and is BF16"),
         (
-            {"e.w": torch.ones(2, 3, 4).to(torch.float8_e4m3fn), "e.w_scale_inv": torch.ones(2, 1, 1)},
+            {"e.w": torch.ones(2, 20, 4).to(torch.float8_e4m3fn), "e.w_scale_inv": torch.ones(2, 2, 1)},
+            QUANTIZATION,
+            "blocks of 16 rows cross from one matrix to the next",
+        ),
+        (
+            {"e.w": torch.ones(20).to(torch.float8_e4m3fn), "e.w_scale_inv": torch.ones(2)},
             QUANTIZATION,
             "only matrices are supported",
+        ),
+        (
+            {"e.w": torch.ones(20, 4).to(torch.float8_e4m3fn), "e.w_scale": torch.ones(3, 1)},
+            QUANTIZATION,
+            "expected one scale, one for each row, or one for each group of columns",
+        ),
+        (
+            {"e.w": torch.ones(20, 4).to(torch.float8_e4m3fn), "e.w_scale": torch.ones(20).double()},
+            QUANTIZATION,
+            "has scales of dtype F64",
         ),
     ],
 )
@@ -141,6 +156,47 @@ def test_scales_that_do_not_fit(
     assert result.exit_code == 3
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cut", [(), (1,), (32,), (32, 1), (32, 4), (1, 1)])
+def test_a_scale_for_all_for_each_row_or_for_each_group(
+    cut: tuple[int, ...], anabranch: Command, tmp_path: Path
+) -> None:
+    """As compressed-tensors, FBGEMM and ModelOpt store FP8, scales of activations included."""
+    generator = torch.Generator().manual_seed(2)
+    values, layer = [], "model.layers.0.mlp.down_proj"
+    for model in ("base", "tuned"):
+        codes = torch.randn(32, 48, generator=generator).to(torch.float8_e4m3fn)
+        scale = torch.rand(cut, generator=generator).bfloat16()
+        stored = {f"{layer}.weight": codes, f"{layer}.weight_scale": scale, f"{layer}.input_scale": torch.ones(1)}
+        write_checkpoint(tmp_path / model, stored, 1, {"torch_dtype": "bfloat16", "quantization_config": {"x": 1}})
+        groups = scale.float().reshape(scale.shape[0] if scale.dim() else 1, -1)
+        spread = groups.repeat_interleave(32 // groups.shape[0], 0).repeat_interleave(48 // groups.shape[1], 1)
+        values.append(codes.float() * spread)
+    models = [{"model": str(tmp_path / "tuned"), "parameters": {"weight": 0.5}}]
+    content = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": models}
+    result = anabranch("merge", write_recipe(tmp_path / "r.yml", content), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "2 tensors of scales, and quantization_config, are not part of an output" in result.output
+    expected = (values[0] + (values[1] - values[0]) * 0.5).bfloat16()
+    found = load_output(tmp_path / "out")
+    assert found.keys() == {f"{layer}.weight"}
+    assert torch.equal(found[f"{layer}.weight"], expected)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"torch_dtype": "bfloat16"}
+
+
+def test_stacked_experts_with_block_scales(anabranch: Command, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randn(3, 32, 20, generator=generator).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 2, 3, generator=generator)
+    stored = {"experts.down_proj": codes, "experts.down_proj_scale_inv": scales}
+    config = {"torch_dtype": "float32", "quantization_config": QUANTIZATION}
+    write_checkpoint(tmp_path / "model", stored, 1, config)
+    content = {"merge_method": "linear", "models": [{"model": str(tmp_path / "model")}]}
+    result = anabranch("merge", write_recipe(tmp_path / "r.yml", content), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    spread = scales.repeat_interleave(16, 1).repeat_interleave(8, 2)[:, :, :20]
+    assert torch.equal(load_output(tmp_path / "out")["experts.down_proj"], codes.float() * spread)
 
 
 @pytest.mark.parametrize(
