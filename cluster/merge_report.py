@@ -138,7 +138,8 @@ class MergeReport:
     def _model_lines(self, row: dict[str, Any]) -> Iterator[str]:
         shared = ", ".join(f"{share:.1%} with model {other}" for other, share in row["overlap"].items())
         overlap = f"; positions shared: {shared}" if shared else ""
-        yield f"  model {row['model']} {row['url']}: {row['kept_fraction']:.1%} kept{overlap}"
+        kept = f": {row['kept_fraction']:.1%} kept{overlap}" if self.outcome.manifest.merged_tensors else ""
+        yield f"  model {row['model']} {row['url']}{kept}"
 
     def _phase_lines(self) -> Iterator[str]:
         yield f"  {'phase':<8} {'threads':>7} {'seconds':>9} {'GB/s each':>9} {'bytes':>9}"

@@ -278,13 +278,10 @@ class _Slices:
             extra[url] = beside
             if unused:
                 numbers = _ranges(set(range(layers.count)) - used[url])
-                self._warnings.append(
-                    f"{url}: {len(unused)} tensors of layers that no slice uses are left out: {numbers}"
-                )
+                self._warnings.append(f"{url}: layers that no slice uses are left out: {numbers}")
             if outside:
                 shown = ", ".join(outside[:5]) + (f" and {len(outside) - 5} more" if len(outside) > 5 else "")
-                text = "tensors outside the layers are left out, as another slice gives them"
-                self._warnings.append(f"{url}: {len(outside)} {text}: {shown}")
+                self._warnings.append(f"{url}: left out, because another slice gives them: {shown}")
         return extra
 
     def _urls(self, group: ModelGroup) -> set[str]:

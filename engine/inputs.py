@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import Checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
@@ -129,8 +130,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
         RecipeError: a model does not exist.
         InputError: a checkpoint is damaged, or the checkpoints do not fit each other.
     """
-    references = references_of(recipe)
-    merged = {r: resolve_model(r, recipe_dir) for r in references}
+    merged = {r: resolve_model(r, recipe_dir) for r in references_of(recipe)}
     keys = recipe.tokenizer_keys
     urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
     found = open_models(merged.values(), opened)
@@ -139,11 +139,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
-    models = references if recipe.slices else [entry.model for entry in recipe.models]
-    sources = [
-        Source(url, found[url][1], with_the_names_of(found[reference][0], found[url][0]))
-        for url in (reference, *(urls[model] for model in models))
-    ]
+    sources = _sources(recipe, urls, found)
     writer = tokenizer_url(keys, urls, reference)
     writing = found[writer][1] if writer in found else open_store(writer.base)  # a tokenizer without weights will do
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
@@ -156,6 +152,18 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
     plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings)
     return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
+
+
+def _sources(
+    recipe: Recipe, urls: Mapping[str, ModelUrl], found: Mapping[ModelUrl, tuple[Checkpoint, Store]]
+) -> list[Source]:
+    """The reference and every model of `models`, or every model that slices are cut from; all with its names."""
+    models = references_of(recipe) if recipe.slices else [entry.model for entry in recipe.models]
+    reference = urls[donor_of(recipe)]
+    return [
+        Source(url, found[url][1], with_the_names_of(found[reference][0], found[url][0]))
+        for url in (reference, *(urls[model] for model in models))
+    ]
 
 
 def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[str, Any]]:

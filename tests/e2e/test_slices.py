@@ -33,8 +33,8 @@ def test_the_plan_says_what_is_put_together_and_what_is_left_out(
     assert result.exit_code == 0, result.stderr
     assert "slices      2 slices with 3 layers" in result.stdout
     model1 = llamas / "model1"
-    assert f"{model1}: 9 tensors of layers that no slice uses are left out: 0" in result.stdout
-    assert f"{model1}: 1 tensors outside the layers are left out, as another slice gives them" in result.stdout
+    assert f"{model1}: layers that no slice uses are left out: 0" in result.stdout
+    assert f"{model1}: left out, because another slice gives them: model.embed_tokens.weight" in result.stdout
     planned = json.loads(anabranch("plan", recipe, workplace.out, "--json").stdout)
     assert (planned["slices"], planned["layers"], planned["tensors"]) == (2, 3, 30)
     assert [entry["role"] for entry in planned["inputs"]] == ["model 0", "model 1"]
@@ -89,6 +89,22 @@ def test_slices_of_a_method_with_a_base(anabranch: Command, workplace: Workplace
         last = name.startswith("model.layers.1.") or name in ("lm_head.weight", "model.norm.weight")
         assert torch.equal(tensor, (b + (change * 0.5 if last else change)).bfloat16()), name
     assert (workplace.out / "config.json").read_bytes() == (llamas / "base" / "config.json").read_bytes()
+
+
+def test_sliced_recipes_read_together_give_the_bytes_that_each_gives_alone(
+    anabranch: Command, workplace: Workplace, llamas: Path
+) -> None:
+    deeper(workplace, llamas)
+    sources = [{"model": str(llamas / f"model{i}"), "layer_range": [1 - i, 2 - i]} for i in range(2)]
+    slices = [{"sources": [{"model": str(llamas / "model1"), "layer_range": [0, 2]}]}, {"sources": sources}]
+    recipes = [workplace.write("copied.yml"), workplace.write("mean.yml", merge_method="linear", slices=slices)]
+    result = anabranch("merge", *recipes, workplace.out)
+    assert result.exit_code == 0, result.stderr
+    assert "read together: " in result.stdout
+    for recipe in recipes:
+        alone = workplace.folder / "alone" / recipe.stem
+        assert anabranch("merge", recipe, alone).exit_code == 0
+        assert workplace.files(alone) == workplace.files(workplace.out / recipe.stem)
 
 
 def test_layers_that_are_not_there_are_exit_2_with_the_line(

@@ -177,6 +177,19 @@ def test_statistics_of_whole_models_are_those_of_all_slices(folder: Path) -> Non
         assert_same_bytes(found, wanted)
 
 
+def test_a_threshold_of_a_model_that_gives_nothing_is_not_asked_for(folder: Path) -> None:
+    """model1 is merged in one slice only, all of which is excluded."""
+    first = [{"model": name, "layer_range": [0, 2]} for name in ("base", "model0")]
+    second = [{"model": name, "layer_range": [2, 4]} for name in ("base", "model1")]
+    recipe = {"merge_method": "ties", "parameters": WHOLE["ties"], "base_model": "base"}
+    recipe["slices"] = [{"sources": first}, {"sources": second}]
+    recipe["exclude"] = ["model.layers.[23].*", "model.norm"]
+    merge(write_recipe(folder / "nothing.yml", recipe), folder / "nothing")
+    found, base = load_output(folder / "nothing"), load_output(folder / "base")
+    assert all(torch.equal(found[name], base[name]) for name in base if name.startswith("model.layers.3."))
+    assert not torch.equal(found["model.layers.1.mlp.w"], base["model.layers.1.mlp.w"])
+
+
 def test_nothing_about_the_execution_changes_a_byte(folder: Path) -> None:
     slices = [
         {"sources": [{"model": "base", "layer_range": [0, 3]}, {"model": "model0", "layer_range": [1, 4]}]},
