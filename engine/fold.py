@@ -10,6 +10,7 @@ from . import density
 from .average import combination_passes
 from .copying import CopyPass
 from .fusion import fusion_passes
+from .kernels import WindowCounts
 from .manifest import ModelRow, TensorRow
 from .methods.stages import Band, CombinationMerge, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
@@ -30,6 +31,7 @@ from .select import Ranks
 from .settings import TadropDensity
 from .task_sum import TaskVectorSum
 from .tensor import Pass, Target, TensorState, WindowData, Workspace
+from .whole_window import fold_whole
 from .windows import tiles
 
 
@@ -49,7 +51,10 @@ class FoldPass:
         kept = [0] * len(state.task.models)
         overlaps = dict.fromkeys(combinations(state.present, 2), 0)
         overflowed = [0] * len(self._sums_by_target)
-        for begin, end in tiles(window.own_begin, window.own_end, state.tile):
+        whole = fold_whole(state, data, ranks, self._sums is not None)
+        if whole is not None:
+            self._take(whole, data, nonfinite, kept, overlaps, overflowed)
+        for begin, end in () if whole is not None else tiles(window.own_begin, window.own_end, state.tile):
             state.load(data, workspace, begin, end, nonfinite)
             if self._sums:
                 self._sums.add(workspace, begin, end)
@@ -64,6 +69,26 @@ class FoldPass:
                 state.tally.overlaps[pair] = state.tally.overlaps.get(pair, 0) + count
             for target, count in zip(state.targets, overflowed, strict=True):
                 target.overflowed += count
+
+    def _take(
+        self,
+        counts: WindowCounts,
+        data: WindowData,
+        nonfinite: list[int],
+        kept: list[int],
+        overlaps: dict[tuple[int, int], int],
+        overflowed: list[int],
+    ) -> None:
+        """What a call for a whole window counted."""
+        nonfinite[0] += int(counts.nonfinite[0])
+        overflowed[0] += counts.overflowed
+        for place, i in enumerate(self._state.present):
+            nonfinite[i + 1] += int(counts.nonfinite[1 + place])
+            kept[i] += int(counts.kept[place])
+            if self._sums:
+                self._sums.put(i, data.window.own_begin, counts.rows[place])
+            for other, j in enumerate(self._state.present[place + 1 :], place + 1):
+                overlaps[i, j] += int(counts.shared[place, other])
 
     def _select(
         self,

@@ -65,6 +65,11 @@ class RowSums:
             del self._parts[i, row]
         self._add_rows(i, part.values, row * ROW_ELEMENTS, workspace)
 
+    def put(self, i: int, begin: int, rows: NDArray[np.float64]) -> None:
+        """Whole rows of one model that were summed elsewhere, the first of which starts at element `begin`."""
+        first = begin // ROW_ELEMENTS
+        self._rows[i][first : first + len(rows)] = rows
+
     def total(self) -> list[NDArray[np.float64] | None]:
         """Per model: f64 [3], or None for a model without the tensor."""
         assert not self._parts, "every element was added"

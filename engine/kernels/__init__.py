@@ -7,6 +7,7 @@ Two implementations, equal bit for bit: `cpu.CpuKernels` (numba, numpy arrays) i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -23,6 +24,53 @@ ROW = 4096
 """Elements of one row of the defined summation order."""
 WINDOW_ROWS = 256
 """Rows of one window of the defined summation order: a window is 2^20 elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFold:
+    """A window of one tensor on its way from the inputs' bytes to the output's, for `Kernels.fold_window`.
+
+    Lists of models hold those that have the tensor. Selections are the kernels of the same names: "blocks" is
+    `mask_blocks`, "cut" is `mask_top` without claims, "random" is `mask_random`, "all" has no masks.
+    """
+
+    first: int
+    """Flat index of the first element."""
+    raws: Sequence[npt.NDArray[np.uint8]]
+    """Bytes of the same elements of the base and of every model."""
+    dtypes: Sequence[str]
+    """Of the base and of every model."""
+    out: npt.NDArray[np.uint8]
+    out_dtype: str
+    saturate: bool
+    moments: bool
+    """Whether sums over task vectors are wanted; `first` is then a multiple of ROW."""
+    selection: Literal["all", "blocks", "cut", "random"]
+    rules: Sequence[tuple[float, ...]]
+    """Per model. blocks: n, m, overlap_never, drop_tail. cut: level, key, keep_equal, equal_before. random: key0, key1,
+    probability. all: nothing."""
+    consensus: Literal["sum", "ties", "overlap_ties"]
+    weights: Sequence[float]
+    divisors: Sequence[float]
+    normalize: bool
+    denominator: float
+    """What the sum is divided by where there is no consensus."""
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowCounts:
+    """What `Kernels.fold_window` counted; lists of models as in `WindowFold`."""
+
+    nonfinite: npt.NDArray[np.int64]
+    """[1 + models], of the base first."""
+    kept: npt.NDArray[np.int64]
+    """[models]"""
+    shared: npt.NDArray[np.int64]
+    """[models, models]: positions that masks i and j both kept, for i < j."""
+    rows: npt.NDArray[np.float64]
+    """[models, rows, 3], as `moments` gives them; no rows where they are not wanted."""
+    overflowed: int
 
 
 class Kernels(Protocol):
@@ -237,6 +285,12 @@ class Kernels(Protocol):
 
         All arrays are f32; left is [rows from first_row on, rank], right is [rank, columns from first_column on]. The
         products are summed in the order of the rank, starting from 0; scale is rounded to f32 first.
+        """
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        """All of the above for a whole window in one call, with the same bits; writes `fold.out`.
+
+        None where this implementation has no such call for such a window: then nothing was done.
         """
 
     def pair_overlap(self, a: Array, b: Array) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from . import (
     ROW,
     WINDOW_ROWS,
     Kind,
+    WindowCounts,
+    WindowFold,
     cpu_blocks,
     cpu_codec,
     cpu_cuts,
     cpu_rows,
     cpu_sources,
     cpu_sums,
+    cpu_window,
     philox,
 )
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
@@ -27,7 +31,6 @@ from .cpu_codec import NARROW, RAW, TABLES, WIDE
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
 NOTHING = np.empty(0, np.uint8)
 """Stands for absent claims or an absent mask."""
-
 Numbers = npt.NDArray[Any]
 
 
@@ -39,7 +42,10 @@ def _bits(t: Numbers) -> tuple[Numbers, Any]:
 
 
 class CpuKernels:
-    """`Kernels` on numpy arrays. Stateless: threads may share one object."""
+    """`Kernels` on numpy arrays. Threads may share one object: each has scratch of its own."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
 
     def empty(self, count: int, kind: Kind) -> Numbers:
         return np.empty(count, KINDS[kind])
@@ -153,10 +159,10 @@ class CpuKernels:
         )
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Numbers) -> None:
-        # (word >> 8) * 2^-24 < p exactly when (word >> 8) < ceil(p * 2^24): the product is exact in fp64
-        threshold = math.ceil(min(max(probability, 0.0), 1.0) * 2.0**24)
         words, packed = np.empty((4, philox.COUNTERS), np.uint64), np.empty(philox.COUNTERS, np.uint32)
-        philox.mask_random(np.uint64(key0), np.uint64(key1), first, np.int64(threshold), mask, words, packed)
+        philox.mask_random(
+            np.uint64(key0), np.uint64(key1), first, np.int64(philox.threshold(probability)), mask, words, packed
+        )
 
     def mask_ranked(
         self,
@@ -263,6 +269,9 @@ class CpuKernels:
     ) -> None:
         sums = np.empty(cpu_sources.COLUMNS, np.float32)
         cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale), sums)
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        return cpu_window.fold_window(fold, self._local)
 
     def pair_overlap(self, a: Numbers, b: Numbers) -> int:
         return int(cpu_sums.pair_overlap(a, b))

@@ -189,7 +189,33 @@ def most_claims(claims: Any, first: Any, length: int) -> Any:
 
 
 @jit
+def start_search(memory: Any, largest: Any) -> None:
+    """Guesses before the first block; memory i64 [LEVELS, 3]."""
+    for level in range(LEVELS):
+        memory[level, 0], memory[level, 1], memory[level, 2] = np.int64(largest) >> 1, np.int64(largest) >> 15, 0
+
+
+@jit
 def mask_blocks(
+    bits: Any,
+    largest: Any,
+    n: int,
+    m: int,
+    claims: Any,
+    mask: Any,
+    overlap_never: bool,
+    drop_tail: bool,
+    scratch: Any,
+    flags: Any,
+    memory: Any,
+) -> None:
+    """`Kernels.mask_blocks`; arguments as those of `mask_next_blocks`."""
+    start_search(memory, largest)
+    mask_next_blocks(bits, largest, n, m, claims, mask, overlap_never, drop_tail, scratch, flags, memory)
+
+
+@jit
+def mask_next_blocks(
     bits: Any,
     largest: Any,
     n: int,
@@ -210,8 +236,6 @@ def mask_blocks(
     slices instead would cost a counted reference in every block.
     """
     keys, ranks, taken, equal = scratch[0], scratch[1], flags[0], flags[1]
-    for level in range(LEVELS):
-        memory[level, 0], memory[level, 1], memory[level, 2] = np.int64(largest) >> 1, np.int64(largest) >> 15, 0
     for start in range(0, bits.size, m):
         first, length = np.uint64(start), min(m, bits.size - start)
         want = n if length == m else 0 if drop_tail else (n * length + m // 2) // m

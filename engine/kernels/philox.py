@@ -5,6 +5,7 @@ Drops whose probability depends on an element's rank in its row sort by digits: 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ def draw(words: Any, start: int, key0: Any, key1: Any) -> None:
 def below(word: Any, threshold: Any) -> Any:
     """1 where the upper 24 of 32 bits are below threshold; signed, as processors compare signed numbers faster."""
     return np.uint32(np.int64((word & LOW) >> np.uint64(8)) < threshold)
+
+
+def threshold(probability: float) -> int:
+    """What `mask_random` compares with: (word >> 8) * 2^-24 < p exactly when (word >> 8) < ceil(p * 2^24)."""
+    return math.ceil(min(max(probability, 0.0), 1.0) * 2.0**24)
 
 
 @jit

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import LEAST_CHANGE, ROW, Kind, torch_rows
+from . import LEAST_CHANGE, ROW, Kind, WindowCounts, WindowFold, torch_rows
 
 KINDS = {
     "f32": torch.float32,
@@ -394,6 +394,11 @@ class TorchKernels:
         for j in range(right.shape[0]):
             total = total + left[row, j] * right[j, column]
         values[inside] += total * self._scalar(scale, values)
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        """None: one operation after the other is what this file is for."""
+        del fold
+        return None
 
     def pair_overlap(self, a: Tensor, b: Tensor) -> int:
         """Masks hold 0 or 1."""

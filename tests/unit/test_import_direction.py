@@ -69,6 +69,7 @@ LAYERS = {
     "engine.fusion": 8,
     "engine.task_sum": 8,
     "engine.survey": 9,
+    "engine.whole_window": 9,
     "engine.fold": 9,
     "engine.shard": 10,
     "engine.tables": 10,

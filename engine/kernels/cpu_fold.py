@@ -1,0 +1,164 @@
+"""A whole window of bf16 tensors in one call: every step on a piece that stays in the level-2 cache.
+
+The steps are the kernels of the other files, so the bits are theirs; only the loops over pieces and models are here.
+Arrays of models hold the present ones only. REALS and FLAGS say what the rows of the scratch arrays hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import ROW
+from .compile import jit
+from .cpu_blocks import mask_next_blocks, start_search
+from .cpu_codec import read_bf16, write_narrow
+from .cpu_cuts import mask_top
+from .cpu_sums import accumulate, accumulate_agreeing, divide, divide_by, moments, pair_overlap, scale
+from .philox import mask_random
+
+BASE, SUM, SIGNS, WEIGHTS, REALS = range(5)
+"""Rows of `reals`; task vectors follow."""
+CLAIMS, ACTIVE, AGREEING, FLAGS = range(4)
+"""Rows of `flags`; masks follow."""
+ALL, BLOCKS, CUT, RANDOM = range(4)
+"""Ways to select."""
+BY_SUM, BY_SIGN, BY_SHARED_SIGN = range(3)
+"""Ways to combine: the sum, TIES, and TIES where masks overlap."""
+LARGEST = np.int32(0x7FFFFFFF)
+
+
+class Way(NamedTuple):
+    """How a window is folded."""
+
+    first: np.int64
+    """flat index of the window's first element"""
+    selection: np.int64
+    consensus: np.int64
+    normalize: np.int64
+    saturate: np.int64
+    denominator: np.float32
+    factor: np.float32
+    """lambda"""
+
+
+@jit
+def fill(array: Any, value: Any) -> None:
+    """array = value."""
+    for i in range(array.size):
+        array[i] = value
+
+
+@jit
+def convert(target: Any, source: Any) -> None:
+    """target = source, as numbers of the target's type."""
+    kind = target.dtype.type
+    for i in range(target.size):
+        target[i] = kind(source[i])
+
+
+@jit
+def combine(way: Any, rates: Any, reals: Any, flags: Any, length: int) -> None:
+    """Task vectors and masks of a piece -> its sum and what is active; rates f32 [models, 2]: weight, divisor."""
+    total, active = reals[SUM, :length], flags[ACTIVE, :length]
+    zero, one = np.float32(0), np.float32(1)
+    fill(total, zero)
+    fill(active, np.uint8(0))
+    masked = length if way.selection != ALL else 0
+    for i in range(rates.shape[0]):
+        t, mask = reals[REALS + i, :length], flags[FLAGS + i, :masked]
+        accumulate(total, t, mask, rates[i, 1] != one, rates[i, 1], rates[i, 0], active)
+    if way.consensus != BY_SUM:
+        signs, weights, agreeing = reals[SIGNS, :length], reals[WEIGHTS, :length], flags[AGREEING, :length]
+        convert(signs, total)
+        fill(total, zero)
+        fill(weights, zero)
+        fill(agreeing, np.uint8(0))
+        for i in range(rates.shape[0]):
+            t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
+            accumulate_agreeing(total, weights, agreeing, signs, t, mask, rates[i, 1], rates[i, 0])
+        if way.consensus == BY_SHARED_SIGN:
+            convert(weights, agreeing)
+            divide(total, weights)
+        elif way.normalize:
+            divide(total, weights)
+    elif way.normalize and way.denominator != zero:
+        divide_by(total, way.denominator)
+    if way.factor != one:
+        scale(total, way.factor)
+
+
+@jit
+def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any) -> None:
+    """kept[i] += ones of mask i; shared[i, j] += ones of masks i and j, i < j."""
+    for i in range(models):
+        mask = flags[FLAGS + i, :length]
+        kept[i] += pair_overlap(mask, mask)
+        for j in range(i + 1, models):
+            shared[i, j] += pair_overlap(mask, flags[FLAGS + j, :length])
+
+
+@jit
+def fold_window(
+    inputs: Any,
+    starts: Any,
+    out: Any,
+    way: Any,
+    rules: Any,
+    rates: Any,
+    rows: Any,
+    nonfinite: Any,
+    kept: Any,
+    shared: Any,
+    narrow: Any,
+    reals: Any,
+    flags: Any,
+    keys: Any,
+    taken: Any,
+    memory: Any,
+    words: Any,
+    packed: Any,
+    sums: Any,
+    padded: Any,
+) -> int:
+    """Decode, take moments, select, combine and round; returns how many results lie beyond the range of bf16.
+
+    `inputs` is u16 memory that spans all sources, `starts` i64 [1 + models] where in it each has the window's first
+    element, `out` u16 [length]. `rules` are i64 [models, 4]: of blocks n, m, never, drop; of a cut level, key, share of
+    equals, equals before; of random drops two key words and a threshold. `rates` are f32 [models, 2]: weight, divisor.
+    `rows` are f64 [models, rows, 3], as `moments` gives them, without rows where none are wanted. To the counts i64
+    nonfinite [1 + models], kept [models] and shared [models, models] is added. `narrow` is the format of bf16. The rest
+    is scratch, see `cpu_window.FoldScratch`.
+    """
+    models, size, overflowed = rates.shape[0], reals.shape[1], 0
+    for i in range(models):
+        start_search(memory[i], LARGEST)
+        fill(flags[FLAGS + i], np.uint8(1))
+    for begin in range(0, out.size, size):
+        length = min(size, out.size - begin)
+        raw, base = inputs[starts[0] + begin : starts[0] + begin + length], reals[BASE, :length]
+        nonfinite[0] += read_bf16(raw, base, False, base)
+        fill(flags[CLAIMS], np.uint8(0))
+        for i in range(models):
+            t, mask, claims = reals[REALS + i, :length], flags[FLAGS + i, :length], flags[CLAIMS, :length]
+            first = starts[1 + i] + begin
+            nonfinite[1 + i] += read_bf16(inputs[first : first + length], base, True, t)
+            if rows.shape[1]:
+                row = begin // ROW
+                moments(t, rows[i, row : row + (length + ROW - 1) // ROW], sums, padded)
+            bits = t.view(np.int32)
+            if way.selection == BLOCKS:
+                n, m, never, drop = rules[i, 0], rules[i, 1], rules[i, 2] != 0, rules[i, 3] != 0
+                mask_next_blocks(bits, LARGEST, n, m, claims, mask, never, drop, keys, taken, memory[i])
+            elif way.selection == CUT:
+                level, key = np.uint8(rules[i, 0]), np.int32(rules[i, 1])
+                rules[i, 3] += mask_top(bits, LARGEST, claims[:0], level, key, rules[i, 2], rules[i, 3], mask)
+            elif way.selection == RANDOM:
+                key0, key1 = np.uint64(rules[i, 0]), np.uint64(rules[i, 1])
+                mask_random(key0, key1, way.first + begin, rules[i, 2], mask, words, packed)
+        count_masks(flags, models, length, kept, shared)
+        combine(way, rates, reals, flags, length)
+        total, active, into = reals[SUM, :length], flags[ACTIVE, :length], out[begin : begin + length]
+        overflowed += write_narrow(raw, True, base, total, active, narrow, way.saturate != 0, into)
+    return overflowed

@@ -1,0 +1,104 @@
+"""`Kernels.fold_window` on the CPU: what `cpu_fold` is handed, and the scratch that it works in."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import ROW, WindowCounts, WindowFold, cpu_blocks, cpu_fold, cpu_sums, philox
+from .cpu_codec import NARROW
+
+PIECE_ELEMENTS = 1 << 13
+"""Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""
+
+Numbers = npt.NDArray[Any]
+
+
+def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None:
+    """See `Kernels.fold_window`; for tensors and outputs in bf16. `local` keeps each thread's scratch."""
+    models = len(fold.weights)
+    m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
+    elements = math.lcm(ROW, m)
+    aligned = all(raw.__array_interface__["data"][0] % 2 == 0 for raw in (*fold.raws, fold.out))
+    if {*fold.dtypes, fold.out_dtype} != {"BF16"} or elements > PIECE_ELEMENTS or not models or not aligned:
+        return None
+    elements = PIECE_ELEMENTS // elements * elements
+    size = len(fold.out) // 2
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in fold.raws])
+    rules = np.zeros((models, 4), np.int64)
+    for i, rule in enumerate(fold.rules):
+        rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
+    counts = WindowCounts(
+        nonfinite=np.zeros(1 + models, np.int64),
+        kept=np.zeros(models, np.int64),
+        shared=np.zeros((models, models), np.int64),
+        rows=np.empty((models, -(-size // ROW) if fold.moments else 0, 3)),
+        overflowed=0,
+    )
+    overflowed = cpu_fold.fold_window(
+        inputs, starts, fold.out.view(np.uint16), _way(fold), rules,
+        np.array([*zip(fold.weights, fold.divisors, strict=True)], np.float32),
+        counts.rows, counts.nonfinite, counts.kept, counts.shared,
+        NARROW["BF16"], *_scratch(local, models, elements, m),
+    )  # fmt: skip
+    return replace(counts, overflowed=int(overflowed))
+
+
+def _scratch(local: threading.local, *sizes: int) -> FoldScratch:
+    """This thread's scratch, made again only where sizes change."""
+    if getattr(local, "sizes", None) != sizes:
+        local.sizes, local.scratch = sizes, fold_scratch(*sizes)
+    scratch: FoldScratch = local.scratch
+    return scratch
+
+
+class FoldScratch(NamedTuple):
+    """What `cpu_fold.fold_window` works in: one piece of a window with all its models."""
+
+    reals: Numbers
+    flags: Numbers
+    keys: Numbers
+    taken: Numbers
+    memory: Numbers
+    words: Numbers
+    packed: Numbers
+    sums: Numbers
+    padded: Numbers
+
+
+def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
+    """Scratch for pieces of so many elements and blocks of m; some 100 bytes for each model and element."""
+    return FoldScratch(
+        np.empty((cpu_fold.REALS + models, elements), np.float32),
+        np.empty((cpu_fold.FLAGS + models, elements), np.uint8),
+        np.empty((2, m), np.int32),
+        np.empty((2, -(-m // 8) * 8), np.uint8),
+        np.empty((models, cpu_blocks.LEVELS, 3), np.int64),
+        np.empty((4, philox.COUNTERS), np.uint64),
+        np.empty(philox.COUNTERS, np.uint32),
+        np.empty((3, cpu_sums.EIGHTH)),
+        np.empty(ROW, np.float32),
+    )
+
+
+def _way(fold: WindowFold) -> cpu_fold.Way:
+    selections = {"all": cpu_fold.ALL, "blocks": cpu_fold.BLOCKS, "cut": cpu_fold.CUT, "random": cpu_fold.RANDOM}
+    ways = {"sum": cpu_fold.BY_SUM, "ties": cpu_fold.BY_SIGN, "overlap_ties": cpu_fold.BY_SHARED_SIGN}
+    numbers = (fold.first, selections[fold.selection], ways[fold.consensus], fold.normalize, fold.saturate)
+    rates = (np.float32(fold.denominator), np.float32(fold.factor))
+    return cpu_fold.Way(*(np.int64(number) for number in numbers), *rates)  # type: ignore[call-arg, arg-type]
+
+
+def _spanning(arrays: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
+    """Memory from the first of these u16 arrays to the end of the last, and where in it each begins."""
+    places = [array.__array_interface__["data"][0] for array in arrays]
+    first, end = min(places), max(place + array.nbytes for place, array in zip(places, arrays, strict=True))
+    memory = np.frombuffer((ctypes.c_uint16 * ((end - first) // 2)).from_address(first), np.uint16)
+    return memory, np.array([(place - first) // 2 for place in places], np.int64)
