@@ -17,6 +17,8 @@ from .cpu_codec import NARROW
 
 PIECE_ELEMENTS = 1 << 13
 """Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""
+LARGEST_PIECE = 1 << 16
+"""Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
 
 Numbers = npt.NDArray[Any]
 
@@ -27,9 +29,9 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
     m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
     elements = math.lcm(ROW, m)
     aligned = all(raw.__array_interface__["data"][0] % 2 == 0 for raw in (*fold.raws, fold.out))
-    if {*fold.dtypes, fold.out_dtype} != {"BF16"} or elements > PIECE_ELEMENTS or not models or not aligned:
+    if {*fold.dtypes, fold.out_dtype} != {"BF16"} or elements > LARGEST_PIECE or not models or not aligned:
         return None
-    elements = PIECE_ELEMENTS // elements * elements
+    elements *= max(1, PIECE_ELEMENTS // elements)
     size = len(fold.out) // 2
     inputs, starts = _spanning([raw.view(np.uint16) for raw in fold.raws])
     rules = np.zeros((models, 4), np.int64)

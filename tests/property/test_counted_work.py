@@ -1,4 +1,4 @@
-"""A guard on work that can be counted: bytes read per output byte, kernel calls per tile, buffers made."""
+"""A guard on work that can be counted: bytes read per output byte, kernel calls per window, buffers and scratch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.commit import Output
 from anabranch.engine.inputs import open_inputs
+from anabranch.engine.kernels import WindowCounts, WindowFold, cpu_window
 from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.memory import AHEAD, BufferPool
+from anabranch.engine.memory import AHEAD, LARGEST_SLAB, BufferPool
 from anabranch.engine.meter import Meter
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.storage import open_store
@@ -23,19 +24,28 @@ from ..merging import MIB, Quiet, write_checkpoint, write_recipe
 
 ROWS, COLUMNS = 1024, 1536
 TILES = ROWS * COLUMNS // TILE_ELEMENTS
+WINDOW_TILES = LARGEST_SLAB // 2 // TILE_ELEMENTS
 
 
 class CountingKernels(CpuKernels):
-    """The real kernels; every call is counted by name."""
+    """The real kernels; every call is counted by name.
 
-    def __init__(self) -> None:
+    Args:
+        whole: whether windows may be folded in one call.
+    """
+
+    def __init__(self, whole: bool) -> None:
         super().__init__()
+        self._whole = whole
         self.calls: Counter[str] = Counter()
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_") and name not in ("calls", "name"):
             object.__getattribute__(self, "calls")[name] += 1
         return object.__getattribute__(self, name)
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        return super().fold_window(fold) if self._whole else None
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +59,24 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def counted(folder: Path, out: Path, recipe: dict[str, Any], limit_mib: int = 1024) -> tuple[Meter, Counter[str]]:
-    whole = recipe | {
+def counted(
+    folder: Path, out: Path, recipe: dict[str, Any], limit_mib: int = 1024, whole: bool = True
+) -> tuple[Meter, Counter[str]]:
+    """Merge; returns what was measured, and how often each kernel was called."""
+    complete = recipe | {
         "base_model": str(folder / "base"),
         "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
     }
-    path = write_recipe(out / "recipe.yml", whole)
+    path = write_recipe(out / "recipe.yml", complete)
     inputs = open_inputs(load_recipe(path), path.parent)
     output = Output(inputs.plan, open_store(str(out / "out"), create=True))
-    meter, kernels = Meter(), CountingKernels()
+    meter, kernels = Meter(), CountingKernels(whole)
     members = [Member(inputs, output)]
     run(members, LocalRunner(members, 2, limit_mib * MIB, kernels, meter), Quiet())
     return meter, kernels.calls
 
 
-@pytest.mark.parametrize(
+recipes = pytest.mark.parametrize(
     ("recipe", "passes"),
     [
         ({"merge_method": "task_arithmetic"}, 1),
@@ -74,15 +87,41 @@ def counted(folder: Path, out: Path, recipe: dict[str, Any], limit_mib: int = 10
     ],
     ids=["task_arithmetic", "cabs", "cabs+tadrop", "dare", "ties"],
 )
-def test_inputs_that_fit_are_read_once_and_every_tile_is_decoded_once_per_pass(
-    checkpoints: Path, tmp_path: Path, recipe: dict[str, Any], passes: int
-) -> None:
-    meter, calls = counted(checkpoints, tmp_path, recipe)
+
+
+def assert_bytes(meter: Meter, passes: int) -> None:
+    """Every input byte is read once however often it is looked at, every output byte is hashed and written once."""
     tensor_bytes = 2 * ROWS * COLUMNS
     assert meter.usage["read"].bytes == 3 * tensor_bytes
     assert meter.usage["fold"].bytes == passes * 3 * tensor_bytes
     assert meter.usage["write"].bytes == meter.usage["hash"].bytes
     assert meter.usage["write"].bytes - tensor_bytes < 4096
+
+
+@recipes
+def test_a_window_is_folded_in_one_call(
+    checkpoints: Path, tmp_path: Path, recipe: dict[str, Any], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        cpu_window, "fold_scratch", lambda *sizes, make=cpu_window.fold_scratch: (made.append(sizes), make(*sizes))[1]
+    )
+    meter, calls = counted(checkpoints, tmp_path, recipe)
+    assert_bytes(meter, passes)
+    windows = -(-TILES // WINDOW_TILES)
+    assert calls["fold_window"] == windows
+    assert calls["finish"] == calls["accumulate"] == calls["mask_blocks"] == calls["mask_random"] == 0
+    # Passes that only look still go tile by tile; a cut between equal values may need one more to count them.
+    assert (passes - 1) * TILES <= calls["decode"] <= passes * TILES
+    assert 1 <= len(made) <= 2  # once for each fold thread
+
+
+@recipes
+def test_tile_by_tile_every_pass_decodes_once(
+    checkpoints: Path, tmp_path: Path, recipe: dict[str, Any], passes: int
+) -> None:
+    meter, calls = counted(checkpoints, tmp_path, recipe, whole=False)
+    assert_bytes(meter, passes)
     # A cut between equal values may need one more look to count them.
     assert passes * TILES <= calls["decode"] <= (passes + 1) * TILES
     assert calls["task_vector"] == 2 * calls["decode"]

@@ -1,0 +1,97 @@
+"""Windows folded in one call and tile by tile: the same files, receipts and statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anabranch.engine.kernels import WindowCounts, WindowFold
+from anabranch.engine.kernels.cpu import CpuKernels
+
+from ..merging import merge, write_checkpoint, write_recipe
+
+SHAPES = {"a": (300, 701), "b": (4096,), "c": (257,), "d": (1,), "e": (8192, 33)}
+
+
+class TileByTile(CpuKernels):
+    """Never folds a window in one call."""
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        del fold
+        return None
+
+
+class Counting(CpuKernels):
+    """Remembers how many windows it folded in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folded = 0
+
+    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+        counts = super().fold_window(fold)
+        self.folded += counts is not None
+        return counts
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three models in bf16, with ties, zeros and negative zeros."""
+    folder = tmp_path_factory.mktemp("windows")
+    torch.manual_seed(1)
+    base = {name: torch.randn(shape).bfloat16() for name, shape in SHAPES.items()}
+    write_checkpoint(folder / "base", base)
+    for i in range(3):
+        tuned = {name: (t.float() + 0.01 * torch.randn(t.shape)).bfloat16() for name, t in base.items()}
+        tuned["c"][::2] = -0.0
+        write_checkpoint(folder / f"model{i}", tuned)
+    return folder
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sum": {"merge_method": "task_arithmetic"},
+    "normalized": {"merge_method": "task_arithmetic", "parameters": {"normalize": True, "lambda": 0.7}},
+    "blocks": {"merge_method": "cabs", "parameters": {"density": 0.25}},
+    "blocks of 96": {"merge_method": "cabs", "parameters": {"density": 0.3, "block": 96, "tail": "drop"}},
+    "blocks of 3": {"merge_method": "cabs", "parameters": {"density": 0.7, "block": 3, "overlap_merge": "ties"}},
+    "no overlap": {"merge_method": "cabs", "parameters": {"density": 0.7, "overlap": "never"}},
+    "by statistics": {"merge_method": "cabs", "parameters": {"density": {"tadrop": {}}}},
+    "ties": {"merge_method": "ties", "parameters": {"density": 0.2}},
+    "ties as a sum": {"merge_method": "ties", "parameters": {"density": 0.37, "normalize": False, "rescale": True}},
+    "one threshold": {"merge_method": "ties", "parameters": {"density": 0.3, "scope": "model"}},
+    "nothing": {"merge_method": "magnitude", "parameters": {"density": 0.0}},
+    "random": {"merge_method": "dare_linear", "parameters": {"density": 0.4}},
+    "random ties": {"merge_method": "dare_ties", "parameters": {"density": 0.4}},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, method: str) -> None:
+    models = [{"model": str(checkpoints / f"model{i}"), "parameters": {"weight": 0.9 - 0.4 * i}} for i in range(3)]
+    recipe = write_recipe(
+        tmp_path / "recipe.yml", METHODS[method] | {"base_model": str(checkpoints / "base"), "models": models}
+    )
+    kernels = Counting()
+    merge(recipe, tmp_path / "whole", kernels=kernels)
+    merge(recipe, tmp_path / "tiles", kernels=TileByTile())
+    assert kernels.folded > 0
+    for name in ("model.safetensors", "anabranch.manifest.json", ".anabranch/receipts/model.safetensors.json"):
+        whole, tiles = ((tmp_path / out / name) for out in ("whole", "tiles"))
+        assert whole.exists() == tiles.exists()
+        if whole.exists():
+            assert whole.read_bytes() == tiles.read_bytes(), name
+
+
+def test_what_is_not_offered_is_left_alone() -> None:
+    """fp16 is folded tile by tile; the output is not touched."""
+    out = np.full(8, 7, np.uint8)
+    raws = [np.zeros(8, np.uint8)] * 2
+    fold = WindowFold(
+        0, raws, ["F16", "F16"], out, "F16", False, False, "all", [()], "sum", [1.0], [1.0], False, 1.0, 1.0
+    )
+    assert CpuKernels().fold_window(fold) is None
+    assert (out == 7).all()
