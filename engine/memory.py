@@ -19,8 +19,8 @@ from .tensor import Workspace
 from .windows import ROW_ELEMENTS, least_joint_elements, tile_elements
 
 FIXED_BYTES = 320 << 20
-"""Interpreter, numpy, numba, kernels, pyarrow for the tables; measured 215 MiB, and 305 MiB in the first run on a
-machine, which compiles kernels for fp32 and fp64."""
+"""Interpreter, numpy, kernels with their scratch, buffers of the writer, pyarrow for the tables; measured 160 MiB, and
+310 MiB in the first run on a machine, which imports numba and compiles kernels."""
 BYTES_PER_TENSOR = 2500
 """Plan entries, receipts and table rows that a process holds for each tensor and source; measured 2400."""
 SURVEYED_BYTES_PER_TENSOR = 2500
@@ -122,7 +122,7 @@ def plan_group_memory(
         slab = LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB
         while slab >= max(SMALLEST_SLAB, costs.least_slab):
             if least * slab <= room:
-                slabs = room // slab if costs.several_passes else least
+                slabs = min(room // slab, least + costs.slabs_to_keep(slab)) if costs.several_passes else least
                 return MemoryPlan(
                     limit_bytes, count, fixed + derived, workspaces, slab, slabs, costs.derived.kept, readers
                 )
@@ -193,6 +193,15 @@ class _Costs:
     derived: _DerivedCosts
     long_row: TensorTask | None
     """The tensor whose row asks for the largest buffers, where rows are folded whole."""
+    largest_bytes: int
+    """Of the largest tensor in its widest input or output."""
+
+    def slabs_to_keep(self, slab_bytes: int) -> int:
+        """Buffers that hold all inputs of the largest tensor between its passes; more would only be fresh memory.
+
+        Windows are whole tiles and so may be shorter than their buffer, by at most a quarter where buffers are large.
+        """
+        return -(-self.largest_bytes // (slab_bytes * 3 // 4)) * self.slabs_per_window
 
 
 def _costs(group: Group, quantiles: bool) -> _Costs:
@@ -224,7 +233,8 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
     workspace *= 2 if doubles else 1
     rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans) + 2 * kept
     per_window = group.most_reads + len(group.plans)
-    return _Costs(workspace, rows, per_window, least_slab, several, _derived_costs(group), long_row)
+    widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
+    return _Costs(workspace, rows, per_window, least_slab, several, _derived_costs(group), long_row, widest)
 
 
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:
