@@ -158,6 +158,7 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
     from ..engine.meter import Meter
     from .commands import merge_reading
     from .jobs import Execution, check_disk, share_readings
+    from .machine import process_began
     from .progress import folded_bytes, open_progress
     from .trace import write_trace
 
@@ -167,12 +168,14 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
     readings = share_readings(jobs, execution)
     reports: dict[str, MergeReport] = {}
     meters = [Meter(keep_spans=profile is not None) for _ in readings]
+    began: float | None = process_began()
     for reading, meter in zip(readings, meters, strict=True):
         if len(jobs) > 1 and not as_json:
             click.echo(str(reading))
         names = [shard.name for shard in reading.jobs[0].inputs.plan.shards]
         with open_progress(folded_bytes(meter), as_json, names) as progress:
-            found = merge_reading(reading, execution, progress, meter)
+            found = merge_reading(reading, execution, progress, meter, began)
+        began = None
         reports |= {job.out: report for job, report in zip(reading.jobs, found, strict=True)}
         if not as_json:
             click.echo("\n".join([*(line for report in found for line in report.results()), *found[0].costs()]))

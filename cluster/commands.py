@@ -35,6 +35,7 @@ from .merge_report import MergeReport
 from .plan_report import PlanReport
 from .progress import Silent
 from .runner import LocalRunner, Member, Progress, Runner, run
+from .stages import Stages
 from .survey_report import SurveyReport, make_survey_report
 from .surveys import survey_bytes
 
@@ -103,12 +104,19 @@ def merge_all(
     return [reports[job.out] for job in jobs]
 
 
-def merge_reading(reading: Reading, execution: Execution, progress: Progress, meter: Meter) -> list[MergeReport]:
-    """Carry out prepared merges that share a reading, and whose disk space has been checked."""
-    begin = time.perf_counter()
+def merge_reading(
+    reading: Reading, execution: Execution, progress: Progress, meter: Meter, began: float | None = None
+) -> list[MergeReport]:
+    """Carry out prepared merges that share a reading, and whose disk space has been checked.
+
+    `began` is when the time of the merge starts to count, on the clock of `time.perf_counter`; None: now.
+    """
+    begin = time.perf_counter() if began is None else began
+    stages = Stages(progress, meter, begin)
     members = [Member(job.inputs, Output(job.inputs.plan, open_store(job.out, create=True))) for job in reading.jobs]
     with open_runner(members, execution, meter, progress) as runner:
-        outcomes = run(members, runner, progress)
+        outcomes = run(members, runner, stages)
+    stages.finish()
     seconds, peak = time.perf_counter() - begin, peak_rss_bytes()
     return [
         MergeReport(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Quota and period in microseconds; how containers limit processor time without hiding cores."""
 STATUS = Path("/proc/self/status")
+STAT = Path("/proc/self/stat")
 
 
 def available_cores() -> int:
@@ -19,6 +21,17 @@ def available_cores() -> int:
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
+
+
+def process_began() -> float:
+    """When this process was started, on the clock of `time.perf_counter`, to a hundredth of a second."""
+    began = time.perf_counter()
+    try:
+        fields = STAT.read_text().rpartition(")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return began
+    return began - max(age, 0.0)
 
 
 def peak_rss_bytes() -> int:

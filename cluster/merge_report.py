@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..engine.memory import MemoryPlan
-from ..engine.meter import PHASES, Meter, Phase
+from ..engine.meter import PHASES, Meter, Phase, Stage
 from ..engine.plan import Plan
 from .plan_report import counted, duration
 from .runner import Outcome
@@ -21,8 +21,9 @@ ADVICE = {
     "publish": "making shards durable",
 }
 """What each kind of thread spends its time with."""
+AROUND: tuple[Stage, ...] = ("start", "commit")
 BOUND_FROM = 0.5
-"""Below this share of the time nobody is the bottleneck: the merge was too short to say."""
+"""Share of the time from which starting and committing are what a merge waited for."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class MergeReport:
         }
 
     def busy(self) -> dict[str, float]:
-        """Share of the run that each kind of thread worked; empty for a cluster."""
+        """Share of the time between start and commit that each kind of thread worked; empty for a cluster."""
         if self.on_cluster:
             return {}
-        usage, wall = self.meter.usage, max(self.wall_seconds, 1e-9)
+        stages = self.meter.stages
+        usage, wall = self.meter.usage, max(stages.get("survey", 0.0) + stages.get("merge", 0.0), 1e-9)
         seconds = {
             "read": usage["read"].seconds / self.threads["read"],
             "fold": usage["fold"].seconds / self.threads["fold"],
@@ -95,6 +97,7 @@ class MergeReport:
             "peak_rss_bytes": self.peak_rss_bytes,
             "memory_limit_bytes": self.memory.limit_bytes,
             "threads": self.memory.threads,
+            "stages": {stage: round(seconds, 3) for stage, seconds in self.meter.stages.items()},
             "phases": {
                 phase: {"seconds": round(usage.seconds, 3), "bytes": usage.bytes, "calls": usage.calls}
                 for phase, usage in self.meter.usage.items()
@@ -133,6 +136,7 @@ class MergeReport:
             f"  {duration(self.wall_seconds)}, peak memory{whose} {self.peak_rss_bytes >> 20} MiB; "
             f"limit {self.memory.limit_bytes >> 20} MiB{' per worker' if self.on_cluster else ''}"
         )
+        yield "  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.meter.stages.items())
         yield from self._phase_lines()
 
     def _model_lines(self, row: dict[str, Any]) -> Iterator[str]:
@@ -155,7 +159,8 @@ class MergeReport:
             yield f"  {self._bound()}"
 
     def _bound(self) -> str:
+        around = sum(self.meter.stages.get(stage, 0.0) for stage in AROUND)
+        if around > BOUND_FROM * self.wall_seconds:
+            return f"bound by starting and committing: they took {around / self.wall_seconds:.0%} of the time"
         kind, share = max(self.busy().items(), key=lambda item: item[1])
-        if share < BOUND_FROM:
-            return "no kind of thread was busy for half of the time: starting and finishing took most of it"
-        return f"bound by {ADVICE[kind]}: its threads were busy {min(share, 1.0):.0%} of the time"
+        return f"bound by {ADVICE[kind]}: its threads were busy {min(share, 1.0):.0%} of the time between"

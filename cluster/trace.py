@@ -18,17 +18,21 @@ def write_trace(file: TextIO, meters: Sequence[Meter]) -> None:
         meters: made with `keep_spans`; one per merge of this process.
     """
     spans = [span for meter in meters for span in meter.spans]
+    process = os.getpid()
     start = min((span.begin_seconds for span in spans), default=0.0)
     threads = {name: number for number, name in enumerate(sorted({span.thread for span in spans}))}
     events: list[dict[str, object]] = [
-        {"ph": "M", "name": "thread_name", "pid": os.getpid(), "tid": number, "args": {"name": name}}
+        {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": "anabranch"}}
+    ]
+    events += [
+        {"ph": "M", "name": "thread_name", "pid": process, "tid": number, "args": {"name": name}}
         for name, number in threads.items()
     ]
     events += [
         {
             "ph": "X",
             "name": span.phase,
-            "pid": os.getpid(),
+            "pid": process,
             "tid": threads[span.thread],
             "ts": round((span.begin_seconds - start) * 1e6, 3),
             "dur": round((span.end_seconds - span.begin_seconds) * 1e6, 3),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Phase = Literal["read", "fold", "hash", "write", "publish", "wait"]
+Stage = Literal["start", "survey", "merge", "commit"]
 PHASES: tuple[Phase, ...] = ("read", "fold", "hash", "write", "publish", "wait")
 
 
@@ -17,7 +18,7 @@ PHASES: tuple[Phase, ...] = ("read", "fold", "hash", "write", "publish", "wait")
 class Span:
     """One stretch of work of one thread, for a trace."""
 
-    phase: Phase
+    phase: Phase | Stage
     thread: str
     begin_seconds: float
     end_seconds: float
@@ -43,6 +44,8 @@ class Meter:
 
     keep_spans: bool = False
     usage: dict[Phase, Usage] = field(default_factory=lambda: {phase: Usage() for phase in PHASES})
+    stages: dict[Stage, float] = field(default_factory=dict)
+    """Seconds of what the whole run did one after the other."""
     spans: list[Span] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,6 +56,13 @@ class Meter:
             yield
         finally:
             self.add(phase, begin, time.perf_counter(), size_bytes)
+
+    def add_stage(self, stage: Stage, begin: float, end: float) -> None:
+        """A stage of the whole run; one that comes again is added up."""
+        with self._lock:
+            self.stages[stage] = self.stages.get(stage, 0.0) + end - begin
+            if self.keep_spans:
+                self.spans.append(Span(stage, "stages", begin, end, 0))
 
     def add(self, phase: Phase, begin: float, end: float, size_bytes: int = 0) -> None:
         with self._lock:

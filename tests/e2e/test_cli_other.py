@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,14 +80,31 @@ def test_profile_writes_a_trace_with_a_row_per_thread(anabranch: Command, workpl
     result = anabranch("merge", workplace.recipe_path, workplace.out, "--workers", 2, "--profile", trace, "--json")
     assert result.exit_code == 0, result.stderr
     events = json.loads(trace.read_text())["traceEvents"]
-    names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     spans = [event for event in events if event["ph"] == "X"]
     assert {"read", "fold", "hash", "write", "publish"} <= {event["name"] for event in spans}
     assert all(names[event["tid"]].startswith("fold") for event in spans if event["name"] == "fold")
     assert all(event["ts"] >= 0 and event["dur"] >= 0 for event in spans)
     phases = json.loads(result.stdout)["phases"]
+    stages = sorted((e["ts"], e["ts"] + e["dur"], e["name"]) for e in spans if names[e["tid"]] == "stages")
+    assert [name for _, _, name in stages] == ["start", "merge", "commit"]
+    assert all(abs(before[1] - after[0]) < 1 for before, after in pairwise(stages))  # microseconds: no gap between
+    work = [event for event in spans if event["name"] in ("read", "fold", "hash", "write")]
+    merge = stages[1]
+    assert all(merge[0] <= event["ts"] and event["ts"] + event["dur"] <= merge[1] + 1 for event in work)
+    for event in events:  # what the viewers ask for
+        assert set(event) >= {"ph", "name", "pid", "tid", "args"}
+        assert isinstance(event["pid"], int)
+        assert isinstance(event["tid"], int)
     for phase in ("read", "fold", "write"):
         assert sum(event["args"]["bytes"] for event in spans if event["name"] == phase) == phases[phase]["bytes"]
+
+
+def test_stages_explain_the_time_from_the_start_of_the_process(anabranch: Command, workplace: Workplace) -> None:
+    report = json.loads(anabranch("merge", workplace.recipe_path, workplace.out, "--json").stdout)
+    assert sum(report["stages"].values()) == pytest.approx(report["seconds"], abs=0.01)
+    assert report["stages"]["start"] > 0.1  # an interpreter and its libraries
+    assert set(report["busy"]) == {"read", "fold", "emit", "publish"}
 
 
 def test_a_profile_that_cannot_be_written_is_refused_first(anabranch: Command, workplace: Workplace) -> None:
