@@ -42,4 +42,4 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         recipe = folder / f"{case.file_name}.yml"
         recipe.write_text(case.text, encoding="utf-8")
         jobs.append(Job(recipe, folder / "mergekit" / case.file_name, seed=11))
-    return Peer(folder, dict(zip(chosen, run_mergekit(jobs, folder), strict=True)))
+    return Peer(folder, dict(zip(chosen, run_mergekit(jobs, folder).to_jobs, strict=True)))

@@ -3,8 +3,9 @@
     python mergekit_driver.py JOBS RESULTS
 
 JOBS is a JSON list of {"recipe": PATH, "out": FOLDER or null, "seed": INTEGER}; without a folder the recipe is only
-parsed, as `mergekit-yaml` parses it before it looks for models. RESULTS becomes a JSON list of null, where mergekit
-was content, or the text of its error. Models are named relative to the working directory.
+parsed, as `mergekit-yaml` parses it before it looks for models. Models are named relative to the working directory.
+RESULTS becomes {"answers": [...], "methods": [...]}: null to each job, where mergekit was content, or the text of its
+error; and the names of all its merge methods.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main() -> None:
             answers.append(f"{type(error).__name__}: {error}")
         else:
             answers.append(None)
-    Path(results).write_text(json.dumps(answers))
+    methods = [method.spec.name for method in merge_methods.registered_methods()]
+    Path(results).write_text(json.dumps({"answers": answers, "methods": methods}))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,18 @@ class Job:
     seed: int | None = None
 
 
-def run_mergekit(jobs: Sequence[Job], folder: Path) -> list[str | None]:
-    """What mergekit said to each job: None, or its error.
+@dataclass(frozen=True)
+class Answers:
+    """What one process of mergekit said."""
+
+    to_jobs: list[str | None]
+    """None where it was content, else its error."""
+    methods: list[str]
+    """The names of its merge methods."""
+
+
+def run_mergekit(jobs: Sequence[Job], folder: Path) -> Answers:
+    """Let mergekit do all jobs, one after the other.
 
     Args:
         jobs: recipes that name their models relative to `folder`.
@@ -46,6 +56,6 @@ def run_mergekit(jobs: Sequence[Job], folder: Path) -> list[str | None]:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    answers: list[str | None] = json.loads(answered.read_text())
-    assert len(answers) == len(jobs)
-    return answers
+    said = json.loads(answered.read_text())
+    assert len(said["answers"]) == len(jobs)
+    return Answers(said["answers"], said["methods"])

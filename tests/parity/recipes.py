@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from anabranch.engine.errors import RecipeError
-from anabranch.engine.recipe import parse_recipe
-
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -62,15 +59,6 @@ def random_case(method: str, density: float, epsilon: float | None) -> Case:
     return Case(f"{method}: one model", yaml.safe_dump(recipe, sort_keys=False))
 
 
-def supported(case: Case) -> bool:
-    """Whether this version merges such recipes at all."""
-    try:
-        parse_recipe(case.text, case.name)
-    except RecipeError as error:
-        return "not supported by this version" not in str(error)
-    return True
-
-
-CASES = [case for path in sorted(FOLDER.glob("*.yml")) for case in cases_of(path) if supported(case)]
+CASES = [case for path in sorted(FOLDER.glob("*.yml")) for case in cases_of(path)]
 """Recipes whose outputs are equal."""
 assert len({case.file_name for case in CASES}) == len(CASES)

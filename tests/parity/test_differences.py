@@ -267,3 +267,28 @@ def test_ours_takes_quantiles_of_all_elements_theirs_of_a_sample(case: Case, pee
     expected = (importance >= middle + 1.5 * (high - low)) & (tuned != base)
     assert int((swapped["ours"] != expected).sum()) <= 2  # fp32 decides at the threshold itself
     assert 2 < int((swapped["theirs"] != expected).sum()) < base.numel() * 0.01
+
+
+@recipe(
+    "a Qwen2 with more layers",
+    """
+    slices:
+      - sources: [{model: qwen/a, layer_range: [0, 2]}]
+      - sources: [{model: qwen/b, layer_range: [0, 2]}]
+    merge_method: passthrough
+    dtype: float32
+    """,
+)
+def test_ours_changes_the_layer_count_of_families_whose_config_lists_layers(
+    case: Case, peer: Peer, tmp_path: Path
+) -> None:
+    answer = peer.answers[case.name]
+    assert answer is not None
+    assert "`num_hidden_layers` (4) must be equal to the number of `layer_types` (2)" in answer
+    merge(peer.recipe(case), tmp_path / "out")
+    ours = load_output(tmp_path / "out")
+    for model, first in (("a", 0), ("b", 2)):
+        for name, tensor in checkpoint(peer, f"qwen/{model}").items():
+            if name.startswith("model.layers."):
+                layer, _, rest = name.removeprefix("model.layers.").partition(".")
+                assert torch.equal(ours[f"model.layers.{first + int(layer)}.{rest}"], tensor)
