@@ -228,7 +228,10 @@ class TensorFold:
                 l1=None if moments is None else _writable(float(moments[0])),
                 l2=None if moments is None else _writable(math.sqrt(float(moments[1]))),
             )
-        overlaps = tuple((a, b, count) for (a, b), count in sorted(state.tally.overlaps.items()))
+        shared = state.tally.overlaps
+        if isinstance(task.settings.method, CombinationMerge):  # every model gives every element
+            shared = dict.fromkeys(combinations(state.present, 2), task.numel)
+        overlaps = tuple((a, b, count) for (a, b), count in sorted(shared.items()))
         return TensorRow(
             name=task.name,
             action="merged",

@@ -88,6 +88,13 @@ def test_model_stock_keeps_what_models_do_not_agree_on(tmp_path: Path) -> None:
     assert (found["agree"].tolist(), found["differ"].tolist()) == ([4.0, 1.0], [1.0, 1.0])
 
 
+def test_models_of_a_sum_share_every_position(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([2.0, 1.0])}, {"w": torch.tensor([4.0, 0.0])}]
+    merge_tensors(tmp_path, None, models, {"merge_method": "karcher"})
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "anabranch.tensors.parquet").to_pylist()
+    assert [(row["kept"], row["overlaps"]) for row in table] == [(2, [0, 2]), (2, [2, 0])]
+
+
 def test_dot_products_beyond_fp64_are_an_error(tmp_path: Path) -> None:
     models = [{"w": torch.tensor([1e200, 1.0], dtype=torch.float64)}] * 2
     with pytest.raises(InputError, match="beyond fp64"):
