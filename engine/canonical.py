@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .model_groups import ModelGroup, donor_of, groups_of, may_be, rules_of
+from .model_groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
 from .recipe_schema import Recipe, Slice
 from .settings import METHODS, PARAMETERS, Setting, TadropDensity, Value
 
@@ -61,8 +61,13 @@ def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> li
             "model": url(entry.model),
             "parameters": {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in names},
         }
+        | _activations(activations_of(recipe, entry), url)
         for entry in group.entries
     ]
+
+
+def _activations(reference: str | None, url: Callable[[str], str]) -> dict[str, str]:
+    return {} if reference is None else {"activations": url(reference)}
 
 
 def _shared(recipe: Recipe, group: ModelGroup) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .activations import Activations, open_activations
 from .checkpoint import Checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
 from .model import Opened, open_models
-from .model_groups import donor_of, references_of
-from .model_url import ModelUrl, resolve_model
+from .model_groups import activations_of, donor_of, groups_of, references_of
+from .model_url import ModelUrl, resolve_file_url, resolve_model
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
 from .settings import METHODS
@@ -150,7 +151,9 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     of_url = {source.checkpoint.url: source.store for source in sources}
     configs = _configs({r: found[url][1] for r, url in merged.items()}, folders) if recipe.slices else {}
     chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
-    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings)
+    activations = _activations(recipe, recipe_dir)
+    absolute |= {name: file.url for name, file in activations.items()}
+    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations)
     return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
 
 
@@ -174,6 +177,13 @@ def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[st
         for model, files in found.items()
         if files
     }
+
+
+def _activations(recipe: Recipe, recipe_dir: Path) -> dict[str, Activations]:
+    """What orders changes besides their magnitude, by the reference in the recipe."""
+    entries = [entry for group in groups_of(recipe) for entry in group.entries]
+    references = {name for entry in entries if (name := activations_of(recipe, entry)) is not None}
+    return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in sorted(references)}
 
 
 def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:

@@ -112,6 +112,8 @@ def plan_group_memory(
     costs = _costs(group, around.quantiles)
     uploads = PARTS_BYTES * (len(group.plans) - 1) if around.remote_output else 0
     entries = sum(_entries_bytes(plan, around.quantiles) for plan in group.plans)
+    orders = {id(o): o for plan in group.plans for task in plan.tasks for o in task.orders if o is not None}
+    entries += sum(order.held_bytes for order in orders.values())
     fixed = FIXED_BYTES + around.fixed_bytes + uploads + costs.rows + entries
     for count in range(threads, 0, -1):
         workspaces = count * costs.workspace

@@ -74,6 +74,11 @@ def references_of(recipe: Recipe) -> list[str]:
     return [reference for reference in found if reference is not None]
 
 
+def activations_of(recipe: Recipe, entry: ModelEntry) -> str | None:
+    """The file that orders one model's changes: its own, or the recipe's."""
+    return entry.activations or recipe.activations
+
+
 # -- parameters --------------------------------------------------------------------------------------------------------
 
 

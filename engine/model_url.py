@@ -82,6 +82,24 @@ def resolve_model_url(reference: str, recipe_dir: Path) -> str:
     )
 
 
+def resolve_file_url(reference: str, recipe_dir: Path) -> str:
+    """Where a file lies: a URL as it is, else its absolute path, seen from the working directory or the recipe.
+
+    Raises:
+        RecipeError: there is no such file.
+    """
+    if _URL.match(reference):
+        return reference
+    path = Path(reference).expanduser()
+    for candidate in (path, recipe_dir / path):
+        if candidate.is_file():
+            return os.path.abspath(candidate)
+    raise RecipeError(
+        f"file {shorten(reference)} does not exist",
+        f"Looked in {os.getcwd()} and in {os.path.abspath(recipe_dir)}; expected a file or a URL of one.",
+    )
+
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_NAME = re.compile(rf"{_PART}/{_PART}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from .activations import Activations
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .canonical import canonical
 from .checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
 from .methods.stages import CombinationMerge, Method, ModelThreshold, RankedRandom, TaskVectorMerge
-from .model_groups import ModelGroup
+from .model_groups import ModelGroup, activations_of
 from .parameters import ParameterResolver, SharedParameters
 from .quantised import foreign_format
 from .recipe_schema import Recipe
@@ -125,6 +126,7 @@ def make_plan(
     configs: Mapping[str, Config] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
+    activations: Mapping[str, Activations] | None = None,
 ) -> Plan:
     """Decide what happens to every tensor of every input.
 
@@ -136,6 +138,7 @@ def make_plan(
         configs: config.json of the models that slices are cut from, by reference, where there is one.
         tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
         warnings: what was noticed before.
+        activations: what orders changes besides their magnitude, by the reference in the recipe.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
@@ -147,9 +150,10 @@ def make_plan(
     noticed += [*warnings, *blueprint.warnings]
     _check_quantised(recipe, read)
     _check_names(recipe, blueprint, noticed)
-    maker = _TaskMaker(recipe, blueprint)
+    maker = _TaskMaker(recipe, blueprint, activations or {})
     tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
     maker.report(noticed)
+    _check_activations(tasks, noticed)
     _check_target_scope(tasks)
     _check_probabilities(tasks, blueprint.models)
     cut = cut_shards(
@@ -161,6 +165,8 @@ def make_plan(
     inputs.append({"side_files": [dict(file) for file in side_files], **edits})
     if tokenizer:
         inputs.append({"tokenizer": dict(tokenizer)})
+    if activations:
+        inputs.append({"activations": [activations[name].identity() for name in sorted(activations)]})
     described = canonical(recipe, urls)
     identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     return Plan(
@@ -235,8 +241,10 @@ def _listed(names: Sequence[str], limit: int = 5) -> str:
 class _TaskMaker:
     """Looks every tensor up in its sources and says what happens to it."""
 
-    def __init__(self, recipe: Recipe, blueprint: Blueprint) -> None:
+    def __init__(self, recipe: Recipe, blueprint: Blueprint, activations: Mapping[str, Activations]) -> None:
         self._recipe = recipe
+        orders = [[activations.get(activations_of(recipe, e) or "") for e in g.entries] for g in blueprint.groups]
+        self._orders = [tuple(own) if any(own) else () for own in orders]
         self._blueprint = blueprint
         self._settings = [_SettingsCache(recipe, group) for group in blueprint.groups]
         self._sources = [[blueprint.sources[number] for number in origins] for origins in blueprint.origins]
@@ -268,7 +276,7 @@ class _TaskMaker:
         found = self._settings[tensor.group].get(tensor)
         if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
             return make_task(name, location, none, origins, out_dtype, None, "passed through")
-        return make_task(name, location, sources, origins, out_dtype, found, "")
+        return make_task(name, location, sources, origins, out_dtype, found, "", self._orders[tensor.group])
 
     def _note_difference(self, model: Checkpoint, base: TensorInfo, info: TensorInfo) -> None:
         if problem := _mismatch(self._recipe, base, info):
@@ -336,6 +344,36 @@ class _SettingsCache:
 
 def _density(value: float | TadropDensity) -> float | TadropDensity:
     return value if isinstance(value, TadropDensity) else float(value)
+
+
+def _check_activations(tasks: Sequence[TensorTask], warnings: list[str]) -> None:
+    """Every vector must fit its tensor; what has none, and what belongs to no tensor, is reported."""
+    for order in {order: None for task in tasks for order in task.orders if order is not None}:
+        used = {name: task for task in tasks if task.orders for name in _names_in(task, order)}
+        for name, task in used.items():
+            found = len(order.squares.get(name, ()))
+            if found not in (0, task.row_elements):
+                text = (
+                    f"{order.url}: {name!r} has {found} mean squares, the tensor has {task.row_elements} input features"
+                )
+                raise InputError(text, "these are its last dimension; measure the activations with this base model")
+        missing = [name for name in used if name not in order.squares]
+        unknown = [name for name in order.squares if name not in used]
+        if len(unknown) == len(order.squares):
+            raise InputError(
+                f"{order.url}: no merged tensor has one of its names, such as {_listed(unknown, 2)}",
+                "name mean squares as the weights that they belong to, for instance model.layers.0.mlp.up_proj.weight",
+            )
+        if missing:
+            warnings.append(f"{order.url} has nothing for {_listed(missing)}; magnitude alone orders their changes")
+        if unknown:
+            warnings.append(f"{order.url} holds what belongs to no merged tensor: {_listed(unknown)}")
+
+
+def _names_in(task: TensorTask, order: Activations) -> list[str]:
+    """What models that this file orders call a merged tensor."""
+    pairs = zip(task.models, task.orders, strict=True)
+    return [source.info.name for source, own in pairs if source is not None and own == order]
 
 
 def _check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:

@@ -19,7 +19,7 @@ from .recipe_dialect import MISPLACED, other_tool, plain_recipe
 from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe, Slice, SliceSource
 from .recipe_slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
-from .settings import LATER_METHODS, METHODS, PARAMETERS, Value, read_parameters
+from .settings import LATER_METHODS, METHODS, ORDERED, PARAMETERS, Value, read_parameters
 
 __all__ = [
     "OUTPUT_DTYPES",
@@ -192,6 +192,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
             if group.apart is None or entry.model != group.apart:
                 yield from _entry_contradictions(recipe, group, group.entry_path(i), entry)
     yield from _shared_contradictions(recipe)
+    yield from _order_contradictions(recipe)
 
 
 def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
@@ -254,11 +255,25 @@ def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield Problem((*path, "overlap_merge"), text)
 
 
+def _order_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Activations where no order of magnitudes decides."""
+    places: list[tuple[KeyPath, str | None]] = [(("activations",), recipe.activations)]
+    for group in groups_of(recipe):
+        own = enumerate(group.entries)
+        places += [((*group.entry_path(i), "activations"), entry.activations) for i, entry in own]
+    for path, given in places:
+        if given is not None and recipe.merge_method not in ORDERED:
+            text = f"{recipe.merge_method} does not order changes by magnitude; these methods do: {', '.join(ORDERED)}"
+            yield Problem(path, text)
+        elif given is not None and may_be(recipe, "scope", "model"):
+            yield Problem(path, "does not go with scope: model, whose threshold is one magnitude for all tensors")
+
+
 def _without_base(recipe: Recipe) -> Recipe:
     """Recipes often list the base among the models; its task vector is zero and it takes no part."""
     if not recipe.has_base:
         return recipe
     kept = tuple(entry for entry in recipe.models if entry.model != recipe.base_model)
-    if any(entry.parameters for entry in recipe.models if entry.model == recipe.base_model):
+    if any(entry.parameters or entry.activations for entry in recipe.models if entry.model == recipe.base_model):
         logger.warning("parameters of %s have no effect: it is the base model", shorten(recipe.base_model))
     return recipe.model_copy(update={"models": kept})

@@ -133,6 +133,8 @@ class ModelEntry(BaseModel):
     adapter: Reference | None = None
     """A LoRA adapter that changes the model; becomes a part of `model`."""
     parameters: Settings = Field(default_factory=dict)
+    activations: Reference | None = None
+    """A file of mean squares that orders this model's changes; None: the recipe's, if it has one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,6 +193,8 @@ class Recipe(BaseModel):
     strict: StrictBool = False
     extra_tensors: Literal["error", "ignore"] = "error"
     vocab: Literal["error", "intersect"] = "error"
+    activations: Reference | None = None
+    """A file of mean squares of input features: it orders changes together with their magnitude."""
     tokenizer_source: Reference | None = None
     tokenizer: Annotated[TokenizerKeys | None, BeforeValidator(_tokenizer)] = None
     chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None

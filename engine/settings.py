@@ -122,6 +122,9 @@ class MethodSchema:
     """... and at most."""
 
 
+ORDERED = ("magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
+"""Methods whose masks follow an order of magnitudes, in which activations may take part."""
+
 _COMMON: Mapping[str, Value | None] = {"weight": 1.0, "lambda": 1.0, "normalize": False, "rescale": False}
 _SPARSE = {**_COMMON, "rescale_norm": "none"}
 

@@ -190,7 +190,7 @@ class ShardWorker:
         thresholds = survey.thresholds if survey is not None else None
         of_models = settings.densities, settings.epsilons, settings.gammas
         chosen = (settings.method.selecting, of_models, thresholds, plan.seed, plan.keep_base_where_nonfinite)
-        return chosen, self._group.places[member], task.origins, task.sources
+        return chosen, task.orders, self._group.places[member], task.origins, task.sources
 
     def _target(self, member: int, task: TensorTask) -> Target:
         label = f"{self._outputs[member].store.url}: " if len(self._outputs) > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .activations import Activations
 from .header import DTYPES
 from .methods.stages import Method, TaskVectorMerge
 from .settings import TadropDensity
@@ -50,6 +51,8 @@ class TensorTask:
     """Bytes per element of the widest input or output."""
     read_bytes: int
     """Stored bytes of all inputs, read once."""
+    orders: tuple[Activations | None, ...] = ()
+    """Per model, what orders its changes besides their magnitude; () where no model has any."""
 
     @property
     def row_elements(self) -> int:
@@ -93,6 +96,7 @@ def make_task(
     out_dtype: str,
     settings: TensorSettings | None,
     reason: str,
+    orders: tuple[Activations | None, ...] = (),
 ) -> TensorTask:
     """A task from where its inputs lie; arguments as the fields of TensorTask."""
     info = base.info
@@ -109,7 +113,7 @@ def make_task(
             read += nbytes if same else source.read_bytes
     widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
     double = "F64" in inputs
-    return TensorTask(name, base, models, origins, out_dtype, settings, reason, numel, double, widest, read)
+    return TensorTask(name, base, models, origins, out_dtype, settings, reason, numel, double, widest, read, orders)
 
 
 def reads_base(settings: TensorSettings | None) -> bool:

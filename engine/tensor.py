@@ -146,6 +146,8 @@ class TensorState:
         self.moments: list[NDArray[np.float64] | None] = [None] * models
         """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
         self.divisors = [1.0] * models
+        self.factors = [self._factors(i) for i in range(models)]
+        """Per model, real [row]: what magnitudes are multiplied by to order them; None: magnitude alone orders."""
         self.energies: list[float] | None = None
         """Per model, the share of what its mask keeps in the sum of squares; None until a pass took them."""
         self.lock = threading.Lock()
@@ -169,6 +171,18 @@ class TensorState:
             row=self.task.row_elements,
             edges=[no_edges(settings.method.selection) for _ in range(models)],
         )
+
+    def _factors(self, i: int) -> Array | None:
+        """The root of each input feature's mean square: rounded once, in fp64 and then to real."""
+        source, orders = self.task.models[i], self.task.orders
+        order = orders[i] if orders else None
+        squares = order.squares.get(source.info.name) if order is not None and source is not None else None
+        if squares is None or self.selector is None:
+            return None
+        roots = np.sqrt(squares.astype(np.float64)).astype(np.float64 if self.real == "f64" else np.float32)
+        factors = self.kernels.empty(len(roots), self.real)
+        self.kernels.decode(self.kernels.load(roots.view(np.uint8)), "F64" if self.real == "f64" else "F32", factors)
+        return factors
 
     @property
     def stat_tile(self) -> int:
@@ -286,6 +300,10 @@ class TensorState:
         """What model i's elements [begin, end) are ordered by, largest magnitude first; valid until the next call."""
         assert self.selector is not None
         length = end - begin
+        factors = self.factors[i]
+        if factors is not None:
+            self.kernels.score(workspace.task_vectors[i][:length], factors, begin, workspace.order[:length])
+            return workspace.order[:length]
         if not self.selector.shares_mask:
             return workspace.task_vectors[i][:length]
         vectors, values = [workspace.task_vectors[j][:length] for j in self.present], workspace.order[:length]

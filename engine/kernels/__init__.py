@@ -140,6 +140,9 @@ class Kernels(Protocol):
     def accumulate_rows(self, acc: Array, t: Array, factors: Array, width: int, active: Array) -> None:
         """Where t != 0: acc += t * factor of its row, active = 1; factors is f64 [rows], rounded to real first."""
 
+    def score(self, t: Array, factors: Array, first: int, out: Array) -> None:
+        """out[e] = |t[e]| * factors[(first + e) mod len(factors)]; all real. `first` is the flat index of t[0]."""
+
     def histogram(
         self, t: Array, claims: Array | None, level: int, shift: int, bits: int, prefix: int, counts: Array
     ) -> None:

@@ -113,6 +113,9 @@ class CpuKernels:
         assert t.size == acc.size == factors.size * width
         cpu_rows.accumulate_rows(acc, t, factors, width, active)
 
+    def score(self, t: Numbers, factors: Numbers, first: int, out: Numbers) -> None:
+        cpu_sums.score(t, factors, first % factors.size, out)
+
     def histogram(
         self, t: Numbers, claims: Numbers | None, level: int, shift: int, bits: int, prefix: int, counts: Numbers
     ) -> None:

@@ -171,6 +171,19 @@ def add_square_of_difference(acc: Any, t: Any, other: Any) -> None:
 
 
 @jit
+def score(t: Any, factors: Any, column: int, out: Any) -> None:
+    """out = |t| times the factor of each element's column; t starts in `column`."""
+    begin = 0
+    while begin < t.size:
+        length = min(t.size - begin, factors.size - column)
+        part, factor, result = t[begin : begin + length], factors[column : column + length], out[begin : begin + length]
+        for i in range(length):
+            result[i] = abs(part[i]) * factor[i]
+        begin += length
+        column = 0
+
+
+@jit
 def pair_overlap(a: Any, b: Any) -> int:
     """Number of ones in both."""
     total = 0

@@ -203,6 +203,11 @@ class TorchKernels:
             out += difference * difference
         out.div_(count)
 
+    def score(self, t: Tensor, factors: Tensor, first: int, out: Tensor) -> None:
+        """Every element looks its column up."""
+        columns = torch.arange(first, first + t.numel(), device=t.device) % factors.numel()
+        torch.mul(t.abs(), factors[columns], out=out)
+
     def histogram(
         self, t: Tensor, claims: Tensor | None, level: int, shift: int, bits: int, prefix: int, counts: Tensor
     ) -> None:

@@ -57,7 +57,7 @@ class NotFinite(Exception):
     """A merged input holds NaN or Inf."""
 
 
-def merge(base, models, recipe, weights, densities):
+def merge(base, models, recipe, weights, densities, squares=None):
     """The merged tensors by name, or Overflow, or NotFinite.
 
     Args:
@@ -66,12 +66,14 @@ def merge(base, models, recipe, weights, densities):
         recipe: a recipe without models; parameters under "parameters".
         weights: per model; scales for `passthrough`.
         densities: per model: a number, or {"tadrop": {...}}.
+        squares: per model, mean squares of input features by tensor name; None for no model.
     """
-    return _Merge(base, models, recipe, weights, densities).run()
+    return _Merge(base, models, recipe, weights, densities, squares or [{}] * len(models)).run()
 
 
 class _Merge:
-    def __init__(self, base, models, recipe, weights, densities):
+    def __init__(self, base, models, recipe, weights, densities, squares):
+        self.squares = squares
         self.models, self.weights, self.densities = models, weights, densities
         self.reference, self.has_base = base if base is not None else models[0], base is not None
         self.recipe, self.method = recipe, recipe["merge_method"]
@@ -277,7 +279,7 @@ class _Merge:
         if self.method == "sce":
             weights = [real(w) for w in energies([np.where(masks[i], deltas[i], real(0)) for i in present])]
         for i, w in zip(present, weights, strict=True):
-            divisor = self._divisor(name, deltas[i], masks[i], densities[i])
+            divisor = self._divisor(name, i, deltas[i], masks[i], densities[i])
             used = masks[i] & (deltas[i] != 0)
             kept |= used
             x.append(np.where(used, deltas[i] / divisor * w, real(0)))
@@ -314,13 +316,13 @@ class _Merge:
             return agreed / np.where(count == 0, real(1), count)
         return agreed / np.where(weight_sum == 0, real(1), weight_sum) if self.p["normalize"] else agreed
 
-    def _divisor(self, name, t, mask, density):
+    def _divisor(self, name, i, t, mask, density):
         real = t.dtype.type
         if not self.p["rescale"] or self.method == "task_arithmetic":
             return real(1)
         if self.p["rescale_norm"] == "none":
             if self.method in ("della", "della_linear"):
-                return np.where(mask, self._probabilities(name, t, density), real(1))
+                return np.where(mask, self._probabilities(name, self._order(i, name, t), density), real(1))
             return real(density if density > 0 else 1.0)
         power = 1 if self.p["rescale_norm"] == "l1" else 2
         before, after = ordered_sum(t, power), ordered_sum(np.where(mask, t, t.dtype.type(0)), power)
@@ -350,7 +352,7 @@ class _Merge:
             shared = self._most_variance([deltas[i] for i in present])
             return [shared] * len(deltas)
         for i in present:
-            t, d = deltas[i], densities[i]
+            t, d = self._order(i, name, deltas[i]), densities[i]
             if self.method == "task_arithmetic":
                 masks[i][:] = True
             elif self.method in ("dare_linear", "dare_ties"):
@@ -372,8 +374,16 @@ class _Merge:
                 candidates = np.flatnonzero(t) if sequential else np.arange(size)
                 used = claims if sequential else np.zeros(size, np.int64)
                 masks[i][candidates[magnitude_order(t[candidates], used[candidates])][: int(d * size)]] = True
+                masks[i] &= t != 0
                 claims += masks[i]
         return masks
+
+    def _order(self, i, name, t):
+        """What decides which elements of model i are large: |t|, or |t| times the root of its column's mean square."""
+        if name not in self.squares[i]:
+            return t
+        roots = np.sqrt(self.squares[i][name].astype(np.float64)).astype(t.dtype)
+        return (np.abs(t).reshape(-1, roots.size) * roots).reshape(-1)
 
     def _most_variance(self, deltas):
         """The mask that all models share."""

@@ -146,6 +146,14 @@ def test_dots(arrays):
         assert_same(lambda k, a, rows: k.dots(a, a, rows), arrays[0], np.empty(-(-arrays[0].size // 4096)))
 
 
+@examples(80)
+@given(arrays=tiles(count=2), row=st.integers(1, 800), first=st.integers(0, 1 << 40))
+def test_score(arrays, row, first):
+    t, factors = arrays
+    with np.errstate(all="ignore"):
+        assert_same(lambda k, t, f, out: k.score(t, f, first, out), t, np.abs(factors[:row]), np.empty_like(t))
+
+
 @examples(60)
 @given(arrays=tiles(count=5), count=st.integers(1, 3))
 def test_variance(arrays, count):

@@ -46,6 +46,7 @@ LAYERS = {
     "engine.source": 4,  # where one tensor's elements come from
     "engine.derived": 4,
     "engine.checkpoint": 4,
+    "engine.activations": 5,  # what orders task vectors besides their magnitude
     "engine.reading": 5,
     "engine.quantised": 5,  # what a checkpoint's configuration says of its weights
     "engine.adapter": 5,

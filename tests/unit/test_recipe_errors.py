@@ -286,7 +286,7 @@ OTHERS = [
     (
         "merge_method: linear\nmodels: [{model: m, layer_range: [0, 2]}]",
         (
-            "models[0].layer_range: unknown key; expected one of model, adapter, parameters; "
+            "models[0].layer_range: unknown key; expected one of model, adapter, parameters, activations; "
             "layers are chosen under `slices`"
         ),
     ),
