@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
     ("nuslerp_row_wise", True, "with nuslerp_flatten: false, vectors are the rows of the last dimension"),
 )
 """Values of mergekit's parameters that would change the result and are not implemented."""
+
+
+OTHER_METHODS: Mapping[str, str] = {
+    "emr": "EMR-Merging makes a mask and a scale per task beside one checkpoint, and only checkpoints are written",
+}
+"""Published methods that are asked for and do not fit, with why."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -105,6 +111,8 @@ def _unknown_method(method: str) -> str:
     supported = f"supported: {', '.join(METHODS)}"
     if method in LATER_METHODS:
         return f"{method} is not supported by this version; {supported}"
+    if method in OTHER_METHODS:
+        return f"{method} is not supported: {OTHER_METHODS[method]}; {supported}"
     return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
 
 

@@ -280,6 +280,10 @@ OTHERS = [
         TIES + "parameters: {scope: [{filter: a, value: model}]}",
         "parameters.scope: scope is the same for all tensors and takes no filters",
     ),
+    (
+        "merge_method: emr\nmodels: []",
+        "merge_method: emr is not supported: EMR-Merging makes a mask and a scale per task",
+    ),
     # what mergekit ignores, and files of its other tools
     (TIES + "random_seed: 3", "r.yml:4: random_seed: unknown key; expected one of"),
     (TIES + "random_seed: 3", "; did you mean 'seed'?"),
