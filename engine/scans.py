@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,15 @@ class Order:
     """Claim level that the search goes on in."""
 
 
+class _Look(NamedTuple):
+    """A histogram of what is ordered of one model: at one claim level, below one prefix."""
+
+    model: int
+    of_order: bool
+    level: int
+    prefix: int
+
+
 class OrderPass:
     """One histogram level of several order statistics.
 
@@ -169,61 +179,51 @@ class OrderPass:
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state = self._state
-        wanted = [order for order in self._orders if self._depth == 0 or order.search is not None]
+        wanted = [(order, self._looks(order)) for order in self._orders]
+        looks = list(dict.fromkeys(look for _, own in wanted for look in own))  # searches may share them
         ranks = state.start_ranks(data, workspace, self._earlier)
-        histograms = workspace.histograms(sum(self._levels(order) for order in wanted))
+        histograms, zeros = workspace.histograms(len(looks)), [0] * len(looks)
         nonfinite = [0] * len(self._nonfinite)
-        zeros = [[0] * order.claim_levels for order in wanted]
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             state.load(data, workspace, begin, end, nonfinite)
             claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
-            self._observe(workspace, begin, end, wanted, claims, histograms, zeros)
+            for place, look in enumerate(looks):
+                zeros[place] += self._observe(workspace, begin, end, look, claims, histograms[place])
         with state.lock:
             add_into(self._nonfinite, nonfinite)
-            self._merge(wanted, histograms, zeros)
+            for order, own in wanted:
+                places = [looks.index(look) for look in own]
+                self._add(order, [histograms[place] for place in places], [zeros[place] for place in places])
 
-    def _levels(self, order: Order) -> int:
-        return order.claim_levels if self._depth == 0 else 1
+    def _looks(self, order: Order) -> list[_Look]:
+        """The histograms that one search needs."""
+        if self._depth == 0:
+            return [_Look(order.model, order.of_order, level, 0) for level in range(order.claim_levels)]
+        found = order.search
+        return [] if found is None else [_Look(order.model, order.of_order, order.level, found.prefix)]
 
     def _observe(
-        self,
-        workspace: Workspace,
-        begin: int,
-        end: int,
-        wanted: list[Order],
-        claims: Array | None,
-        histograms: list[Array],
-        zeros: list[list[int]],
-    ) -> None:
+        self, workspace: Workspace, begin: int, end: int, look: _Look, claims: Array | None, counts: Array
+    ) -> int:
+        """Add a tile to one histogram; returns how many zeros it holds at the claim level, while that matters."""
         kernels = self._state.kernels
         shift, bits = self._state.levels[self._depth]
-        place = 0
-        for order, zero in zip(wanted, zeros, strict=True):
-            if order.of_order:
-                t = self._state.order_values(workspace, order.model, begin, end)
-            else:
-                t = workspace.task_vectors[order.model][: end - begin]
-            for claim_level in range(order.claim_levels) if self._depth == 0 else (order.level,):
-                prefix = 0 if order.search is None else order.search.prefix
-                counts = histograms[place][: 1 << bits]
-                kernels.histogram(t, claims, claim_level, shift, bits, prefix, counts)
-                place += 1
-                if self._depth == 0:
-                    zero[claim_level] += kernels.count_equal(t, claims, claim_level, 0)
+        if look.of_order:
+            values = self._state.order_values(workspace, look.model, begin, end)
+        else:
+            values = workspace.task_vectors[look.model][: end - begin]
+        kernels.histogram(values, claims, look.level, shift, bits, look.prefix, counts[: 1 << bits])
+        return kernels.count_equal(values, claims, look.level, 0) if self._depth == 0 else 0
 
-    def _merge(self, wanted: list[Order], histograms: list[Array], zeros: list[list[int]]) -> None:
+    def _add(self, order: Order, histograms: list[Array], zeros: list[int]) -> None:
         bits = self._state.levels[self._depth][1]
-        place = 0
-        for order, zero in zip(wanted, zeros, strict=True):
-            levels = self._levels(order)
-            if not order.counts:
-                order.counts = [np.zeros(1 << bits, np.int64) for _ in range(levels)]
-                order.zeros = order.zeros or [0] * order.claim_levels
-            for level in range(levels):
-                order.counts[level] += host(histograms[place][: 1 << bits])
-                place += 1
-            if self._depth == 0:
-                add_into(order.zeros, zero)
+        if not order.counts:
+            order.counts = [np.zeros(1 << bits, np.int64) for _ in histograms]
+            order.zeros = order.zeros or [0] * order.claim_levels
+        for counts, more in zip(order.counts, histograms, strict=True):
+            counts += host(more[: 1 << bits])
+        if self._depth == 0:
+            add_into(order.zeros, zeros)
 
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)

@@ -84,8 +84,10 @@ recipes = pytest.mark.parametrize(
         ({"merge_method": "cabs", "parameters": {"density": {"tadrop": {}}}}, 2),
         ({"merge_method": "dare_linear", "parameters": {"density": 0.5}}, 1),
         ({"merge_method": "ties", "parameters": {"density": 0.2}}, 3),
+        ({"merge_method": "breadcrumbs", "parameters": {"density": 0.2}}, 3),
+        ({"merge_method": "sce", "parameters": {"select_topk": 0.2}}, 4),
     ],
-    ids=["task_arithmetic", "cabs", "cabs+tadrop", "dare", "ties"],
+    ids=["task_arithmetic", "cabs", "cabs+tadrop", "dare", "ties", "breadcrumbs", "sce"],
 )
 
 
@@ -126,6 +128,11 @@ def test_tile_by_tile_every_pass_decodes_once(
     assert passes * TILES <= calls["decode"] <= (passes + 1) * TILES
     assert calls["task_vector"] == 2 * calls["decode"]
     assert calls["finish"] == TILES
+
+
+def test_both_edges_of_a_band_begin_with_one_histogram(checkpoints: Path, tmp_path: Path) -> None:
+    _, calls = counted(checkpoints, tmp_path, {"merge_method": "breadcrumbs", "parameters": {"density": 0.2}})
+    assert calls["histogram"] == 2 * TILES * (1 + 2)  # two models; then each edge looks into a bin of its own
 
 
 def test_a_run_makes_no_more_buffers_than_it_plans(checkpoints: Path, tmp_path: Path, monkeypatch: Any) -> None:
