@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from anabranch.cluster.runner import LocalRunner, Member
 from anabranch.cluster.runner import run as run_members
@@ -163,6 +164,41 @@ def test_members_that_are_at_different_points_go_on(folder: Path, tmp_path: Path
                 for file in chance.sample(files, len(files) // 2):
                     (copy / file).unlink()
         assert run(recipes, again, **EXECUTIONS[attempt]) == expected
+
+
+ALMOST_ALIKE: dict[str, list[dict[str, Any]]] = {
+    "della": [{"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.2, "rescale": False}],
+    "breadcrumbs": [{"gamma": 0.01}, {"gamma": 0.2}],
+    "sce": [{"select_topk": 0.2}, {"select_topk": 0.4}, {"select_topk": 1.0}, {"select_topk": 0.4, "lambda": 0.5}],
+}
+
+
+@pytest.mark.parametrize("method", ALMOST_ALIKE)
+def test_recipes_that_select_almost_alike_have_the_bytes_of_merges_of_their_own(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
+    """Beside them a recipe that keeps everything, and one whose changes activations order."""
+    squares = {
+        f"layers.{i}.w": torch.rand(shape[-1]) for i, shape in enumerate(SHAPES) if 0 < len(shape) < 3 and shape[0]
+    }
+    save_file({k: v for k, v in squares.items() if v.numel()}, tmp_path / "squares.safetensors")
+    common = {
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / f"model{m}")} for m in range(2)],
+        "output": {"shard_size": "300KB"},
+    }
+    density = {} if method == "sce" else {"density": 0.5}
+    contents = [{"merge_method": method, "parameters": density | own} for own in ALMOST_ALIKE[method]]
+    contents.append({"merge_method": "task_arithmetic", "parameters": {}})
+    if method != "sce":
+        contents.append(contents[0] | {"activations": str(tmp_path / "squares.safetensors")})
+    recipes = [write_recipe(tmp_path / f"r{i}.yml", content | common) for i, content in enumerate(contents)]
+    expected = [run([recipe], [tmp_path / f"alone-{recipe.stem}"])[0] for recipe in recipes]
+    outs = [tmp_path / recipe.stem for recipe in recipes]
+    for mine, other in zip(run(recipes, outs, threads=2, slab_kib=300), expected, strict=True):
+        assert not [file for file in other if mine[file] != other[file]]
+    weights = {tuple(other[file] for file in sorted(other) if file.endswith(".safetensors")) for other in expected}
+    assert len(weights) == len(recipes)
 
 
 # -- counted -----------------------------------------------------------------------------------------------------------
