@@ -37,7 +37,8 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
     assert settings is not None and isinstance(settings.method, TaskVectorMerge) and selector is not None
     length, method, selection = window.own_end - window.own_begin, settings.method, selector.selection
     whole_rows = window.own_begin % ROW == 0 and (window.own_end % ROW == 0 or window.own_end == task.numel)
-    if not length or not whole_rows or method.weighting != "given":
+    ordered_by_t = all(factors is None for factors in state.factors)
+    if not length or not whole_rows or not ordered_by_t or method.weighting != "given":
         return None
     raws, dtypes = [], []
     for source in (0, *(i + 1 for i in state.present)):
