@@ -68,14 +68,14 @@ class PlanReport:
         base = self.plan.base.tensors
         rows = []
         for model in self.plan.models:
-            both = [(base[name].info, location.info) for name, location in model.tensors.items() if name in base]
+            both = [(base[name], location) for name, location in model.tensors.items() if name in base]
             rows.append(
                 {
                     "url": model.url,
                     "missing": [name for name in base if name not in model.tensors],
                     "extra": [name for name in model.tensors if name not in base],
-                    "shape": [a.name for a, b in both if a.shape != b.shape],
-                    "dtype": [a.name for a, b in both if a.dtype != b.dtype],
+                    "shape": [a.info.name for a, b in both if a.info.shape != b.info.shape],
+                    "dtype": [a.info.name for a, b in both if a.out_dtype != b.out_dtype],
                 }
             )
         return rows
