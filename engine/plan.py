@@ -307,7 +307,10 @@ def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
     if not rows_only or base_kind != "float":
         return shapes
     if not recipe.merges_differences:
-        return shapes + f"; {recipe.merge_method} has no base whose rows could be kept: `vocab` does not help"
+        return shapes + (
+            f"; {recipe.merge_method} has no base whose rows could be kept, so `vocab` does not help; "
+            "`tokenizer_source` matches rows by token"
+        )
     if recipe.vocab == "intersect":
         return ""
     return shapes + "; set `vocab: intersect` to merge the rows that both have"

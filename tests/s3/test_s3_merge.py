@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from anabranch.engine.storage.s3 import S3Store
 
+from ..adapters import write_adapter
 from ..merging import merge, write_checkpoint, write_recipe
 from .fault_proxy import fault_proxy
 from .servers import Server
@@ -113,6 +114,31 @@ def test_s3_to_s3_gives_the_bytes_of_a_local_merge_without_a_local_copy(site: Si
     writes = [line for line in (tmp_path / "opens").read_text().splitlines() if "O_WRONLY" in line or "O_RDWR" in line]
     kept = [line for line in writes if " = -1 " not in line and '"/dev/' not in line and "__pycache__" not in line]
     assert not [line for line in kept if '"/proc/' not in line], "a file was written on the local disk"
+
+
+def test_a_base_and_its_adapter_may_lie_in_different_places(site: Site, tmp_path: Path) -> None:
+    """Both in the bucket, and each with the other one on the local disk: the bytes of a wholly local merge."""
+    torch.manual_seed(2)
+    factors = {f"layers.{i}.lora_A.weight": torch.randn(4, COLUMNS) for i in range(SHARDS)}
+    factors |= {f"layers.{i}.lora_B.weight": torch.randn(ROWS, 4) * 0.01 for i in range(SHARDS)}
+    site.upload(write_adapter(site.folder / "adapter", factors), "adapter")
+
+    def recipe(name: str, base: str, adapter: str) -> Path:
+        models = [{"model": f"{base}/model0", "adapter": f"{adapter}/adapter"}]
+        content = {"merge_method": "cabs", "base_model": f"{base}/base", "models": models}
+        return write_recipe(tmp_path / f"{name}.yml", content | {"parameters": {"density": 0.25}})
+
+    local = str(site.folder)
+    merge(recipe("local", local, local), tmp_path / "expected")
+    expected = (tmp_path / "expected" / "model.safetensors").read_bytes()
+    for name, base, adapter in (
+        ("both", site.root, site.root),
+        ("adapter", local, site.root),
+        ("base", site.root, local),
+    ):
+        done = site.run("merge", str(recipe(name, base, adapter)), site.out(f"adapted-{name}"), "--memory", "1GiB")
+        assert done.returncode == 0, done.stderr
+        assert site.store(f"adapted-{name}").read_bytes("model.safetensors", 1 << 30) == expected
 
 
 def test_planning_reads_headers_only(site: Site) -> None:
