@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,15 +248,22 @@ class PoolClosed(Exception):
     """The run is being stopped; nobody gets another buffer."""
 
 
+def plain_buffer(size_bytes: int) -> NDArray[np.uint8]:
+    """Memory of this process."""
+    return np.empty(size_bytes, np.uint8)
+
+
 class BufferPool:
     """Window buffers that are made once and reused: fresh pages are many times slower than used ones.
 
     Args:
         slab_bytes: size of each buffer.
         slabs: how many there may be; they are made when first needed.
+        make: makes one, from its size in bytes; whoever computes on a device wants memory that it copies from quickly.
     """
 
-    def __init__(self, slab_bytes: int, slabs: int) -> None:
+    def __init__(self, slab_bytes: int, slabs: int, make: Callable[[int], NDArray[np.uint8]] = plain_buffer) -> None:
+        self._make = make
         self.slab_bytes = slab_bytes
         self.slabs = slabs
         self.made = 0
@@ -278,7 +285,7 @@ class BufferPool:
             if self._free:
                 return self._free.pop()
             self.made += 1
-        return np.empty(self.slab_bytes, np.uint8)
+        return self._make(self.slab_bytes)
 
     def release(self, slabs: Sequence[NDArray[np.uint8]]) -> None:
         with self._changed:

@@ -142,7 +142,7 @@ class _Run:
         self._meter = meter
         self._emit = emit
         self._done = done
-        self._pool = BufferPool(memory.slab_bytes, memory.slabs)
+        self._pool = BufferPool(memory.slab_bytes, memory.slabs, kernels.buffer)
         self._readers = ThreadPoolExecutor(memory.readers, "read")
         self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()

@@ -87,6 +87,9 @@ class Kernels(Protocol):
     def empty(self, count: int, kind: Kind) -> Array:
         """An uninitialised array of `count` elements."""
 
+    def buffer(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Host memory for inputs and outputs (with CUDA: pinned, so that copies run at the bus's full speed)."""
+
     def load(self, raw: npt.NDArray[np.uint8]) -> Array:
         """Bytes in host memory as bytes that the other functions accept (CPU: the same object)."""
 

@@ -50,6 +50,9 @@ class CpuKernels:
     def empty(self, count: int, kind: Kind) -> Numbers:
         return np.empty(count, KINDS[kind])
 
+    def buffer(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        return np.empty(size_bytes, np.uint8)
+
     def load(self, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return raw
 

@@ -122,9 +122,20 @@ class TorchKernels:
         """Uninitialised memory on the device."""
         return torch.empty(count, dtype=KINDS[kind], device=self.device)
 
+    def buffer(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Pinned where the device is CUDA."""
+        memory: npt.NDArray[np.uint8] = torch.empty(
+            size_bytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        ).numpy()
+        return memory
+
     def load(self, raw: npt.NDArray[np.uint8]) -> Tensor:
-        """A copy on the device; on the CPU the same memory when it is writable."""
-        return torch.from_numpy(raw if raw.flags.writeable else raw.copy()).to(self.device)
+        """A copy on the device; on the CPU the same memory when it is writable.
+
+        From pinned memory the copy is asynchronous: what reads the copy waits for it, on the device, and every kernel
+        that counts or stores waits for what it read, so the host's bytes stay until then.
+        """
+        return torch.from_numpy(raw if raw.flags.writeable else raw.copy()).to(self.device, non_blocking=True)
 
     def store(self, values: Tensor, raw: npt.NDArray[np.uint8]) -> None:
         """A copy from the device; on the CPU the memory is often the same and nothing happens."""

@@ -1,0 +1,56 @@
+"""Merges on a CUDA device write the bytes that the CPU writes. Skipped where torch finds no such device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.kernels.reference import TorchKernels
+
+from ..merging import merge, write_checkpoint, write_recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "cabs": {"merge_method": "cabs", "parameters": {"density": 0.25}},
+    "task_arithmetic": {"merge_method": "task_arithmetic"},
+    "ties": {"merge_method": "ties", "parameters": {"density": 0.2}},
+    "dare_ties": {"merge_method": "dare_ties", "parameters": {"density": 0.4}},
+    "magnitude": {"merge_method": "magnitude", "parameters": {"density": 0.3, "conflict": "sequential"}},
+    "linear": {"merge_method": "linear"},
+}
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16, torch.float32], ids=str)
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two models of which one tensor takes several windows."""
+    folder = tmp_path_factory.mktemp("cuda")
+    torch.manual_seed(3)
+    base = {"large": torch.randn(2048, 1501).to(request.param), "small": torch.randn(77).to(request.param)}
+    write_checkpoint(folder / "base", base)
+    for i in range(2):
+        tuned = {name: (t.float() + 0.01 * torch.randn(t.shape)).to(request.param) for name, t in base.items()}
+        write_checkpoint(folder / f"model{i}", tuned)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gpu_writes_what_the_cpu_writes(checkpoints: Path, tmp_path: Path, method: str) -> None:
+    models = [{"model": str(checkpoints / f"model{i}"), "parameters": {"weight": 0.8 - 0.3 * i}} for i in range(2)]
+    recipe = METHODS[method] | {"models": models}
+    if method != "linear":
+        recipe["base_model"] = str(checkpoints / "base")
+    path = write_recipe(tmp_path / "recipe.yml", recipe)
+    merge(path, tmp_path / "cpu", kernels=CpuKernels())
+    merge(path, tmp_path / "cuda", kernels=TorchKernels("cuda"))
+    for name in ("model.safetensors", "anabranch.manifest.json"):
+        assert (tmp_path / "cuda" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes(), name
+
+
+def test_buffers_are_pinned() -> None:
+    buffer = TorchKernels("cuda").buffer(1 << 20)
+    assert torch.from_numpy(buffer).is_pinned()
