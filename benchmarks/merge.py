@@ -30,10 +30,44 @@ ANABRANCH = str(Path(sys.executable).parent / "anabranch")
 WORK = Path(".bench")
 MERGEKIT_BIN = WORK / "mergekit-venv" / "bin"
 SPARE_BYTES = 2 << 30  # left free on the disk
-METHODS = ("linear", "task_arithmetic", "magnitude", "ties", "dare_linear", "cabs")
-DENSE = ("linear", "task_arithmetic")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a recipe of a method says."""
+
+    per_model: str = "weight"  # parameters of each model
+    common: str = ""  # parameters of all, in YAML's flow style
+    base: bool = True  # whether there is a base model
+    most: int | None = None  # models at most
+
+
+SPARSE = "weight density"
+FORMS = {
+    "linear": Form(base=False),
+    "task_arithmetic": Form(),
+    "magnitude": Form(SPARSE),
+    "ties": Form(SPARSE),
+    "dare_linear": Form(SPARSE),
+    "dare_ties": Form(SPARSE),
+    "breadcrumbs": Form(SPARSE),
+    "breadcrumbs_ties": Form(SPARSE),
+    "della": Form(SPARSE),
+    "della_linear": Form(SPARSE),
+    "cabs": Form(SPARSE, "block: 256"),
+    "sce": Form("", "select_topk: 0.3"),
+    "model_stock": Form(""),
+    "karcher": Form("", base=False),
+    "multislerp": Form(base=False),
+    "nuslerp": Form(base=False, most=2),
+    "slerp": Form("", "t: 0.4", most=1),
+    "nearswap": Form("", "t: 0.0001", most=1),
+    "arcee_fusion": Form("", most=1),
+}
+METHODS = tuple(FORMS)
 TORCH_METHODS = ("linear", "task_arithmetic", "magnitude", "cabs")
-MERGEKIT_METHODS = ("linear", "task_arithmetic", "ties", "dare_linear")  # CABS by our plug-in
+MERGEKIT_METHODS = tuple(method for method in METHODS if method not in ("magnitude", "cabs"))  # CABS by our plug-in
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")  # masks differ by design
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +83,16 @@ class Contender:
 def recipe_text(method: str, base: Path, models: Sequence[Path], density: float, dtype: str) -> str:
     """The recipe that all contenders read. ``dtype`` is what mergekit computes in; the output is bf16."""
     lines = [f"merge_method: {method}"]
-    if method != "linear":
+    form = FORMS[method]
+    if form.base:
         lines.append(f"base_model: {base}")
     lines.append("models:")
-    for number, model in enumerate(models):
-        sparse = "" if method in DENSE else f", density: {density}"
-        lines.append(f"  - {{model: {model}, parameters: {{weight: {0.6 - 0.1 * (number % 5):.1f}{sparse}}}}}")
-    if method == "cabs":
-        lines += ["parameters: {block: 256}"]
+    for number, model in enumerate(models[: form.most]):
+        values = {"weight": f"{0.6 - 0.1 * (number % 5):.1f}", "density": f"{density}"}
+        parameters = ", ".join(f"{name}: {values[name]}" for name in form.per_model.split())
+        lines.append(f"  - {{model: {model}, parameters: {{{parameters}}}}}")
+    if form.common:
+        lines.append(f"parameters: {{{form.common}}}")
     lines += [f"dtype: {dtype}", "out_dtype: bfloat16"]
     return "\n".join(lines) + "\n"
 
@@ -64,7 +100,8 @@ def recipe_text(method: str, base: Path, models: Sequence[Path], density: float,
 def contenders(options: argparse.Namespace, method: str, paths: Sequence[Path], work: Path) -> list[Contender]:
     """Everyone who takes part in ``method``, the floor first."""
     base, *models = (path.resolve() for path in paths)
-    inputs = [base, *models] if method != "linear" else models
+    models = models[: FORMS[method].most]
+    inputs = [base, *models] if FORMS[method].base else models
 
     def recipe(dtype: str) -> str:
         path = work / f"{method}-{dtype}.yml"
@@ -141,7 +178,7 @@ def _first_round(taking_part: Sequence[Contender], method: str, work: Path) -> d
         _run_once(contender, method, work)
         if contender.name.startswith("anabranch") and ours is None:
             ours = contender.out
-        elif ours is not None and method != "dare_linear":  # random masks differ by design
+        elif ours is not None and method not in RANDOM:
             command = [sys.executable, "-m", "benchmarks.differences", str(ours), str(contender.out)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             unlike[contender.name] = json.loads(said)["share"]
@@ -211,8 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = [Path(line) for line in listed.splitlines()]
     written = sum(shard.stat().st_size for shard in paths[0].glob("*.safetensors"))
     free = shutil.disk_usage(WORK).free
-    if free < 2 * written + SPARE_BYTES:  # the first round keeps two outputs to compare
-        raise SystemExit(f"{WORK}: needs {2 * written + SPARE_BYTES} free bytes, has {free}")
+    compared = set(options.contenders.split(",")) - {"floor", "anabranch"} or "," in options.memory
+    needed = (2 if compared else 1) * written + SPARE_BYTES  # the first round keeps an output to compare with
+    if free < needed:
+        raise SystemExit(f"{WORK}: needs {needed} free bytes, has {free}")
 
     rows = [row for method in options.methods.split(",") for row in measure_method(options, method, paths)]
     results = {"facts": facts(options), "rows": rows}

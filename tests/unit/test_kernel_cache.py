@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anabranch.engine.kernels.compile import CACHE_VARIABLE, folders, jit
+from anabranch.engine.kernels.compile import CACHE_VARIABLE, _address, folders, jit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -103,3 +103,9 @@ def test_arrays_with_gaps_are_refused() -> None:
     with pytest.raises(AssertionError, match="contiguous"):
         first(np.ones((4, 2))[:, 0])
     assert first(np.full(3, 2.5)) == 2.5
+
+
+def test_an_array_is_handed_over_by_the_address_that_numpy_says() -> None:
+    whole = np.arange(100, dtype=np.float32)
+    for array in (whole, whole[17:], whole[:0], whole.reshape(10, 10)[3:], whole[5:].view(np.uint8)):
+        assert _address(array) == array.ctypes.data
