@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .kernels import Array, fold_rows, host
+from .kernels import Array, LookCounts, WindowLook, fold_rows, host
 from .order import RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
 from .tensor import TensorState, WindowData, Workspace
@@ -181,14 +181,18 @@ class OrderPass:
         state = self._state
         wanted = [(order, self._looks(order)) for order in self._orders]
         looks = list(dict.fromkeys(look for _, own in wanted for look in own))  # searches may share them
-        ranks = state.start_ranks(data, workspace, self._earlier)
-        histograms, zeros = workspace.histograms(len(looks)), [0] * len(looks)
         nonfinite = [0] * len(self._nonfinite)
-        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            state.load(data, workspace, begin, end, nonfinite)
-            claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
-            for place, look in enumerate(looks):
-                zeros[place] += self._observe(workspace, begin, end, look, claims, histograms[place])
+        whole = self._look_whole(data, looks)
+        if whole is not None:
+            histograms, zeros = self._take(whole, nonfinite)
+        else:
+            histograms, zeros = workspace.histograms(len(looks)), [0] * len(looks)
+            ranks = state.start_ranks(data, workspace, self._earlier)
+            for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+                state.load(data, workspace, begin, end, nonfinite)
+                claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
+                for place, look in enumerate(looks):
+                    zeros[place] += self._observe(workspace, begin, end, look, claims, histograms[place])
         with state.lock:
             add_into(self._nonfinite, nonfinite)
             for order, own in wanted:
@@ -201,6 +205,26 @@ class OrderPass:
             return [_Look(order.model, order.of_order, level, 0) for level in range(order.claim_levels)]
         found = order.search
         return [] if found is None else [_Look(order.model, order.of_order, order.level, found.prefix)]
+
+    def _look_whole(self, data: WindowData, looks: list[_Look]) -> LookCounts | None:
+        """All histograms of the window with one call, where claims do not matter and the tensor is of the usual kind."""
+        state = self._state
+        others = any(look.of_order for look in looks) and not state.orders_by_change
+        if self._earlier or not looks or others or any(look.level for look in looks):
+            return None
+        inputs = state.whole_inputs(data)
+        if inputs is None:
+            return None
+        shift, bits = state.levels[self._depth]
+        places = {i: place for place, i in enumerate(state.present)}
+        models, prefixes = [places[look.model] for look in looks], [look.prefix for look in looks]
+        return state.kernels.observe_window(WindowLook(inputs, models, prefixes, shift, bits, self._depth == 0))
+
+    def _take(self, counts: LookCounts, nonfinite: list[int]) -> tuple[list[Array], list[int]]:
+        """Histograms and zeros of a call for a whole window."""
+        for source, count in zip((0, *(i + 1 for i in self._state.present)), counts.nonfinite, strict=True):
+            nonfinite[source] += int(count)
+        return list(counts.histograms), [int(count) for count in counts.zeros]
 
     def _observe(
         self, workspace: Workspace, begin: int, end: int, look: _Look, claims: Array | None, counts: Array

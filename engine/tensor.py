@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .demands import grain
 from .errors import InputError
 from .header import DTYPES
-from .kernels import Array, Kernels
+from .kernels import Array, Kernels, WindowInputs
 from .methods.stages import TaskVectorMerge, Variance
 from .order import LEVELS_32, LEVELS_64
 from .plan import Plan
@@ -225,6 +225,24 @@ class TensorState:
         first = begin - data.window.begin
         return self.kernels.load(raw[first * size : (first + length) * size])
 
+    def whole_inputs(self, data: WindowData) -> WindowInputs | None:
+        """What the window's own elements are in every source, where calls for whole windows may take them.
+
+        None where bad values are replaced, arithmetic is in 64 bits, or a source ends earlier.
+        """
+        length = data.window.own_end - data.window.own_begin
+        if self.plan.keep_base_where_nonfinite or self.real != "f32" or not length:
+            return None
+        raws, dtypes = [], []
+        for source in (0, *(i + 1 for i in self.present)):
+            raw, location = self.bytes_of(data, source, data.window.own_begin, length), self.task.sources[source]
+            assert location is not None
+            if raw is None or len(raw) != length * DTYPES[location.info.dtype].size:
+                return None
+            raws.append(raw)
+            dtypes.append(location.info.dtype)
+        return WindowInputs(raws, dtypes)
+
     def settle_nonfinite(self, counts: list[int]) -> None:
         """Keep what a whole pass counted; stop the run unless the recipe says what to do with such values.
 
@@ -295,6 +313,12 @@ class TensorState:
         for i in models[1:] if shared else ():
             workspace.masks[i][:length] = workspace.masks[models[0]][:length]
         return claims
+
+    @property
+    def orders_by_change(self) -> bool:
+        """Whether `order_values` are the task vectors themselves."""
+        alone = all(factors is None for factors in self.factors)
+        return alone and (self.selector is None or not self.selector.shares_mask)
 
     def order_values(self, workspace: Workspace, i: int, begin: int, end: int) -> Array:
         """What model i's elements [begin, end) are ordered by, largest magnitude first; valid until the next call."""

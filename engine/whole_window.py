@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from .average import normalizer
-from .header import DTYPES
 from .kernels import ROW, WindowCounts, WindowFold
 from .methods.stages import All, Blocks, ModelThreshold, Random, TaskVectorMerge, Top
 from .select import Edge, Ranks, block_keep
@@ -32,7 +31,7 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
     """
     task, window = state.task, data.window
     settings, selector = state.targets[0].task.settings, state.selector
-    if len(state.targets) != 1 or state.plan.keep_base_where_nonfinite or state.real != "f32":
+    if len(state.targets) != 1:
         return None
     assert settings is not None and isinstance(settings.method, TaskVectorMerge) and selector is not None
     length, method, selection = window.own_end - window.own_begin, settings.method, selector.selection
@@ -40,14 +39,9 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
     ordered_by_t = all(factors is None for factors in state.factors)
     if not length or not whole_rows or not ordered_by_t or method.weighting != "given":
         return None
-    raws, dtypes = [], []
-    for source in (0, *(i + 1 for i in state.present)):
-        raw, location = state.bytes_of(data, source, window.own_begin, length), task.sources[source]
-        assert location is not None
-        if raw is None or len(raw) != length * DTYPES[location.info.dtype].size:
-            return None
-        raws.append(raw)
-        dtypes.append(location.info.dtype)
+    inputs = state.whole_inputs(data)
+    if inputs is None:
+        return None
     way: Literal["all", "blocks", "cut", "random"]
     rules: list[tuple[float, ...]]
     match selection:
@@ -65,7 +59,7 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
     normalized = method.normalize and method.consensus == "sum"
     return state.kernels.fold_window(
         WindowFold(
-            first=window.own_begin, raws=raws, dtypes=dtypes,
+            first=window.own_begin, inputs=inputs,
             out=data.outs[0], out_dtype=state.targets[0].task.out_dtype, saturate=state.targets[0].saturate,
             moments=moments, selection=way, rules=rules,
             consensus=method.consensus,

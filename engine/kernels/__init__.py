@@ -27,6 +27,41 @@ WINDOW_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
+class WindowInputs:
+    """The same elements of the base and of every model that has the tensor."""
+
+    raws: Sequence[npt.NDArray[np.uint8]]
+    dtypes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLook:
+    """Histograms of a window's task vectors, for `Kernels.observe_window`; the numbers are those of `histogram`."""
+
+    inputs: WindowInputs
+    models: Sequence[int]
+    """Per histogram, which of the models."""
+    prefixes: Sequence[int]
+    """Per histogram."""
+    shift: int
+    bits: int
+    zeros: bool
+    """Whether elements that are 0 are counted, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookCounts:
+    """What `Kernels.observe_window` counted, in i64."""
+
+    nonfinite: npt.NDArray[np.int64]
+    """[1 + models], of the base first."""
+    histograms: npt.NDArray[np.int64]
+    """[histograms, 2^bits]"""
+    zeros: npt.NDArray[np.int64]
+    """[histograms]"""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowFold:
     """A window of one tensor on its way from the inputs' bytes to the output's, for `Kernels.fold_window`.
 
@@ -36,10 +71,7 @@ class WindowFold:
 
     first: int
     """Flat index of the first element."""
-    raws: Sequence[npt.NDArray[np.uint8]]
-    """Bytes of the same elements of the base and of every model."""
-    dtypes: Sequence[str]
-    """Of the base and of every model."""
+    inputs: WindowInputs
     out: npt.NDArray[np.uint8]
     out_dtype: str
     saturate: bool
@@ -291,6 +323,12 @@ class Kernels(Protocol):
 
         All arrays are f32; left is [rows from first_row on, rank], right is [rank, columns from first_column on]. The
         products are summed in the order of the rank, starting from 0; scale is rounded to f32 first.
+        """
+
+    def observe_window(self, look: WindowLook) -> LookCounts | None:
+        """`task_vector`, `histogram` and `count_equal` of 0 for a whole window in one call, with the same counts.
+
+        None where this implementation has no such call for such a window.
         """
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:

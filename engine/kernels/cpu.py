@@ -15,8 +15,10 @@ from . import (
     ROW,
     WINDOW_ROWS,
     Kind,
+    LookCounts,
     WindowCounts,
     WindowFold,
+    WindowLook,
     cpu_blocks,
     cpu_codec,
     cpu_cuts,
@@ -275,6 +277,9 @@ class CpuKernels:
     ) -> None:
         sums = np.empty(cpu_sources.COLUMNS, np.float32)
         cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale), sums)
+
+    def observe_window(self, look: WindowLook) -> LookCounts | None:
+        return cpu_window.observe_window(look, self._local)
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         return cpu_window.fold_window(fold, self._local)

@@ -14,7 +14,7 @@ from . import ROW
 from .compile import jit
 from .cpu_blocks import mask_next_blocks, start_search
 from .cpu_codec import read_bf16, write_narrow
-from .cpu_cuts import mask_top
+from .cpu_cuts import count_all, count_equal, count_some, mask_top
 from .cpu_sums import accumulate, accumulate_agreeing, divide, divide_by, moments, pair_overlap, scale
 from .philox import mask_random
 
@@ -97,6 +97,45 @@ def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any) ->
         kept[i] += pair_overlap(mask, mask)
         for j in range(i + 1, models):
             shared[i, j] += pair_overlap(mask, flags[FLAGS + j, :length])
+
+
+@jit
+def observe_window(
+    inputs: Any,
+    starts: Any,
+    elements: int,
+    wanted: Any,
+    shift: int,
+    width: int,
+    count_zeros: bool,
+    nonfinite: Any,
+    histograms: Any,
+    zeros: Any,
+    reals: Any,
+    bins: Any,
+) -> None:
+    """Histograms i64 [wanted, 2^width] of keys; `wanted` is i64 [wanted, 2]: a model and a prefix.
+
+    Other arguments as those of `fold_window`.
+    """
+    models, size = starts.size - 1, reals.shape[1]
+    for begin in range(0, elements, size):
+        length = min(size, elements - begin)
+        base = reals[BASE, :length]
+        nonfinite[0] += read_bf16(inputs[starts[0] + begin : starts[0] + begin + length], base, False, base)
+        for i in range(models):
+            first = starts[1 + i] + begin
+            t = reals[REALS + i, :length]
+            nonfinite[1 + i] += read_bf16(inputs[first : first + length], base, True, t)
+        for j in range(wanted.shape[0]):
+            bits, counts = reals[REALS + wanted[j, 0], :length].view(np.int32), histograms[j]
+            if wanted[j, 1] == 0 and shift + width == 31:
+                count_all(bits, LARGEST, shift, width, counts)
+            else:
+                nothing = reals[BASE, :0].view(np.uint8)
+                count_some(bits, LARGEST, nothing, 0, shift, width, wanted[j, 1], counts, bins)
+            if count_zeros:
+                zeros[j] += count_equal(bits, LARGEST, reals[BASE, :0].view(np.uint8), np.uint8(0), np.int32(0))
 
 
 @jit

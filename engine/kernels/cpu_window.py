@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import ROW, WindowCounts, WindowFold, cpu_blocks, cpu_fold, cpu_sums, philox
+from . import (
+    ROW,
+    LookCounts,
+    WindowCounts,
+    WindowFold,
+    WindowInputs,
+    WindowLook,
+    cpu_blocks,
+    cpu_cuts,
+    cpu_fold,
+    cpu_sums,
+    philox,
+)
 from .cpu_codec import NARROW
 
 PIECE_ELEMENTS = 1 << 13
@@ -28,12 +40,13 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
     models = len(fold.weights)
     m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
     elements = math.lcm(ROW, m)
-    aligned = all(raw.__array_interface__["data"][0] % 2 == 0 for raw in (*fold.raws, fold.out))
-    if {*fold.dtypes, fold.out_dtype} != {"BF16"} or elements > LARGEST_PIECE or not models or not aligned:
+    if not _in_bf16(fold.inputs) or fold.out_dtype != "BF16" or fold.out.ctypes.data % 2:
+        return None
+    if elements > LARGEST_PIECE or not models:
         return None
     elements *= max(1, PIECE_ELEMENTS // elements)
     size = len(fold.out) // 2
-    inputs, starts = _spanning([raw.view(np.uint16) for raw in fold.raws])
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in fold.inputs.raws])
     rules = np.zeros((models, 4), np.int64)
     for i, rule in enumerate(fold.rules):
         rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
@@ -51,6 +64,31 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
         NARROW["BF16"], *_scratch(local, models, elements, m),
     )  # fmt: skip
     return replace(counts, overflowed=int(overflowed))
+
+
+def observe_window(look: WindowLook, local: threading.local) -> LookCounts | None:
+    """See `Kernels.observe_window`; for tensors in bf16."""
+    models = len(look.inputs.raws) - 1
+    if not _in_bf16(look.inputs) or not models:
+        return None
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in look.inputs.raws])
+    wanted = np.array([*zip(look.models, look.prefixes, strict=True)], np.int64).reshape(-1, 2)
+    counts = LookCounts(
+        nonfinite=np.zeros(1 + models, np.int64),
+        histograms=np.zeros((len(wanted), 1 << look.bits), np.int64),
+        zeros=np.zeros(len(wanted), np.int64),
+    )
+    scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
+    cpu_fold.observe_window(
+        inputs, starts, len(look.inputs.raws[0]) // 2, wanted, look.shift, look.bits, look.zeros,
+        counts.nonfinite, counts.histograms, counts.zeros, scratch.reals, np.empty(cpu_cuts.CHUNK, np.uint16),
+    )  # fmt: skip
+    return counts
+
+
+def _in_bf16(inputs: WindowInputs) -> bool:
+    """Whether all are whole numbers of bf16 that begin where such numbers may."""
+    return {*inputs.dtypes} == {"BF16"} and all(raw.ctypes.data % 2 == 0 for raw in inputs.raws)
 
 
 def _scratch(local: threading.local, *sizes: int) -> FoldScratch:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import LEAST_CHANGE, ROW, Kind, WindowCounts, WindowFold, torch_rows
+from . import LEAST_CHANGE, ROW, Kind, LookCounts, WindowCounts, WindowFold, WindowLook, torch_rows
 
 KINDS = {
     "f32": torch.float32,
@@ -410,6 +410,11 @@ class TorchKernels:
         for j in range(right.shape[0]):
             total = total + left[row, j] * right[j, column]
         values[inside] += total * self._scalar(scale, values)
+
+    def observe_window(self, look: WindowLook) -> LookCounts | None:
+        """None, as for `fold_window`."""
+        del look
+        return None
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         """None: one operation after the other is what this file is for."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.engine.kernels import WindowCounts, WindowFold
+from anabranch.engine.kernels import LookCounts, WindowCounts, WindowFold, WindowInputs, WindowLook
 from anabranch.engine.kernels.cpu import CpuKernels
 
 from ..merging import merge, write_checkpoint, write_recipe
@@ -24,17 +24,26 @@ class TileByTile(CpuKernels):
         del fold
         return None
 
+    def observe_window(self, look: WindowLook) -> LookCounts | None:
+        del look
+        return None
+
 
 class Counting(CpuKernels):
     """Remembers how many windows it folded in one call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folded = 0
+        self.folded = self.observed = 0
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         counts = super().fold_window(fold)
         self.folded += counts is not None
+        return counts
+
+    def observe_window(self, look: WindowLook) -> LookCounts | None:
+        counts = super().observe_window(look)
+        self.observed += counts is not None
         return counts
 
 
@@ -63,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ties": {"merge_method": "ties", "parameters": {"density": 0.2}},
     "ties as a sum": {"merge_method": "ties", "parameters": {"density": 0.37, "normalize": False, "rescale": True}},
     "one threshold": {"merge_method": "ties", "parameters": {"density": 0.3, "scope": "model"}},
+    "quantiles": {"merge_method": "ties", "parameters": {"density": {"tadrop": {"statistic": "quantile"}}}},
     "nothing": {"merge_method": "magnitude", "parameters": {"density": 0.0}},
     "random": {"merge_method": "dare_linear", "parameters": {"density": 0.4}},
     "random ties": {"merge_method": "dare_ties", "parameters": {"density": 0.4}},
@@ -85,6 +95,7 @@ def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, meth
     merge(recipe, tmp_path / "whole", kernels=kernels)
     merge(recipe, tmp_path / "tiles", kernels=TileByTile())
     assert (kernels.folded > 0) == (METHODS[method]["merge_method"] not in TILE_BY_TILE)
+    assert kernels.observed > 0 or method not in ("ties", "quantiles", "bands")
     for name in ("model.safetensors", "anabranch.manifest.json", ".anabranch/receipts/model.safetensors.json"):
         whole, tiles = ((tmp_path / out / name) for out in ("whole", "tiles"))
         assert whole.exists() == tiles.exists()
@@ -96,8 +107,7 @@ def test_what_is_not_offered_is_left_alone() -> None:
     """fp16 is folded tile by tile; the output is not touched."""
     out = np.full(8, 7, np.uint8)
     raws = [np.zeros(8, np.uint8)] * 2
-    fold = WindowFold(
-        0, raws, ["F16", "F16"], out, "F16", False, False, "all", [()], "sum", [1.0], [1.0], False, 1.0, 1.0
-    )
+    inputs = WindowInputs(raws, ["F16", "F16"])
+    fold = WindowFold(0, inputs, out, "F16", False, False, "all", [()], "sum", [1.0], [1.0], False, 1.0, 1.0)
     assert CpuKernels().fold_window(fold) is None
     assert (out == 7).all()
