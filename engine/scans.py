@@ -207,7 +207,7 @@ class OrderPass:
         return [] if found is None else [_Look(order.model, order.of_order, order.level, found.prefix)]
 
     def _look_whole(self, data: WindowData, looks: list[_Look]) -> LookCounts | None:
-        """All histograms of the window with one call, where claims do not matter and the tensor is of the usual kind."""
+        """All histograms of a window with one call, where claims do not matter and the tensor is of the usual kind."""
         state = self._state
         others = any(look.of_order for look in looks) and not state.orders_by_change
         if self._earlier or not looks or others or any(look.level for look in looks):
