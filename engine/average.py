@@ -257,7 +257,7 @@ class RowCombinationPass(CombinationPass):
         if wrong.any():
             gram[wrong], self._beyond = 0, True
         method, weights = self._merges[place]
-        solved = np.array([method.coefficients.solve(row, weights) for row in gram])
+        solved = method.coefficients.solve(gram, weights)
         for position, values in operands:
             kernels.accumulate_rows(total, values, on_device(kernels, solved[:, position]), width, active)
 

@@ -1,7 +1,7 @@
 """Coefficients of a sum of tensors: pure formulas over dot products, in fp64.
 
 A Gram matrix f64 [k, k] holds the dot products of k flattened tensors, so norms and angles follow from it, and those
-of any sum of the tensors too. No tensor is needed here.
+of any sum of the tensors too. No tensor is needed here. Methods that work by rows take one matrix per row at once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -48,12 +49,12 @@ class Slerp:
 
     def solve(self, gram: Matrix, weights: Sequence[float]) -> Vector:  # noqa: ARG002 (as all others)
         """[2] for Gram [2, 2]; the weights play no part."""
-        norms = np.sqrt(np.diagonal(gram))
+        norms = _norms(gram)
         norms = np.where(norms > 1e-8, norms, 1.0)
         cosine = min(max(float(gram[0, 1] / (norms[0] * norms[1])), -1.0), 1.0)
         if abs(cosine) > PARALLEL:
             return np.array([1.0 - self.t, self.t])
-        return _arc(self.t, math.acos(cosine))
+        return np.array(_arc(self.t, math.acos(cosine)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +64,27 @@ class NuSlerp:
     needs_gram: ClassVar[bool] = True
 
     def solve(self, gram: Matrix, weights: Sequence[float]) -> Vector:
-        """[k] for Gram [k, k], k = 1 or 2; a tensor alone is the result."""
+        """[..., k] for Gram [..., k, k], k = 1 or 2; a tensor alone is the result."""
         if len(weights) == 1:
-            return np.ones(1)
+            return np.ones((*gram.shape[:-2], 1))
         total = weights[0] + weights[1]
         t = 0.5 if abs(total) < 1e-6 else weights[1] / total
-        norms = np.maximum(np.sqrt(np.diagonal(gram)), 1e-7)
-        cosine = min(max(float(gram[0, 1] / (norms[0] * norms[1])), -1.0), 1.0)
-        if 1.0 - cosine * cosine <= COLINEAR:
-            return np.array([1.0 - t, t])
-        return _arc(t, math.acos(cosine))
+        norms = np.maximum(_norms(gram), 1e-7)
+        cosine = np.clip(gram[..., 0, 1] / (norms[..., 0] * norms[..., 1]), -1.0, 1.0)
+        bent = 1.0 - cosine * cosine > COLINEAR
+        result = np.empty((*cosine.shape, 2))
+        result[...] = 1.0 - t, t
+        result[bent] = np.array([_arc(t, math.acos(c)) for c in cosine[bent]]).reshape(-1, 2)
+        return result
 
 
-def _arc(t: float, angle: float) -> Vector:
-    return np.array([math.sin((1.0 - t) * angle), math.sin(t * angle)]) / math.sin(angle)
+def _norms(gram: Matrix) -> Vector:
+    return np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
+
+
+def _arc(t: float, angle: float) -> tuple[float, float]:
+    sine = math.sin(angle)
+    return math.sin((1.0 - t) * angle) / sine, math.sin(t * angle) / sine
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ class MultiSlerp:
             if math.fsum(weights) == 0:
                 raise NoDirection("the weights add up to 0 and cannot be normalized")
             w = w / math.fsum(weights)
-        norms = np.sqrt(np.diagonal(gram))
+        norms = _norms(gram)
         if not norms.any():
             return w
         share = w / np.where(norms + self.eps > 0, norms + self.eps, 1.0)
@@ -133,7 +141,7 @@ class Karcher:
         k = len(weights)
         if k == 1:
             return np.ones(1)
-        norms = np.sqrt(np.diagonal(gram))
+        norms = _norms(gram)
         chosen = np.flatnonzero(norms > self.tol)
         result = np.zeros(k)
         if chosen.size:
@@ -171,14 +179,15 @@ class ModelStock:
     needs_gram: ClassVar[bool] = True
 
     def solve(self, gram: Matrix, weights: Sequence[float]) -> Vector:
-        """[k] for Gram [k, k] of task vectors; W0 + their sum is T * mean(W_i) + (1 - T) * W0."""
-        k = len(weights)
-        norms = np.sqrt(np.diagonal(gram))
-        cosines = np.clip(gram / np.maximum(np.outer(norms, norms), 1e-6), -1.0, 1.0)
-        cosine = math.fsum(cosines[np.triu_indices(k, 1)]) / (k * (k - 1) // 2)
+        """[..., k] for Gram [..., k, k] of task vectors; W0 + their sum is T * mean(W_i) + (1 - T) * W0."""
+        k, norms, total = len(weights), _norms(gram), np.zeros(gram.shape[:-2])
+        for i, j in combinations(range(k), 2):
+            total += np.clip(gram[..., i, j] / np.maximum(norms[..., i] * norms[..., j], 1e-6), -1.0, 1.0)
+        cosine = total / (k * (k - 1) // 2)
         denominator = 1.0 + (k - 1) * cosine
-        share = 0.0 if abs(denominator) < 1e-6 else k * cosine / denominator
-        return np.full(k, share / k)
+        singular = np.abs(denominator) < 1e-6
+        share = np.where(singular, 0.0, k * cosine / np.where(singular, 1.0, denominator))
+        return np.repeat((share / k)[..., None], k, axis=-1)
 
 
 Coefficients = Weights | Slerp | NuSlerp | MultiSlerp | Karcher | ModelStock

@@ -88,7 +88,7 @@ def model_stock(gram, weights, _p):
     k = len(weights)
     norms = [math.sqrt(gram[i, i]) for i in range(k)]
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-    cosine = math.fsum(clipped(gram[i, j] / max(norms[i] * norms[j], 1e-6)) for i, j in pairs) / len(pairs)
+    cosine = sum(clipped(gram[i, j] / max(norms[i] * norms[j], 1e-6)) for i, j in pairs) / len(pairs)
     below = 1.0 + (k - 1) * cosine
     return [(k * cosine / below if abs(below) >= 1e-6 else 0.0) / k] * k
 

@@ -119,6 +119,14 @@ def test_a_tensor_alone_is_the_result(coefficients: Coefficients) -> None:
     assert solved(coefficients, np.array([[1.0, 2.0]]), [0.3]) == [1.0]
 
 
+@pytest.mark.parametrize("coefficients", [NuSlerp(), ModelStock()])
+def test_rows_are_solved_as_each_alone(coefficients: Coefficients) -> None:
+    rows = [RIGHT_ANGLE, SIXTY_DEGREES, np.ones((2, 2)), np.zeros((2, 2)), -SIXTY_DEGREES * [[1], [3]]]
+    gram = np.array([v @ v.T for v in rows])
+    together = coefficients.solve(gram, [1.0, 2.0])
+    assert together.tolist() == [coefficients.solve(each, [1.0, 2.0]).tolist() for each in gram]
+
+
 # -- on the vectors themselves ---------------------------------------------------------------------------------------
 
 
