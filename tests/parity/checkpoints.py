@@ -19,9 +19,15 @@ from ..merging import Tensors, write_checkpoint
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 24, 37, 4, 2
 WORDS = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(48))]
 """The vocabulary of every checkpoint that names no other: 51 tokens."""
+_TEMPLATE = "{% for message in messages %}{{ message['content'] }}</s>{% endfor %}"
+TEMPLATES = {
+    name: {"chat_template": text}
+    for name, text in (("base", "{{ messages }}"), ("more", _TEMPLATE), ("other", _TEMPLATE))
+}
+"""What tokenizer_config.json of models with vocabularies of their own adds."""
 
 
-def config(family: str, layers: int, vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
+def config(family: str, layers: int, vocabulary: int, dtype: torch.dtype, tied: bool) -> dict[str, Any]:
     """config.json as transformers writes it."""
     return {
         "architectures": [{"llama": "LlamaForCausalLM", "qwen": "Qwen2ForCausalLM"}[family]],
@@ -32,7 +38,7 @@ def config(family: str, layers: int, vocabulary: int, dtype: torch.dtype) -> dic
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "vocab_size": vocabulary,
-        "tie_word_embeddings": family == "qwen",
+        "tie_word_embeddings": tied,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "torch_dtype": str(dtype).removeprefix("torch."),
@@ -86,7 +92,8 @@ def write_model(
 ) -> None:
     layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
     dtype = next(iter(tensors.values())).dtype
-    write_checkpoint(folder, tensors, shards, config(family, layers, len(words), dtype))
+    tied = "lm_head.weight" not in tensors
+    write_checkpoint(folder, tensors, shards, config(family, layers, len(words), dtype, tied))
     write_tokenizer(folder, words, special or {})
 
 
@@ -120,10 +127,11 @@ def write_all(folder: Path) -> None:
     llama/deep             6 layers, so that slices and the output have other layer counts than the base
     llama/half_a, half_b   half of the elements changed: many task vector elements are exactly zero
     qwen/base, a, b        2 layers, tied embeddings, biases, two files each
+    qwen/untied            with a head of its own
     one/base, a, b         a single layer
     one/far, opposite      another base; a with all signs changed
     bf16/base, a, b        llama/base, a, b rounded to bfloat16
-    words/base, more, other  one layer; more tokens, and others in another order
+    words/base, more, other  one layer; more tokens, and others in another order; chat templates
     tied/base, more        the same with tied embeddings
     adapters/one, two      PEFT adapters of llama: some projections, all of them with a rank per module
     odd/extra, extra_too   one/a with a tensor that Llama does not have
@@ -144,6 +152,9 @@ def write_all(folder: Path) -> None:
         if where == "one":
             made["far"] = random_tensors("llama", 1, len(WORDS), generator)
             made["opposite"] = {name: -1.25 * tensor for name, tensor in made["a"].items()}
+        if where == "qwen":
+            head = {"lm_head.weight": made["c"]["model.embed_tokens.weight"] * 1.5}
+            made["untied"] = made["c"] | head
         for name, tensors in made.items():
             write_model(folder / where / name, family, tensors, shards=shards)
     write_odd(folder / "odd", made["base"], made["a"], generator)
@@ -167,7 +178,7 @@ def write_vocabularies(folder: Path, generator: torch.Generator) -> None:
             own = random_tensors(family, 1, len(vocabulary), generator)
             body = fine_tuned(base, generator) if name != "base" else base
             tensors = {n: own[n] if own[n].shape != t.shape else t for n, t in body.items()}
-            write_model(folder / where / name, family, tensors, vocabulary)
+            write_model(folder / where / name, family, tensors, vocabulary, special=TEMPLATES.get(name))
 
 
 def write_adapter(folder: Path, modules: Sequence[str], rank: int, alpha: float, generator: torch.Generator) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from anabranch.engine.errors import InputError
+from anabranch.engine.errors import InputError, RecipeError
 
-from ..merging import load_output, merge
+from ..merging import load_output, merge, write_recipe
 from .conftest import Peer
 from .recipes import Case, recipe
 from .test_parity import differs
@@ -292,3 +293,42 @@ def test_ours_changes_the_layer_count_of_families_whose_config_lists_layers(
             if name.startswith("model.layers."):
                 layer, _, rest = name.removeprefix("model.layers.").partition(".")
                 assert torch.equal(ours[f"model.layers.{first + int(layer)}.{rest}"], tensor)
+
+
+@recipe(
+    "a head that only a model has",
+    """
+    merge_method: task_arithmetic
+    base_model: qwen/base
+    models: [{model: qwen/a, parameters: {weight: 0.6}}, {model: qwen/untied, parameters: {weight: 0.4}}]
+    dtype: float32
+    """,
+)
+def test_theirs_writes_a_head_that_the_configuration_hides_ours_asks(case: Case, peer: Peer, tmp_path: Path) -> None:
+    assert "lm_head.weight" in load_output(peer.output(case))
+    assert json.loads((peer.output(case) / "config.json").read_text())["tie_word_embeddings"] is True
+    with pytest.raises(InputError, match=r"lm_head.weight(.|\n)*extra_tensors: ignore"):
+        merge(peer.recipe(case), tmp_path / "out")
+    ignoring = write_recipe(peer.folder / "ignoring.yml", case.data | {"extra_tensors": "ignore"})
+    merge(ignoring, tmp_path / "out")
+    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    assert set(theirs) - set(ours) == {"lm_head.weight"}
+    assert not any(differs(ours[name], theirs[name]).any() for name in ours)
+
+
+@recipe(
+    "a base that is not listed",
+    """
+    merge_method: linear
+    base_model: one/base
+    models: [{model: one/a}, {model: one/b}]
+    parameters: {weight: 1}
+    dtype: float32
+    """,
+)
+def test_theirs_averages_a_base_that_is_not_listed_ours_asks(case: Case, peer: Peer, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="base_model: linear merges what `models` lists"):
+        merge(peer.recipe(case), tmp_path / "out")
+    theirs = load_output(peer.output(case))
+    base, a, b = (checkpoint(peer, f"one/{name}") for name in ("base", "a", "b"))
+    assert not any(differs((base[name] + a[name] + b[name]) / 3, theirs[name]).any() for name in base)

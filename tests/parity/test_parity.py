@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ..merging import Tensors, load_output, merge
+from .checkpoints import TEMPLATES
 from .conftest import Peer
-from .recipes import CASES, Case
+from .recipes import CASES, Case, recipe
 
 pytestmark = pytest.mark.parity
 
@@ -38,7 +40,29 @@ def test_the_outputs_are_equal(case: Case, peer: Peer, tmp_path: Path) -> None:
         if int(differs(ours[name], theirs[name]).sum()) > math.ceil(allowed * ours[name].numel())
     ]
     assert not wrong, "\n".join(wrong)
-    assert layers(tmp_path / "out") == layers(peer.output(case))
+    assert sizes(tmp_path / "out") == sizes(peer.output(case))
+
+
+@recipe(
+    "the chat template of most models",
+    """
+    merge_method: linear
+    models:
+      - {model: words/base, parameters: {weight: 1}}
+      - {model: words/more, parameters: {weight: 1}}
+      - {model: words/other, parameters: {weight: 1}}
+    base_model: words/base
+    tokenizer_source: union
+    chat_template: auto
+    dtype: float32
+    """,
+)
+def test_the_chat_template_is_the_same(case: Case, peer: Peer, tmp_path: Path) -> None:
+    merge(peer.recipe(case), tmp_path / "out")
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(str(output)).chat_template for output in (tmp_path / "out", peer.output(case))
+    )
+    assert ours == theirs == TEMPLATES["more"]["chat_template"]
 
 
 def by_token(tensors: Tensors, checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -72,7 +96,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return max(TOLERANCE, float(torch.finfo(dtype).eps))
 
 
-def layers(checkpoint: Path) -> int:
-    count = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
-    assert isinstance(count, int)
-    return count
+def sizes(checkpoint: Path) -> tuple[int, int]:
+    """Layers and tokens, as config.json has them."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    return config["num_hidden_layers"], config["vocab_size"]
