@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
 
-from ..merging import load_output, write_checkpoint
+from ..merging import load_output, write_checkpoint, write_recipe
 from .conftest import CONFIG, Command, Workplace
+from .test_adapters import Adapted
+from .vocabularies import TEXTS, bpe, with_added, write_model
 
 
 def deeper(workplace: Workplace, llamas: Path, **changes: Any) -> Path:
@@ -105,6 +108,51 @@ def test_sliced_recipes_read_together_give_the_bytes_that_each_gives_alone(
         alone = workplace.folder / "alone" / recipe.stem
         assert anabranch("merge", recipe, alone).exit_code == 0
         assert workplace.files(alone) == workplace.files(workplace.out / recipe.stem)
+
+
+def test_layers_of_a_model_with_an_adapter(anabranch: Command, tmp_path: Path) -> None:
+    adapted = Adapted(tmp_path)
+    base = {"model": str(tmp_path / "base"), "layer_range": [0, 2]}
+    outputs = []
+    for name, model in (("adapter", {"model": base["model"], "adapter": str(tmp_path / "adapter0")}), ("whole", {})):
+        second = {"model": str(tmp_path / "whole0")} | model | {"layer_range": [1, 2]}
+        recipe = {"merge_method": "passthrough", "slices": [{"sources": [base]}, {"sources": [second]}]}
+        path = write_recipe(tmp_path / f"{name}.yml", recipe | {"out_dtype": "float32"})
+        result = anabranch("merge", path, tmp_path / "out" / name)
+        assert result.exit_code == 0, result.stderr
+        outputs.append(load_output(tmp_path / "out" / name))
+    assert all(torch.equal(tensor, outputs[1][name]) for name, tensor in outputs[0].items())
+    changed = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.equal(outputs[0][changed.replace("1", "2")], adapted.base[changed].float())
+
+
+def test_slices_of_models_with_different_vocabularies(anabranch: Command, tmp_path: Path) -> None:
+    """One slice of everything is the merge of whole models; embedding and head may come from different models."""
+    first = bpe(TEXTS, 90)
+    second = with_added(first, AddedToken("<|end|>", special=True))
+    for name, tokenizer, seed in (("a", first, 1), ("b", second, 2)):
+        write_model(tmp_path / name, tokenizer, tokenizer.get_vocab_size(), seed)
+    layers = json.loads((tmp_path / "a" / "config.json").read_text())["num_hidden_layers"]
+    sources = [{"model": str(tmp_path / name), "layer_range": [0, layers]} for name in "ab"]
+    common = {"tokenizer_source": "union", "out_dtype": "float32"}
+    recipes: dict[str, dict[str, Any]] = {
+        "whole": {"merge_method": "linear", "models": [{"model": str(tmp_path / name)} for name in "ab"]},
+        "sliced": {"merge_method": "linear", "slices": [{"sources": sources}]},
+        "stacked": {"merge_method": "passthrough", "slices": [{"sources": [source]} for source in sources]},
+    }
+    for name, recipe in recipes.items():
+        path = write_recipe(tmp_path / f"{name}.yml", common | recipe)
+        result = anabranch("merge", path, tmp_path / "out" / name)
+        assert result.exit_code == 0, result.stderr
+    whole, sliced, stacked = (load_output(tmp_path / "out" / name) for name in recipes)
+    assert all(torch.equal(tensor, sliced[name]) for name, tensor in whole.items())
+    rows = second.get_vocab_size()
+    assert {len(stacked[name]) for name in ("model.embed_tokens.weight", "lm_head.weight")} == {rows}
+    head = load_output(tmp_path / "b")["lm_head.weight"].float()
+    ids = Tokenizer.from_file(str(tmp_path / "out" / "stacked" / "tokenizer.json")).get_vocab()
+    assert all(torch.equal(stacked["lm_head.weight"][ids[t]], head[i]) for t, i in second.get_vocab().items())
+    config = json.loads((tmp_path / "out" / "stacked" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (2 * layers, rows)
 
 
 def test_layers_that_are_not_there_are_exit_2_with_the_line(
