@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .activations import Activations, open_activations
-from .checkpoint import Checkpoint
 from .commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
 from .errors import InputError, RecipeError
 from .memory import crosses_network
@@ -19,8 +18,9 @@ from .model_url import ModelUrl, resolve_file_url, resolve_model
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
 from .settings import METHODS
-from .storage import FileInfo, Store, open_store
+from .storage import FileInfo, Store
 from .ties import with_the_names_of
+from .tokenizer_file import TOKENIZER_NAME
 from .tokenizer_output import VocabularyFiles
 from .tokenizer_plan import Folders, Source, plan_tokenizer, tokenizer_url
 
@@ -134,15 +134,15 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     merged = {r: resolve_model(r, recipe_dir) for r in references_of(recipe)}
     keys = recipe.tokenizer_keys
     urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
+    opened = opened or Opened()
     found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls)
     reference = urls[donor_of(recipe)]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
-    sources = _sources(recipe, urls, found)
-    writer = tokenizer_url(keys, urls, reference)
-    writing = found[writer][1] if writer in found else open_store(writer.base)  # a tokenizer without weights will do
+    sources = _sources(recipe, urls, opened, folders)
+    writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
     side = _side_files(found[reference][1], writing, folders)
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
@@ -157,16 +157,23 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
 
 
-def _sources(
-    recipe: Recipe, urls: Mapping[str, ModelUrl], found: Mapping[ModelUrl, tuple[Checkpoint, Store]]
-) -> list[Source]:
+def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folders: Folders) -> list[Source]:
     """The reference and every model of `models`, or every model that slices are cut from; all with its names."""
     models = references_of(recipe) if recipe.slices else [entry.model for entry in recipe.models]
     reference = urls[donor_of(recipe)]
-    return [
-        Source(url, found[url][1], with_the_names_of(found[reference][0], found[url][0]))
-        for url in (reference, *(urls[model] for model in models))
-    ]
+    names = opened.models[reference][0]
+    sources = []
+    for url in (reference, *(urls[model] for model in models)):
+        checkpoint, store = opened.models[url]
+        tokenizer = _tokenizer_folder(url, opened, folders)
+        sources.append(Source(url, store, with_the_names_of(names, checkpoint), tokenizer))
+    return sources
+
+
+def _tokenizer_folder(url: ModelUrl, opened: Opened, folders: Folders) -> Store:
+    """Where a model's tokenizer lies: beside its adapter if there is one, with tokens that the base may lack."""
+    adapter = opened.folder(url.adapter) if url.adapter is not None else None
+    return adapter if adapter is not None and TOKENIZER_NAME in folders.names(adapter) else opened.folder(url.base)
 
 
 def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,10 @@ class Source:
     url: ModelUrl
     """Equal for the same model."""
     store: Store
+    """Where its weights are read from."""
     checkpoint: Checkpoint
+    tokenizer: Store
+    """The folder of its tokenizer."""
 
 
 class Folders:
@@ -178,7 +181,7 @@ def _template(
         )
     if wanted != "auto":
         return CHAT_TEMPLATES.get(wanted, wanted)
-    stores = {source.url: source.store for source in sources}.values()
+    stores = {source.tokenizer.url: source.tokenizer for source in sources}.values()
     found = [template_of(folders.read(store, [CONFIG_NAME, TEMPLATE_NAME])) for store in stores]
     if not any(found):
         warnings.append("chat_template: auto finds no chat template in any model; none is written")
@@ -187,11 +190,13 @@ def _template(
 
 def _tokenizer(request: _Request, source: Source) -> Tokenizer:
     """A model's tokenizer; the reference's where it has none."""
-    found = request.folders.tokenizer(source.store)
+    found = request.folders.tokenizer(source.tokenizer)
     if found is None:
-        found = _required_tokenizer(request.folders, request.sources[0].store)
-        text = f"{source.store.url} has no tokenizer; its tokens count as those of {request.sources[0].store.url}"
-        request.warnings.append(text)
+        reference = request.sources[0].tokenizer
+        found = _required_tokenizer(request.folders, reference)
+        text = f"{source.tokenizer.url} has no tokenizer; its tokens count as those of {reference.url}"
+        if text not in request.warnings:
+            request.warnings.append(text)
     return found
 
 
@@ -210,11 +215,12 @@ def _vocabulary(request: _Request, names: Sequence[str], tokenizers: Sequence[To
     rows: dict[str, tuple[Tokenizer, int]] = {}
     for source, tokenizer in zip(request.sources, tokenizers, strict=True):
         tensors = source.checkpoint.tensors
-        rows[source.store.url] = tokenizer, max((tensors[n].info.shape[0] for n in names if n in tensors), default=0)
+        height = max((tensors[n].info.shape[0] for n in names if n in tensors), default=0)
+        rows[source.tokenizer.url] = tokenizer, max(height, rows.get(source.tokenizer.url, (tokenizer, 0))[1])
     own = _required_tokenizer(request.folders, request.writer)
-    height = rows[request.writer.url][1] if request.writer.url in rows else None
+    own_rows = rows[request.writer.url][1] if request.writer.url in rows else None
     others = [pair for url, pair in rows.items() if url != request.writer.url] if keys.source == "union" else []
-    vocabulary = join(own, height, others, list(keys.tokens), keys.pad_to_multiple_of or 1)
+    vocabulary = join(own, own_rows, others, list(keys.tokens), keys.pad_to_multiple_of or 1)
     if vocabulary.unknown:
         shown = ", ".join(repr(token) for token in vocabulary.unknown[:5])
         request.warnings.append(f"tokens that no tokenizer has are added ({len(vocabulary.unknown)}): {shown}")

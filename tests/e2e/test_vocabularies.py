@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.recipe import load_recipe
 
+from ..adapters import product, write_adapter
 from ..merging import load_output, write_recipe
 from .conftest import Command
 from .vocabularies import OTHER_TEXTS, TEXTS, bpe, permuted, unigram, with_added, wordpiece, write_model
@@ -197,6 +198,46 @@ def test_without_a_base_missing_rows_are_means(anabranch: Command, models: Path,
         inputs = [(vocabulary(models / n), tensor(models / n, name)) for n in names]
         one, two, three = permuted(inputs, vocabulary(out), None)
         torch.testing.assert_close(tensor(out, name), (((0 + one * 1) + two * 2) + three * 1) / 4, rtol=0, atol=0)
+
+
+def test_slices_of_models_with_different_tokens(anabranch: Command, models: Path, tmp_path: Path) -> None:
+    slices = [{"sources": [{"model": str(models / name), "layer_range": [0, 1]}]} for name in ("base", "other")]
+    keys = {"merge_method": "passthrough", "slices": slices, "dtype": "float32", "tokenizer_source": "union"}
+    out = merged(anabranch, tmp_path, keys)
+    for name, number in zip(EMBEDDINGS, (0, 1), strict=True):  # the first slice has the input, the last the head
+        inputs = [(vocabulary(models / n), tensor(models / n, name)) for n in ("base", "other")]
+        wanted = permuted(inputs, vocabulary(out), None)[number]
+        torch.testing.assert_close(tensor(out, name), wanted, rtol=0, atol=0)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (2, len(vocabulary(out)))
+    assert anabranch("verify", out, "--load").exit_code == 0
+
+
+def test_an_adapter_with_more_tokens_than_its_base(anabranch: Command, models: Path, tmp_path: Path) -> None:
+    stored = {name: tensor(models / "chat", name) for name in EMBEDDINGS}
+    folder = write_adapter(tmp_path / "adapter", stored)
+    shutil.copy(models / "chat" / "tokenizer.json", folder)
+    base = str(models / "base")
+    entries = [{"model": f"{base}+{folder}", "parameters": {"weight": 0.5}}]
+    keys = {"merge_method": "task_arithmetic", "base_model": base, "models": entries, "dtype": "float32"}
+    out = merged(anabranch, tmp_path, keys | {"tokenizer_source": "union"})
+    check(models, out, ["chat"])
+    assert vocabulary(out) == vocabulary(models / "chat")
+
+
+def test_rows_that_an_adapter_computes(anabranch: Command, models: Path, tmp_path: Path) -> None:
+    name, generator = EMBEDDINGS[0], torch.Generator().manual_seed(5)
+    rows = tensor(models / "chat", name)
+    a, b = torch.randn(4, len(rows), generator=generator), torch.randn(rows.shape[1], 4, generator=generator)
+    module = name.removesuffix(".weight")
+    folder = write_adapter(tmp_path / "adapter", {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b})
+    entries = [{"model": f"{models}/chat+{folder}", "parameters": {"weight": 0.5}}]
+    common = {"merge_method": "task_arithmetic", "models": entries, "dtype": "float32"}
+    out = merged(anabranch, tmp_path, common | {"base_model": str(models / "base"), "tokenizer_source": "union"})
+    changed = rows.float() + product(b.T, a.T, 6 / 4)
+    inputs = [(vocabulary(models / "chat"), changed), (vocabulary(models / "base"), tensor(models / "base", name))]
+    tuned, base = permuted(inputs, vocabulary(out), 1)
+    torch.testing.assert_close(tensor(out, name), base + (0 + (tuned - base) * 0.5), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "make"), [("Unigram", unigram), ("WordPiece", wordpiece)])
