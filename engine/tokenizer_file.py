@@ -159,7 +159,7 @@ def read_tokenizer(data: bytes, where: str) -> Tokenizer:
     entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise InputError(f"{where}: expected a list of added tokens, got {str(entries)[:60]!r}")
-    return Tokenizer(where, kind, vocabulary, tuple(_added_token(entry, where) for entry in entries))
+    return Tokenizer(where, kind, vocabulary, tuple(added_token(entry, where) for entry in entries))
 
 
 def write_tokenizer(
@@ -218,7 +218,8 @@ def _parse(data: bytes, span: Span | None, where: str) -> Any:
         raise InputError(f"{where} is damaged at byte {span[0]}") from None
 
 
-def _added_token(entry: Any, where: str) -> AddedToken:
+def added_token(entry: Any, where: str) -> AddedToken:
+    """An added token from its JSON object; InputError when it is none."""
     if not isinstance(entry, dict):
         raise InputError(f"{where}: an added token is no JSON object")
     content = _check_token(entry.get("content"), where)

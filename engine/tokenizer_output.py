@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .chat_templates import CONFIG_NAME, TEMPLATE_NAME
+from .declared_tokens import ADDED_NAME
 from .errors import InputError
 from .tokenizer_file import TOKENIZER_NAME, AddedToken, TokenizerEdit, read_tokenizer, write_tokenizer
 
-ADDED_NAME = "added_tokens.json"
 CONFIGS = ("config.json", "generation_config.json")
 _SLOW_FILES = ("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe")
 """Vocabularies of slow tokenizers, which have no place for a change inside the vocabulary."""

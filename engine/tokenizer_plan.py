@@ -10,6 +10,7 @@ from typing import Any
 
 from .chat_templates import CHAT_TEMPLATES, CONFIG_NAME, TEMPLATE_NAME, most_common_template, template_of
 from .checkpoint import Checkpoint, side_file_names
+from .declared_tokens import DECLARING, with_declared
 from .embeddings import align_tensor, find_embeddings
 from .errors import InputError
 from .manifest import canonical_json
@@ -80,7 +81,7 @@ class Folders:
             digest = hashlib.sha256(data).hexdigest()  # most fine-tuned models share their base's
             if digest not in self._tokenizers:
                 self._tokenizers[digest] = read_tokenizer(data, f"{store.url}/{TOKENIZER_NAME}")
-            return self._tokenizers[digest]
+            return with_declared(self._tokenizers[digest], self.read(store, DECLARING), store.url)
         slow = [name for name in names if any(fnmatchcase(name, pattern) for pattern in _SLOW_TOKENIZERS)]
         if slow:
             raise InputError(

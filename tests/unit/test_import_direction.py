@@ -28,6 +28,7 @@ LAYERS = {
     "engine.header": 3,
     "engine.json_members": 1,
     "engine.tokenizer_file": 1,
+    "engine.declared_tokens": 2,
     "engine.vocabulary": 2,  # tokens to rows
     "engine.chat_templates": 1,
     "engine.tokenizer_keys": 3,
