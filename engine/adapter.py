@@ -19,6 +19,7 @@ from .errors import InputError
 from .header import DTYPES, TensorInfo
 from .source import TensorLocation
 from .storage import Store
+from .ties import names_embedding, names_head
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -117,6 +118,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         folders=(*(base.folders or (base.url,)), store.url),
         reading={**base.reading, "adapter": config.describe()},
         notes=(*base.notes, note),
+        ties=False if changes.unties else base.ties,
     )
 
 
@@ -206,6 +208,7 @@ class _Changes:
         self.tensors = dict(base.tensors)
         self.products = 0
         self.replaced = 0
+        self.unties = False
 
     def read(self, stored: Mapping[str, TensorLocation]) -> _Changes:
         """Apply every tensor of the adapter, or say which cannot be."""
@@ -226,7 +229,7 @@ class _Changes:
                 pair[match["side"]] = location
             else:
                 whole[plain] = location
-        unknown = [name for name in whole if name not in self._base.tensors]
+        unknown = [name for name in whole if name not in self._base.tensors and not self._unties(name)]
         unknown += [f"{module}.weight" for module, _ in factors if f"{module}.weight" not in self._base.tensors]
         if unknown:
             raise InputError(
@@ -242,6 +245,12 @@ class _Changes:
         for (module, is_embedding), pair in factors.items():
             self._multiply(module, is_embedding, pair)
         return self
+
+    def _unties(self, name: str) -> bool:
+        """Whether this is the head of its own that an adapter gives a base whose head is its embedding."""
+        found = names_head(name) and any(names_embedding(other) for other in self._base.tensors)
+        self.unties |= found
+        return found
 
     def _multiply(self, module: str, is_embedding: bool, pair: Mapping[str, TensorLocation]) -> None:
         name = f"{module}.weight"

@@ -29,7 +29,7 @@ def with_the_names_of(reference: Checkpoint, model: Checkpoint) -> Checkpoint:
     decision is a note.
     """
     names = {*reference.tensors, *model.tensors}
-    embedding, head = _only(names, EMBEDDINGS), _only(names, HEADS)
+    embedding, head = _only(filter(names_embedding, names)), _only(filter(names_head, names))
     if embedding is None or head is None:
         return model
     pair = (embedding, head)
@@ -51,9 +51,19 @@ def with_the_names_of(reference: Checkpoint, model: Checkpoint) -> Checkpoint:
     return _changed(model, {}, [other], f"{other} is a copy of {wanted[0]}, to which it is tied, and is not read")
 
 
-def _only(names: Iterable[str], endings: tuple[str, ...]) -> str | None:
-    """The one name with such an ending; None where there is none, or several."""
-    found = [name for name in names if any(name == end or name.endswith(f".{end}") for end in endings)]
+def names_embedding(name: str) -> bool:
+    """Whether a tensor's name is that of an input embedding."""
+    return any(name == end or name.endswith(f".{end}") for end in EMBEDDINGS)
+
+
+def names_head(name: str) -> bool:
+    """Whether a tensor's name is that of an output head."""
+    return any(name == end or name.endswith(f".{end}") for end in HEADS)
+
+
+def _only(names: Iterable[str]) -> str | None:
+    """The one name; None where there is none, or several."""
+    found = list(names)
     return found[0] if len(found) == 1 else None
 
 

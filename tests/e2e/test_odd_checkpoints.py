@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from safetensors.torch import save_file
 
+from ..adapters import write_adapter
 from ..merging import load_output, write_checkpoint, write_recipe
 from .conftest import Command
 
@@ -270,6 +271,21 @@ def test_a_model_that_lacks_its_head_and_is_not_tied(place: Place) -> None:
     found = place.merged()
     assert torch.equal(found[HEAD], total(place.base[HEAD], place.models[1][HEAD]))
     assert "model0 lacks 1 of the reference's tensors: lm_head.weight" in place.said
+
+
+def test_an_adapter_that_brings_a_head_of_its_own(place: Place) -> None:
+    """As PEFT saves `modules_to_save: [lm_head]` of a tied model."""
+    place.base = {name: tensor for name, tensor in place.base.items() if name != HEAD}
+    place.configs[0]["tie_word_embeddings"] = True
+    place.models = [place.base, place.base]
+    place.write()
+    projection = torch.randn(12, 8)
+    head = {HEAD: torch.randn(20, 8), PROJECTION: projection}
+    adapter = write_adapter(place.folder / "adapter", head, modules_to_save=["lm_head", "up_proj"])
+    models = [{"model": str(place.folder / "base"), "adapter": str(adapter)}]
+    place.refused("has 1 tensors that", HEAD, "extra_tensors: ignore", models=models)
+    expected = place.base | {PROJECTION: total(place.base[PROJECTION], projection)}
+    check(place.merged(models=models, extra_tensors="ignore"), expected)
 
 
 # -- tensors that only some have ---------------------------------------------------------------------------------------
