@@ -81,7 +81,7 @@ class FoldPass:
     ) -> None:
         """What a call for a whole window counted."""
         nonfinite[0] += int(counts.nonfinite[0])
-        overflowed[0] += counts.overflowed
+        add_into(overflowed, counts.overflowed.tolist())
         for place, i in enumerate(self._state.present):
             nonfinite[i + 1] += int(counts.nonfinite[1 + place])
             kept[i] += int(counts.kept[place])

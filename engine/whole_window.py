@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .average import normalizer
-from .kernels import ROW, WindowCounts, WindowFold
+from .kernels import ROW, WindowCounts, WindowFold, WindowSum
 from .methods.stages import All, Blocks, ModelThreshold, Random, TaskVectorMerge, Top
 from .select import Edge, Ranks, block_keep
-from .tensor import TensorState, WindowData
+from .tensor import Target, TensorState, WindowData
 
 NOTHING_ABOVE = (0, 0x7FFFFFFF, 0, 0)
 """The rule of a cut that keeps nothing."""
@@ -24,15 +27,13 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
     """Fold a window with one call, or None where that cannot be: then nothing was done.
 
     Args:
-        state: the tensor, with one target.
+        state: the tensor.
         data: the window.
         ranks: equals of each model's cut before the window.
         moments: whether sums over task vectors are taken.
     """
     task, window = state.task, data.window
-    settings, selector = state.targets[0].task.settings, state.selector
-    if len(state.targets) != 1:
-        return None
+    settings, selector = task.settings, state.selector
     assert settings is not None and isinstance(settings.method, TaskVectorMerge) and selector is not None
     length, method, selection = window.own_end - window.own_begin, settings.method, selector.selection
     whole_rows = window.own_begin % ROW == 0 and (window.own_end % ROW == 0 or window.own_end == task.numel)
@@ -55,18 +56,30 @@ def fold_whole(state: TensorState, data: WindowData, ranks: Ranks, moments: bool
             way, rules = "random", [(*selector.keys[i], selector.densities[i]) for i in state.present]
         case _:
             return None
-    weights = settings.weights
+    fold = WindowFold(
+        first=window.own_begin,
+        inputs=inputs,
+        moments=moments,
+        selection=way,
+        rules=rules,
+        divisors=[state.divisors[i] for i in state.present],
+        sums=[_sum(state, target, out) for target, out in zip(state.targets, data.outs, strict=True)],
+    )
+    return state.kernels.fold_window(fold)
+
+
+def _sum(state: TensorState, target: Target, out: NDArray[np.uint8]) -> WindowSum:
+    settings = target.task.settings
+    assert settings is not None and isinstance(settings.method, TaskVectorMerge)
+    method, weights = settings.method, settings.weights
     normalized = method.normalize and method.consensus == "sum"
-    return state.kernels.fold_window(
-        WindowFold(
-            first=window.own_begin, inputs=inputs,
-            out=data.outs[0], out_dtype=state.targets[0].task.out_dtype, saturate=state.targets[0].saturate,
-            moments=moments, selection=way, rules=rules,
-            consensus=method.consensus,
-            weights=[weights[i] for i in state.present],
-            divisors=[state.divisors[i] for i in state.present],
-            normalize=method.normalize,
-            denominator=normalizer(weights, state.real) if normalized else 1.0,
-            factor=method.lambda_,
-        )
-    )  # fmt: skip
+    return WindowSum(
+        out=out,
+        out_dtype=target.task.out_dtype,
+        saturate=target.saturate,
+        consensus=method.consensus,
+        weights=[weights[i] for i in state.present],
+        normalize=method.normalize,
+        denominator=normalizer(weights, state.real) if normalized else 1.0,
+        factor=method.lambda_,
+    )

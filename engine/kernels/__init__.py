@@ -62,8 +62,24 @@ class LookCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowSum:
+    """What one output makes of the task vectors that a window's masks keep; lists of models as in `WindowFold`."""
+
+    out: npt.NDArray[np.uint8]
+    """Bytes of the window's elements."""
+    out_dtype: str
+    saturate: bool
+    consensus: Literal["sum", "ties", "overlap_ties"]
+    weights: Sequence[float]
+    normalize: bool
+    denominator: float
+    """What the sum is divided by where there is no consensus."""
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class WindowFold:
-    """A window of one tensor on its way from the inputs' bytes to the output's, for `Kernels.fold_window`.
+    """A window of one tensor on its way from the inputs' bytes to the outputs', for `Kernels.fold_window`.
 
     Lists of models hold those that have the tensor. Selections are the kernels of the same names: "blocks" is
     `mask_blocks`, "cut" is `mask_top` without claims, "random" is `mask_random`, "all" has no masks.
@@ -72,22 +88,15 @@ class WindowFold:
     first: int
     """Flat index of the first element."""
     inputs: WindowInputs
-    out: npt.NDArray[np.uint8]
-    out_dtype: str
-    saturate: bool
     moments: bool
     """Whether sums over task vectors are wanted; `first` is then a multiple of ROW."""
     selection: Literal["all", "blocks", "cut", "random"]
     rules: Sequence[tuple[float, ...]]
     """Per model. blocks: n, m, overlap_never, drop_tail. cut: level, key, keep_equal, equal_before. random: key0, key1,
     probability. all: nothing."""
-    consensus: Literal["sum", "ties", "overlap_ties"]
-    weights: Sequence[float]
     divisors: Sequence[float]
-    normalize: bool
-    denominator: float
-    """What the sum is divided by where there is no consensus."""
-    factor: float
+    sums: Sequence[WindowSum]
+    """Per output; all are made of the same masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,8 @@ class WindowCounts:
     """[models, models]: positions that masks i and j both kept, for i < j."""
     rows: npt.NDArray[np.float64]
     """[models, rows, 3], as `moments` gives them; no rows where they are not wanted."""
-    overflowed: int
+    overflowed: npt.NDArray[np.int64]
+    """[outputs]"""
 
 
 class Kernels(Protocol):

@@ -29,18 +29,19 @@ BY_SUM, BY_SIGN, BY_SHARED_SIGN = range(3)
 LARGEST = np.int32(0x7FFFFFFF)
 
 
+CONSENSUS, NORMALIZE, SATURATE, CHOICES = range(4)
+"""Columns of `choices`, a row per output."""
+DENOMINATOR, FACTOR, FACTORS = range(3)
+"""Columns of `factors`, a row per output; FACTOR is lambda."""
+
+
 class Way(NamedTuple):
-    """How a window is folded."""
+    """How a window is selected."""
 
     first: np.int64
     """flat index of the window's first element"""
+    length: np.int64
     selection: np.int64
-    consensus: np.int64
-    normalize: np.int64
-    saturate: np.int64
-    denominator: np.float32
-    factor: np.float32
-    """lambda"""
 
 
 @jit
@@ -59,17 +60,20 @@ def convert(target: Any, source: Any) -> None:
 
 
 @jit
-def combine(way: Any, rates: Any, reals: Any, flags: Any, length: int) -> None:
-    """Task vectors and masks of a piece -> its sum and what is active; rates f32 [models, 2]: weight, divisor."""
+def combine(masked: int, choices: Any, factors: Any, rates: Any, reals: Any, flags: Any, length: int) -> None:
+    """Task vectors and masks of a piece -> one output's sum and what is active; rates f32 [models, 2]: weight, divisor.
+
+    The first `masked` elements of masks count: all or, where everything is kept, none. `choices` i64 [CHOICES] and
+    `factors` f32 [FACTORS] are the output's.
+    """
     total, active = reals[SUM, :length], flags[ACTIVE, :length]
     zero, one = np.float32(0), np.float32(1)
     fill(total, zero)
     fill(active, np.uint8(0))
-    masked = length if way.selection != ALL else 0
     for i in range(rates.shape[0]):
         t, mask = reals[REALS + i, :length], flags[FLAGS + i, :masked]
         accumulate(total, t, mask, rates[i, 1] != one, rates[i, 1], rates[i, 0], active)
-    if way.consensus != BY_SUM:
+    if choices[CONSENSUS] != BY_SUM:
         signs, weights, agreeing = reals[SIGNS, :length], reals[WEIGHTS, :length], flags[AGREEING, :length]
         convert(signs, total)
         fill(total, zero)
@@ -78,15 +82,15 @@ def combine(way: Any, rates: Any, reals: Any, flags: Any, length: int) -> None:
         for i in range(rates.shape[0]):
             t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
             accumulate_agreeing(total, weights, agreeing, signs, t, mask, rates[i, 1], rates[i, 0])
-        if way.consensus == BY_SHARED_SIGN:
+        if choices[CONSENSUS] == BY_SHARED_SIGN:
             convert(weights, agreeing)
             divide(total, weights)
-        elif way.normalize:
+        elif choices[NORMALIZE]:
             divide(total, weights)
-    elif way.normalize and way.denominator != zero:
-        divide_by(total, way.denominator)
-    if way.factor != one:
-        scale(total, way.factor)
+    elif choices[NORMALIZE] and factors[DENOMINATOR] != zero:
+        divide_by(total, factors[DENOMINATOR])
+    if factors[FACTOR] != one:
+        scale(total, factors[FACTOR])
 
 
 @jit
@@ -142,14 +146,18 @@ def observe_window(
 def fold_window(
     inputs: Any,
     starts: Any,
-    out: Any,
+    outs: Any,
+    out_starts: Any,
     way: Any,
     rules: Any,
+    choices: Any,
+    factors: Any,
     rates: Any,
     rows: Any,
     nonfinite: Any,
     kept: Any,
     shared: Any,
+    overflowed: Any,
     narrow: Any,
     reals: Any,
     flags: Any,
@@ -160,22 +168,23 @@ def fold_window(
     packed: Any,
     sums: Any,
     padded: Any,
-) -> int:
-    """Decode, take moments, select, combine and round; returns how many results lie beyond the range of bf16.
+) -> None:
+    """Decode, take moments, select; combine and round for each output.
 
     `inputs` is u16 memory that spans all sources, `starts` i64 [1 + models] where in it each has the window's first
-    element, `out` u16 [length]. `rules` are i64 [models, 4]: of blocks n, m, never, drop; of a cut level, key, share of
-    equals, equals before; of random drops two key words and a threshold. `rates` are f32 [models, 2]: weight, divisor.
-    `rows` are f64 [models, rows, 3], as `moments` gives them, without rows where none are wanted. To the counts i64
-    nonfinite [1 + models], kept [models] and shared [models, models] is added. `narrow` is the format of bf16. The rest
-    is scratch, see `cpu_window.FoldScratch`.
+    element, `outs` and `out_starts` i64 [outputs] are the same for outputs. `rules` are i64 [models, 4]: of blocks n,
+    m, never, drop; of a cut level, key, share of equals, equals before; of random drops two key words and a threshold.
+    `choices` i64 and `factors` f32 have a row per output; `rates` are f32 [outputs, models, 2]: weight, divisor. `rows`
+    are f64 [models, rows, 3], as `moments` gives them, without rows where none are wanted. To the counts i64 nonfinite
+    [1 + models], kept [models], shared [models, models] and overflowed [outputs] is added. `narrow` is the format of
+    bf16. The rest is scratch, see `cpu_window.FoldScratch`.
     """
-    models, size, overflowed = rates.shape[0], reals.shape[1], 0
+    models, size = rates.shape[1], reals.shape[1]
     for i in range(models):
         start_search(memory[i], LARGEST)
         fill(flags[FLAGS + i], np.uint8(1))
-    for begin in range(0, out.size, size):
-        length = min(size, out.size - begin)
+    for begin in range(0, way.length, size):
+        length = min(size, way.length - begin)
         raw, base = inputs[starts[0] + begin : starts[0] + begin + length], reals[BASE, :length]
         nonfinite[0] += read_bf16(raw, base, False, base)
         fill(flags[CLAIMS], np.uint8(0))
@@ -197,7 +206,10 @@ def fold_window(
                 key0, key1 = np.uint64(rules[i, 0]), np.uint64(rules[i, 1])
                 mask_random(key0, key1, way.first + begin, rules[i, 2], mask, words, packed)
         count_masks(flags, models, length, kept, shared)
-        combine(way, rates, reals, flags, length)
-        total, active, into = reals[SUM, :length], flags[ACTIVE, :length], out[begin : begin + length]
-        overflowed += write_narrow(raw, True, base, total, active, narrow, way.saturate != 0, into)
-    return overflowed
+        masked = length if way.selection != ALL else 0
+        total, active = reals[SUM, :length], flags[ACTIVE, :length]
+        for target in range(out_starts.size):
+            combine(masked, choices[target], factors[target], rates[target], reals, flags, length)
+            into = outs[out_starts[target] + begin : out_starts[target] + begin + length]
+            saturate = choices[target, SATURATE] != 0
+            overflowed[target] += write_narrow(raw, True, base, total, active, narrow, saturate, into)

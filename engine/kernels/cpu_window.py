@@ -6,7 +6,6 @@ import ctypes
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,21 +31,25 @@ PIECE_ELEMENTS = 1 << 13
 LARGEST_PIECE = 1 << 16
 """Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
 
+SELECTIONS = {"all": cpu_fold.ALL, "blocks": cpu_fold.BLOCKS, "cut": cpu_fold.CUT, "random": cpu_fold.RANDOM}
+CONSENSUSES = {"sum": cpu_fold.BY_SUM, "ties": cpu_fold.BY_SIGN, "overlap_ties": cpu_fold.BY_SHARED_SIGN}
+
 Numbers = npt.NDArray[Any]
 
 
 def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None:
     """See `Kernels.fold_window`; for tensors and outputs in bf16. `local` keeps each thread's scratch."""
-    models = len(fold.weights)
+    models = len(fold.divisors)
+    outs = [each.out for each in fold.sums]
     m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
     elements = math.lcm(ROW, m)
-    if not _in_bf16(fold.inputs) or fold.out_dtype != "BF16" or fold.out.ctypes.data % 2:
+    bf16 = _in_bf16(fold.inputs) and {each.out_dtype for each in fold.sums} == {"BF16"}
+    if not bf16 or any(out.ctypes.data % 2 for out in outs):
         return None
     if elements > LARGEST_PIECE or not models:
         return None
     elements *= max(1, PIECE_ELEMENTS // elements)
-    size = len(fold.out) // 2
-    inputs, starts = _spanning([raw.view(np.uint16) for raw in fold.inputs.raws])
+    size = len(outs[0]) // 2
     rules = np.zeros((models, 4), np.int64)
     for i, rule in enumerate(fold.rules):
         rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
@@ -55,15 +58,17 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
         kept=np.zeros(models, np.int64),
         shared=np.zeros((models, models), np.int64),
         rows=np.empty((models, -(-size // ROW) if fold.moments else 0, 3)),
-        overflowed=0,
+        overflowed=np.zeros(len(outs), np.int64),
     )
-    overflowed = cpu_fold.fold_window(
-        inputs, starts, fold.out.view(np.uint16), _way(fold), rules,
-        np.array([*zip(fold.weights, fold.divisors, strict=True)], np.float32),
-        counts.rows, counts.nonfinite, counts.kept, counts.shared,
+    way = cpu_fold.Way(np.int64(fold.first), np.int64(size), np.int64(SELECTIONS[fold.selection]))
+    cpu_fold.fold_window(
+        *_spanning([raw.view(np.uint16) for raw in fold.inputs.raws]),
+        *_spanning([out.view(np.uint16) for out in outs]),
+        way, rules, *_targets(fold),
+        counts.rows, counts.nonfinite, counts.kept, counts.shared, counts.overflowed,
         NARROW["BF16"], *_scratch(local, models, elements, m),
     )  # fmt: skip
-    return replace(counts, overflowed=int(overflowed))
+    return counts
 
 
 def observe_window(look: WindowLook, local: threading.local) -> LookCounts | None:
@@ -128,12 +133,16 @@ def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
     )
 
 
-def _way(fold: WindowFold) -> cpu_fold.Way:
-    selections = {"all": cpu_fold.ALL, "blocks": cpu_fold.BLOCKS, "cut": cpu_fold.CUT, "random": cpu_fold.RANDOM}
-    ways = {"sum": cpu_fold.BY_SUM, "ties": cpu_fold.BY_SIGN, "overlap_ties": cpu_fold.BY_SHARED_SIGN}
-    numbers = (fold.first, selections[fold.selection], ways[fold.consensus], fold.normalize, fold.saturate)
-    rates = (np.float32(fold.denominator), np.float32(fold.factor))
-    return cpu_fold.Way(*(np.int64(number) for number in numbers), *rates)  # type: ignore[call-arg, arg-type]
+def _targets(fold: WindowFold) -> tuple[Numbers, Numbers, Numbers]:
+    """What `cpu_fold.fold_window` calls choices, factors and rates."""
+    choices = np.empty((len(fold.sums), cpu_fold.CHOICES), np.int64)
+    factors = np.empty((len(fold.sums), cpu_fold.FACTORS), np.float32)
+    rates = np.empty((len(fold.sums), len(fold.divisors), 2), np.float32)
+    for i, each in enumerate(fold.sums):
+        choices[i] = CONSENSUSES[each.consensus], each.normalize, each.saturate
+        factors[i] = each.denominator, each.factor
+        rates[i] = [*zip(each.weights, fold.divisors, strict=True)]
+    return choices, factors, rates
 
 
 def _spanning(arrays: Sequence[Numbers]) -> tuple[Numbers, Numbers]:

@@ -210,7 +210,7 @@ def counted(recipes: Sequence[Path], out: Path) -> tuple[Meter, CountingKernels]
     for recipe in recipes:
         inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
         members.append(Member(inputs, Output(inputs.plan, open_store(str(out / recipe.stem), create=True))))
-    meter, kernels = Meter(), CountingKernels()
+    meter, kernels = Meter(), CountingKernels(whole=False)
     run_members(members, LocalRunner(members, 2, 1024 * MIB, kernels, meter), Quiet())
     return meter, kernels
 

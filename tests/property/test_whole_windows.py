@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.engine.kernels import LookCounts, WindowCounts, WindowFold, WindowInputs, WindowLook
+from anabranch.engine.kernels import LookCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowSum
 from anabranch.engine.kernels.cpu import CpuKernels
 
-from ..merging import merge, write_checkpoint, write_recipe
+from ..merging import merge, merge_together, write_checkpoint, write_recipe
 
 SHAPES = {"a": (300, 701), "b": (4096,), "c": (257,), "d": (1,), "e": (8192, 33)}
 
@@ -103,11 +103,38 @@ def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, meth
             assert whole.read_bytes() == tiles.read_bytes(), name
 
 
+@pytest.mark.parametrize(
+    "names", [("sum", "normalized"), ("ties", "ties as a sum", "nothing"), ("random", "random ties")]
+)
+def test_one_call_makes_the_outputs_of_all_recipes_that_select_alike(
+    checkpoints: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Three weights of each method; those that select alike share a call."""
+    recipes = {}
+    for name in names:
+        for weight in (0.3, 0.9, 2.0):
+            models = [{"model": str(checkpoints / f"model{i}"), "parameters": {"weight": weight - i}} for i in range(3)]
+            content = METHODS[name] | {"base_model": str(checkpoints / "base"), "models": models}
+            recipes[f"{name} {weight}"] = write_recipe(tmp_path / f"{name} {weight}.yml", content)
+    whole, alone = Counting(), Counting()
+    merge_together({path: tmp_path / "whole" / name for name, path in recipes.items()}, kernels=whole)
+    merge_together({path: tmp_path / "tiles" / name for name, path in recipes.items()}, kernels=TileByTile())
+    selections = {str(METHODS[name].get("parameters", {}).get("density")) for name in names}
+    for name, path in recipes.items():
+        merge(path, tmp_path / "alone" / name, kernels=alone)
+        for file in ("model.safetensors", "anabranch.manifest.json"):
+            expected = (tmp_path / "alone" / name / file).read_bytes()
+            assert (tmp_path / "whole" / name / file).read_bytes() == expected, name
+            assert (tmp_path / "tiles" / name / file).read_bytes() == expected, name
+    assert whole.folded * len(recipes) == alone.folded * len(selections)
+
+
 def test_what_is_not_offered_is_left_alone() -> None:
     """fp16 is folded tile by tile; the output is not touched."""
     out = np.full(8, 7, np.uint8)
     raws = [np.zeros(8, np.uint8)] * 2
     inputs = WindowInputs(raws, ["F16", "F16"])
-    fold = WindowFold(0, inputs, out, "F16", False, False, "all", [()], "sum", [1.0], [1.0], False, 1.0, 1.0)
+    summed = WindowSum(out, "F16", False, "sum", [1.0], False, 1.0, 1.0)
+    fold = WindowFold(0, inputs, False, "all", [()], [1.0], [summed])
     assert CpuKernels().fold_window(fold) is None
     assert (out == 7).all()
