@@ -189,7 +189,8 @@ def _derived_costs(group: Group) -> _DerivedCosts:
 class _Costs:
     workspace: int
     rows: int
-    slabs_per_window: int
+    reads_per_window: int
+    outputs: int
     least_slab: int
     several_passes: bool
     derived: _DerivedCosts
@@ -198,12 +199,17 @@ class _Costs:
     largest_bytes: int
     """Of the largest tensor in its widest input or output."""
 
+    @property
+    def slabs_per_window(self) -> int:
+        """Buffers of one window: for what is read and for what is written."""
+        return self.reads_per_window + self.outputs
+
     def slabs_to_keep(self, slab_bytes: int) -> int:
         """Buffers that hold all inputs of the largest tensor between its passes; more would only be fresh memory.
 
         Windows are whole tiles and so may be shorter than their buffer, by at most a quarter where buffers are large.
         """
-        return -(-self.largest_bytes // (slab_bytes * 3 // 4)) * self.slabs_per_window
+        return -(-self.largest_bytes // (slab_bytes * 3 // 4)) * self.reads_per_window
 
 
 def _costs(group: Group, quantiles: bool) -> _Costs:
@@ -234,9 +240,9 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
     workspace *= 2 if doubles else 1
     rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans) + 2 * kept
-    per_window = group.most_reads + len(group.plans)
     widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
-    return _Costs(workspace, rows, per_window, least_slab, several, _derived_costs(group), long_row, widest)
+    buffers = (group.most_reads, len(group.plans), least_slab)
+    return _Costs(workspace, rows, *buffers, several, _derived_costs(group), long_row, widest)
 
 
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:
