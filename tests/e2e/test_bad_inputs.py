@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.commit import Output
 from anabranch.engine.errors import InputError
-from anabranch.engine.inputs import Inputs, open_inputs
+from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.meter import Meter
 from anabranch.engine.recipe import load_recipe
@@ -369,7 +370,7 @@ def test_an_input_that_changes_while_it_is_read(place: Place, happens: Callable[
     # A fresh store: an open file could still be read after its name is gone, and rightly so.
     fault = Fault("read", at_read, times=100, action=lambda: spoil_once(folder / "model.safetensors", happens))
     source = FaultStore(Forgetful(str(folder)), fault)
-    spoilt = Inputs(inputs.plan, [*inputs.stores[:2], source], inputs.side)
+    spoilt = replace(inputs, stores=[*inputs.stores[:2], source])
     output = Output(inputs.plan, LocalStore(str(place.out), create=True))
     members = [Member(spoilt, output)]
     runner = LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter())

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,7 +18,7 @@ from anabranch.cluster.runner import LocalRunner, Member
 from anabranch.engine import memory
 from anabranch.engine.commit import Output
 from anabranch.engine.errors import InputError, TemporaryError
-from anabranch.engine.inputs import Inputs, open_inputs
+from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import BufferPool, PoolClosed
 from anabranch.engine.meter import Meter
@@ -91,7 +92,7 @@ class Run:
 
     def read_from(self, stores) -> None:
         """Replace the stores of the inputs."""
-        self.inputs = Inputs(self.inputs.plan, stores, self.inputs.side)
+        self.inputs = replace(self.inputs, stores=stores)
         self.runner._members = [Member(self.inputs, self.output)]
 
     def start(self) -> None:
@@ -115,33 +116,42 @@ def with_faulty_source(inputs, fault):
     return [inputs.stores[0], FaultStore(inputs.stores[1], fault), *inputs.stores[2:]]
 
 
-class Broken(CpuKernels):
-    """Raises in the n-th call of one function."""
+FIRST, LAST = ("task_vector", "observe_window"), ("finish", "fold_window")
+"""What looks at a window, and what writes it: tile by tile, or in one call."""
 
-    def __init__(self, function: str, number: int) -> None:
+
+class Broken(CpuKernels):
+    """Raises in the n-th call of one of some functions."""
+
+    def __init__(self, number: int, *functions: str) -> None:
         super().__init__()
         lock, calls = threading.Lock(), 0
-        whole = getattr(super(), function)
-        self.error = ZeroDivisionError(f"{function} number {number}")
+        self.error = ZeroDivisionError(f"{functions} number {number}")
 
-        def failing(*arguments):
-            nonlocal calls
-            with lock:
-                calls += 1
-                fails = calls == number
-            if fails:
-                raise self.error
-            return whole(*arguments)
+        def failing(whole):
+            def call(*arguments):
+                nonlocal calls
+                with lock:
+                    calls += 1
+                    fails = calls == number
+                if fails:
+                    raise self.error
+                return whole(*arguments)
 
-        setattr(self, function, failing)
+            return call
+
+        for function in functions:
+            setattr(self, function, failing(getattr(super(), function)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("function", "number"), [("task_vector", 1), ("task_vector", 70), ("finish", 3), ("finish", 20)]
+    ("functions", "number"),
+    [(FIRST, 1), (FIRST, 70), (LAST, 3), (LAST, 20)],
+    ids=["first", "later", "last", "much later"],
 )
-def test_arithmetic_that_fails(recipe: Path, threads: int, function: str, number: int) -> None:
-    kernels = Broken(function, number)
+def test_arithmetic_that_fails(recipe: Path, threads: int, functions: tuple[str, ...], number: int) -> None:
+    kernels = Broken(number, *functions)
     run = Run(recipe, threads, kernels)
     with pytest.raises(ZeroDivisionError) as raised:
         run.start()
@@ -157,7 +167,7 @@ def test_counting_ties_that_fails_wakes_the_windows_that_wait_for_the_count(chec
     recipe = write_recipe(tmp_path / "recipe.yml", content)
     windows = -(-SIZE // (32 << 10))
     for number in range(windows + 1, windows + 8):
-        kernels = Broken("count_equal", number)
+        kernels = Broken(number, "count_equal")
         with pytest.raises(ZeroDivisionError):
             Run(recipe, 3, kernels).start()
 
