@@ -40,10 +40,15 @@ class Nodes:
         return str(self._cluster.address)
 
     def resize(self, count: int) -> None:
+        """Have so many members, of which none still runs a worker of an earlier merge."""
         while len(self.members) < count:
             self.add()
         while len(self.members) > count:
             self.remove()
+        deadline = time.monotonic() + 30  # actors end a moment after the driver that started them
+        while self.worker_processes():
+            assert time.monotonic() < deadline, "workers of an earlier merge do not end"
+            time.sleep(0.05)
 
     def add(self) -> None:
         self.members.append(self._cluster.add_node(num_cpus=1, memory=NODE_MEMORY_BYTES))
@@ -53,8 +58,9 @@ class Nodes:
         self._cluster.remove_node(self.members.pop(), allow_graceful=False)
 
     def worker_processes(self) -> list[psutil.Process]:
-        """Processes of this cluster's actors that merge."""
-        return [p for p in psutil.process_iter(["cmdline"]) if "ray::MergeWorker" in " ".join(p.info["cmdline"] or [])]
+        """Processes of this cluster's actors that merge, without those that have ended already."""
+        running = (p for p in psutil.process_iter(["cmdline", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE)
+        return [p for p in running if "ray::MergeWorker" in " ".join(p.info["cmdline"] or [])]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
