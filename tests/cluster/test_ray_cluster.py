@@ -110,7 +110,7 @@ def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Cas
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     assert driver.returncode == 0, errors
-    assert len(hung) == 1
+    assert hung  # every process that worked on the merge at that moment
     assert 1 <= len(before) < SHARDS
     assert {name: identity(out / name) for name in before} == before, "a finished shard was made again"
     assert_same_output(out, cabs.expected)
