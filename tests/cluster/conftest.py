@@ -20,7 +20,8 @@ from ray.cluster_utils import Cluster
 from ..merging import merge, write_checkpoint, write_recipe
 
 SHARDS = 14
-ROWS, COLUMNS = 1024, 1024
+ROWS, COLUMNS = 2048, 2048
+"""Of a shard's one tensor: work enough that what a test does in the middle of a merge comes in the middle."""
 NODE_MEMORY_BYTES = 2 << 30
 HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
 """A killed node is noticed after about two seconds instead of half a minute."""
@@ -46,7 +47,7 @@ class Nodes:
         while len(self.members) > count:
             self.remove()
         deadline = time.monotonic() + 30  # actors end a moment after the driver that started them
-        while self.worker_processes():
+        while self._processes("MergeWorker"):  # those that are still being made, too: `ray::NAME:MergeWorker.__init__`
             assert time.monotonic() < deadline, "workers of an earlier merge do not end"
             time.sleep(0.05)
 
@@ -57,10 +58,16 @@ class Nodes:
         """Take a node's processes away without a word, as a lost machine does."""
         self._cluster.remove_node(self.members.pop(), allow_graceful=False)
 
-    def worker_processes(self) -> list[psutil.Process]:
-        """Processes of this cluster's actors that merge, without those that have ended already."""
+    def workers(self) -> list[psutil.Process]:
+        """Processes of the cluster that take shards at this moment."""
+        return self._processes("ray::MergeWorker")
+
+    @staticmethod
+    def _processes(title: str) -> list[psutil.Process]:
+        """Those of Ray with this in their title, without those that have ended already."""
         running = (p for p in psutil.process_iter(["cmdline", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE)
-        return [p for p in running if "ray::MergeWorker" in " ".join(p.info["cmdline"] or [])]
+        titles = ((p, " ".join(p.info["cmdline"] or [])) for p in running)
+        return [p for p, found in titles if found.startswith("ray::") and title in found]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -79,7 +86,6 @@ class Case:
 
     recipe: Path
     expected: Path
-    folder: Path
     more: tuple[Path, ...] = ()
     """Recipes that are merged with it, each into a folder of its name."""
 
@@ -105,32 +111,39 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session", params=RECIPES)
-def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return _case(tmp_path_factory, request.param)
-
-
 @pytest.fixture(scope="session")
-def cabs(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return _case(tmp_path_factory, "cabs")
-
-
-def _case(factory: pytest.TempPathFactory, name: str) -> Case:
-    folder = factory.mktemp(f"cluster-{name}")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `model0` and `model1`."""
+    folder = tmp_path_factory.mktemp("cluster-checkpoints")
     torch.manual_seed(0)
     base = {f"layers.{i}.weight": torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for i in range(SHARDS)}
     write_checkpoint(folder / "base", base, shards=3)
     for i in range(2):
         tuned = {n: t + 0.02 * torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for n, t in base.items()}
         write_checkpoint(folder / f"model{i}", tuned, shards=2 + i)
+    return folder
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def case(request: Any, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(checkpoints, tmp_path_factory, request.param)
+
+
+@pytest.fixture(scope="session")
+def cabs(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return _case(checkpoints, tmp_path_factory, "cabs")
+
+
+def _case(checkpoints: Path, factory: pytest.TempPathFactory, name: str) -> Case:
+    folder = factory.mktemp(f"cluster-{name}")
     recipe = RECIPES[name] | {
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "base_model": str(checkpoints / "base"),
+        "models": [{"model": str(checkpoints / f"model{i}")} for i in range(2)],
         "output": {"shard_size": 2 * ROWS * COLUMNS},
     }
     path = write_recipe(folder / "recipe.yml", recipe)
     merge(path, folder / "expected")
-    return Case(path, folder / "expected", folder)
+    return Case(path, folder / "expected")
 
 
 @dataclass

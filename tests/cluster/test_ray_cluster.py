@@ -45,7 +45,7 @@ def test_a_killed_worker_costs_only_its_shard(nodes: Nodes, cabs: Case, tmp_path
     out = tmp_path / "out"
 
     def kill_one() -> None:
-        nodes.worker_processes()[0].kill()
+        nodes.workers()[0].kill()
 
     watch = When(out, 2, kill_one)
     done = cabs.run(out, nodes.address)
@@ -98,7 +98,7 @@ def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Cas
     deadline = time.monotonic() + 120
     while not receipts(out) and time.monotonic() < deadline:
         time.sleep(0.02)
-    hung = nodes.worker_processes()
+    hung = nodes.workers()
     for process in hung:
         process.suspend()
     before = {name: identity(out / name) for name in receipts(out)}
@@ -110,7 +110,7 @@ def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Cas
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     assert driver.returncode == 0, errors
-    assert hung  # every process that worked on the merge at that moment
+    assert len(hung) == 1
     assert 1 <= len(before) < SHARDS
     assert {name: identity(out / name) for name in before} == before, "a finished shard was made again"
     assert_same_output(out, cabs.expected)
@@ -157,7 +157,7 @@ def test_a_bad_tensor_stops_the_run_with_its_own_message(nodes: Nodes, cabs: Cas
     }
     path = write_recipe(tmp_path / "recipe.yml", recipe)
     out = tmp_path / "out"
-    done = Case(path, out, tmp_path).run(out, nodes.address)
+    done = Case(path, out).run(out, nodes.address)
     assert done.returncode == 3, done.stderr
     assert "layers.0.weight" in done.stderr
     assert "1 NaN or Inf" in done.stderr
