@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..engine.commit import Output
@@ -23,6 +24,7 @@ from ..engine.verify import verify as verify_store
 from .jobs import (
     DEFAULT_MEMORY_BYTES,
     Execution,
+    Job,
     Reading,
     check_disk,
     outputs_of,
@@ -47,12 +49,14 @@ def plan(
 ) -> PlanReport:
     """What a merge would read, write and need; nothing is written.
 
+    Of EMR-Merging it is the report of the unified task vector, with those of the tasks in its `parts`.
+
     Raises:
         AnabranchError: what the merge would refuse.
     """
-    job = prepare(recipe, out, Execution(workers, memory_bytes))
-    check_disk([job])
-    return job.report
+    jobs = prepare(recipe, out, Execution(workers, memory_bytes))
+    check_disk(jobs)
+    return replace(jobs[0].report, parts=tuple(job.report for job in jobs[1:]))
 
 
 def merge(
@@ -65,14 +69,15 @@ def merge(
 ) -> MergeReport:
     """Merge what a recipe names into a directory; a run that was interrupted goes on where it stopped.
 
+    EMR-Merging writes several outputs, OUT/unified and OUT/<task>: the report is that of the unified task vector, with
+    those of the tasks in its `parts`.
+
     Raises:
         AnabranchError: what stopped the merge; the same call goes on from there.
     """
     execution = execution or Execution()
-    job = prepare(recipe, out, execution)
-    check_disk([job])
-    [report] = merge_reading(Reading((job,), job.memory), execution, progress or Silent(), meter or Meter())
-    return report
+    first, *parts = _merge_jobs(prepare(recipe, out, execution), execution, progress, meter)
+    return replace(first, parts=tuple(parts))
 
 
 def merge_all(
@@ -89,13 +94,19 @@ def merge_all(
     the same for several of them are computed once. Readings are carried out one after the other.
 
     Returns:
-        One report per recipe, in the order of the recipes.
+        One report per output, in the order of the recipes.
 
     Raises:
         AnabranchError: what stopped one of the merges and with it all; the same call goes on from there.
     """
     execution = execution or Execution()
-    jobs = prepare_all(recipes, outputs_of(recipes, out), execution)
+    return _merge_jobs(prepare_all(recipes, outputs_of(recipes, out), execution), execution, progress, meter)
+
+
+def _merge_jobs(
+    jobs: Sequence[Job], execution: Execution, progress: Progress | None, meter: Meter | None
+) -> list[MergeReport]:
+    """Carry out prepared merges, those together that can share a reading; one report per job."""
     check_disk(jobs)
     reports: dict[str, MergeReport] = {}
     for reading in share_readings(jobs, execution):

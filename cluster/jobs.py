@@ -14,9 +14,10 @@ from rich.filesize import decimal
 from ..engine.commit import Output
 from ..engine.errors import RecipeError, ResourceError
 from ..engine.group import Group, make_group, why_apart
-from ..engine.inputs import Inputs, open_inputs
+from ..engine.inputs import Inputs, inputs_of_parts, open_inputs
 from ..engine.memory import MemoryPlan, plan_group_memory
 from ..engine.model import Opened
+from ..engine.plan import Plan
 from ..engine.recipe import load_recipe
 from ..engine.storage import open_store
 from .machine import available_cores
@@ -64,8 +65,10 @@ class Job:
         return Member(self.inputs, self.output)
 
 
-def prepare(recipe: str | Path, out: str | Path, execution: Execution, opened: Opened | None = None) -> Job:
+def prepare(recipe: str | Path, out: str | Path, execution: Execution, opened: Opened | None = None) -> list[Job]:
     """Open a recipe's inputs, make the plan, and look at what the output directory already has.
+
+    A recipe with several outputs (EMR-Merging) becomes a job for each of them, in OUT/<name of the part>.
 
     Args:
         recipe: the recipe's file.
@@ -79,15 +82,24 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution, opened: O
         ResourceError: the memory limit cannot hold the smallest worker.
     """
     path = Path(recipe)
-    inputs = open_inputs(load_recipe(path), path.parent, opened)
-    output = Output(inputs.plan, open_store(os.fspath(out)))
+    parts = inputs_of_parts(open_inputs(load_recipe(path), path.parent, opened))
+    return [_job(str(recipe), out_of(part.plan, out), part, execution) for part in parts]
+
+
+def out_of(plan: Plan, out: str | Path) -> str:
+    """Where a plan's output goes when its recipe goes to `out`."""
+    return os.fspath(out) if plan.part is None else f"{os.fspath(out).rstrip('/')}/{plan.part.name}"
+
+
+def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> Job:
+    output = Output(inputs.plan, open_store(out))
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())
     memory = _memory([Member(inputs, output)], execution)
     to_write = sum(shard.size for i, shard in enumerate(inputs.plan.shards) if i not in finished)
     report = PlanReport(
-        recipe=str(recipe),
+        recipe=recipe,
         plan=inputs.plan,
         out=output.store.url,
         state=state,
@@ -97,13 +109,14 @@ def prepare(recipe: str | Path, out: str | Path, execution: Execution, opened: O
         disk_needed_bytes=0 if state == "finished" else to_write + TABLES_BYTES_PER_TENSOR * len(inputs.plan.tasks),
         disk_free_bytes=output.store.free_bytes(),
     )
-    return Job(str(recipe), os.fspath(out), inputs, output, memory, report)
+    return Job(recipe, out, inputs, output, memory, report)
 
 
 def prepare_all(recipes: Sequence[str | Path], outs: Sequence[str | Path], execution: Execution) -> list[Job]:
     """As `prepare`, for recipes of one command: a checkpoint that several name is opened once."""
     opened = Opened()
-    return [prepare(recipe, out, execution, opened) for recipe, out in zip(recipes, outs, strict=True)]
+    pairs = zip(recipes, outs, strict=True)
+    return [job for recipe, out in pairs for job in prepare(recipe, out, execution, opened)]
 
 
 def outputs_of(recipes: Sequence[str | Path], out: str | Path) -> list[str]:

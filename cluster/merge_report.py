@@ -43,6 +43,8 @@ class MergeReport:
     """Of this process, which on a cluster is only the driver."""
     beside: tuple[str, ...] = ()
     """Recipes that were merged in the same reading; time, memory, threads and phases are of all of them together."""
+    parts: tuple[MergeReport, ...] = ()
+    """The other outputs of the recipe."""
 
     @property
     def written_bytes(self) -> int:
@@ -108,7 +110,7 @@ class MergeReport:
         }
 
     def __str__(self) -> str:
-        return "\n".join([*self.results(), *self.costs()])
+        return "\n".join([*(line for each in (self, *self.parts) for line in each.results()), *self.costs()])
 
     def results(self) -> Iterator[str]:
         """What the recipe has become."""

@@ -43,6 +43,8 @@ class PlanReport:
     """Still to be written."""
     disk_free_bytes: int | None
     """None: unknown or unlimited."""
+    parts: tuple[PlanReport, ...] = ()
+    """The other outputs of the recipe."""
 
     @property
     def merged_tensors(self) -> int:
@@ -153,7 +155,7 @@ class PlanReport:
             yield f"model {i}", model
 
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(line for each in (self, *self.parts) for line in each._lines())
 
     def _lines(self) -> Iterator[str]:
         plan = self.plan

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .model_groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
-from .recipe_schema import Recipe, Slice
+from .recipe_schema import Recipe, Slice, task_name
 from .settings import METHODS, PARAMETERS, Setting, TadropDensity, Value
 
 
@@ -62,6 +62,7 @@ def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> li
             "parameters": {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in names},
         }
         | _activations(activations_of(recipe, entry), url)
+        | ({"name": task_name(entry)} if recipe.merge_method == "emr" else {})
         for entry in group.entries
     ]
 

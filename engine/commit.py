@@ -32,6 +32,7 @@ from .manifest import (
     encode,
     readable_json,
 )
+from .parts import part_files
 from .plan import NUMERICS, Plan
 from .storage import Store
 from .survey import Round, Survey
@@ -200,7 +201,7 @@ class Output:
         assert len(receipts) == len(self.plan.shards), "every shard has a receipt"
         ordered = [receipts[i] for i in range(len(self.plan.shards))]
         files = {r.name: FileEntry(size=r.size, sha256=r.sha256) for r in ordered}
-        for name, data in sorted(side.items()):
+        for name, data in sorted({**side, **part_files(self.plan, ordered)}.items()):
             files[name] = self._publish(name, data)
         table = tensors_table(self.plan, ordered)
         self.store.replace(TENSORS_NAME, write_table(table.arrow))
@@ -255,7 +256,12 @@ class Output:
 
 def index_json(plan: Plan) -> bytes:
     """model.safetensors.index.json as Hugging Face writes it; total_size is the sum of tensor bytes."""
-    where = {plan.tasks[i].name: shard.name for shard in plan.shards for i in shard.tasks}
+    where = {
+        plan.tasks[i].name: shard.name
+        for shard in plan.shards
+        for i in shard.tasks
+        if plan.tasks[i].stored != "nothing"
+    }
     total = sum(task.write_bytes for task in plan.tasks)
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

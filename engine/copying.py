@@ -23,10 +23,12 @@ class CopyPass:
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state, task = self._state, self._state.task
         base = data.raws[0]
-        if base is None:  # a tensor without elements
+        if base is None:  # a tensor without elements, or one that is left out
             return
         assert data.out is not None
-        if task.out_dtype == task.base.info.dtype:
+        if task.stored == "nothing":
+            pass
+        elif task.out_dtype == task.base.info.dtype:
             data.out[:] = base
         else:
             self._convert(data, workspace)

@@ -8,6 +8,7 @@ from .methods.stages import (
     Band,
     Blocks,
     CombinationMerge,
+    Elect,
     Fusion,
     ModelThreshold,
     RankedRandom,
@@ -18,6 +19,7 @@ from .methods.stages import (
 )
 from .settings import TadropDensity
 from .task import TensorSettings, TensorTask
+from .windows import ROW_ELEMENTS
 
 RANKED_ROW_BYTES = 32 << 10
 """Counters of digits and of random numbers, whatever the length of a row."""
@@ -75,6 +77,8 @@ def grain(task: TensorTask) -> int:
     selection = selection_of(task.settings)
     if isinstance(selection, Blocks):
         return selection.m
+    if task.settings is not None and isinstance(task.settings.method, Elect):
+        return 8  # whole bytes of packed masks
     return task.row_elements if needs_rows(task) else 1
 
 
@@ -98,9 +102,11 @@ def selection_bytes(task: TensorTask, elements: int) -> int:
 
 
 def kept_bytes(task: TensorTask) -> int:
-    """What is held of a whole tensor between its passes, beside sums of rows."""
-    fused = task.settings is not None and isinstance(task.settings.method, Fusion)
-    return 8 * (task.numel // task.row_elements) if fused else 0
+    """What is held of a whole tensor between its passes, beside sums of rows of its task vectors."""
+    method = task.settings.method if task.settings is not None else None
+    if isinstance(method, Elect):  # sums of rows of what masks keep
+        return 24 * len(task.models) * (task.numel // ROW_ELEMENTS + 1)
+    return 8 * (task.numel // task.row_elements) if isinstance(method, Fusion) else 0
 
 
 def selection_of(settings: TensorSettings | None) -> Selection | None:

@@ -1,9 +1,10 @@
-"""Tensors computed while they are read: block-scaled FP8, low-rank adapters, rows gathered from other matrices.
+"""Tensors computed while they are read: block-scaled FP8, low-rank adapters, masked task vectors, gathered rows.
 
 The arithmetic is defined element by element, in fp32, each operation rounded by itself:
 
 * BlockScaled: value(code) * scale of its block.
 * LowRank: weight + scale * (((0 + l_0 r_0) + l_1 r_1) + ...), the sum over the rank in order.
+* MaskedChange: weight + scale * change where the mask has a 1, else the weight.
 * RowGather: the row itself; of several rows their sum in order, starting from 0, divided by their number.
 """
 
@@ -244,6 +245,57 @@ class LowRank:
         low, high = (start % columns, (stop - 1) % columns + 1) if one_row else (0, columns)
         for c0 in range(low, high, self.right.at_once):
             yield c0, min(high, c0 + self.right.at_once)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedChange:
+    """A tensor and, where a mask has a 1, a multiple of a change: a task's model in EMR-Merging (arXiv 2405.17461).
+
+    Args:
+        weight: F32, F16, BF16 or FP8, or derived and F32.
+        change: of the weight's shape and such a dtype.
+        bits: U8 [ceil(elements / 8)], as `Kernels.pack_bits` writes them.
+        scale: rounded to fp32 when it meets the change.
+    """
+
+    weight: TensorLocation
+    change: TensorLocation
+    bits: TensorLocation
+    scale: float
+
+    @property
+    def read_bytes(self) -> int:
+        return self.weight.read_bytes + self.change.read_bytes + self.bits.read_bytes
+
+    @property
+    def out_dtype(self) -> str:
+        return self.weight.out_dtype
+
+    @property
+    def held_bytes(self) -> int:
+        return self.weight.derived.held_bytes if self.weight.derived else 0
+
+    @property
+    def scratch_bytes(self) -> int:
+        inner = self.weight.derived.scratch_bytes if self.weight.derived else 0
+        stored = DTYPES[self.change.info.dtype].size * PIECE_ELEMENTS + PIECE_ELEMENTS // 8 + 1
+        return inner + 2 * 4 * PIECE_ELEMENTS + stored
+
+    def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
+        """Elements [begin, end) as F32."""
+        change = reads.scratch("change", min(PIECE_ELEMENTS, end - begin))
+        size = DTYPES[self.change.info.dtype].size
+
+        def add(values: Array, first: int) -> None:
+            stop = first + len(values)
+            stored, bits = np.empty(len(values) * size, np.uint8), np.empty((stop + 7) // 8 - first // 8, np.uint8)
+            self.change.fill(first, stop, stored, reads)
+            self.bits.fill(first // 8, (stop + 7) // 8, bits, reads)
+            piece = change[: len(values)]
+            reads.kernels.decode(reads.kernels.load(stored), self.change.info.dtype, piece)
+            reads.kernels.add_where(values, piece, reads.kernels.load(bits), first % 8, self.scale)
+
+        _fill_pieces(self.weight, begin, end, into, reads, add)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from itertools import combinations
 from . import density
 from .average import combination_passes
 from .copying import CopyPass
+from .election import ElectPass
 from .fusion import fusion_passes
 from .kernels import WindowCounts
 from .manifest import ModelRow, TensorRow
-from .methods.stages import Band, CombinationMerge, Fusion, NearSwap, TaskVectorMerge, Top, Variance
+from .methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
 from .scans import (
@@ -141,6 +142,8 @@ class TensorFold:
             return combination_passes(state, settings.method)
         if isinstance(settings.method, NearSwap):
             return [NearSwapPass(state, settings.method)]
+        if isinstance(settings.method, Elect):
+            return [ElectPass(state)]
         if isinstance(settings.method, Fusion):
             return fusion_passes(state)
         method = settings.method
@@ -217,6 +220,8 @@ class TensorFold:
         state, task = self.state, self.state.task
         if task.settings is None:
             return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=target.overflowed)
+        if isinstance(self.passes[0], ElectPass):
+            return self.passes[0].row(target)
         densities = state.selector.densities if state.selector else [1.0] * len(task.models)
         selects = isinstance(task.settings.method, TaskVectorMerge | Fusion)
         models: list[ModelRow | None] = [None] * len(task.models)

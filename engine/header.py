@@ -193,7 +193,7 @@ def parse_header(data: bytes, file_size: int, where: str) -> Header:
 
 
 def build_header(
-    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str], keep_order: bool = False
 ) -> tuple[bytes, tuple[TensorInfo, ...]]:
     """Lay tensors out and write the header, byte for byte as the safetensors library does.
 
@@ -202,11 +202,14 @@ def build_header(
     Args:
         tensors: (name, dtype, shape) in any order, names unique.
         metadata: text entries of the header, usually `{"format": "pt"}`.
+        keep_order: tensors lie in the file as they are given, instead of widest dtypes first and then by name.
 
     Returns:
         the header's bytes (8 bytes of length, JSON, spaces up to a multiple of 8); the tensors in file order.
     """
-    ordered = sorted(tensors, key=lambda tensor: (_LAYOUT_RANK[tensor[1]], tensor[0]))
+    ordered = list(tensors)
+    if not keep_order:
+        ordered.sort(key=lambda tensor: (_LAYOUT_RANK[tensor[1]], tensor[0]))
     entries: dict[str, Any] = {METADATA_KEY: dict(sorted(metadata.items()))} if metadata else {}
     begin = 0
     for name, dtype, shape in ordered:

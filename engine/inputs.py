@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .memory import crosses_network
 from .model import Opened, open_models
 from .model_groups import activations_of, donor_of, groups_of, references_of
 from .model_url import ModelUrl, resolve_file_url, resolve_model
+from .parts import cut_parts
 from .plan import Plan, make_plan
 from .recipe_schema import Recipe
 from .settings import METHODS
@@ -144,7 +145,8 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     sources = _sources(recipe, urls, opened, folders)
     writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
-    side = _side_files(found[reference][1], writing, folders)
+    # Parts of EMR-Merging are no models: configuration and tokenizer stay with the base.
+    side = [] if recipe.merge_method == "emr" else _side_files(found[reference][1], writing, folders)
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
     checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
@@ -155,6 +157,11 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     absolute |= {name: file.url for name, file in activations.items()}
     plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations)
     return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
+
+
+def inputs_of_parts(inputs: Inputs) -> tuple[Inputs, ...]:
+    """The inputs of every output of a recipe; InputError as for `cut_parts`."""
+    return tuple(replace(inputs, plan=plan) for plan in cut_parts(inputs.plan))
 
 
 def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folders: Folders) -> list[Source]:

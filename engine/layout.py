@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,30 @@ def cut_shards(tensors: Sequence[tuple[str, str, tuple[int, ...]]], shard_size_b
     return shards
 
 
-def make_shard(tasks: Sequence[TensorTask], members: Sequence[int], index: int, count: int) -> OutputShard:
-    """One output file: its header, and its tensors in the order of the file."""
+def make_shard(
+    tasks: Sequence[TensorTask],
+    members: Sequence[int],
+    index: int,
+    count: int,
+    metadata: Mapping[str, str] = HEADER_METADATA,
+    keep_order: bool = False,
+) -> OutputShard:
+    """One output file: its header, and its tensors in the order of the file; those that leave no tensor come last.
+
+    Args:
+        tasks: of the whole output.
+        members: positions of the file's own.
+        index: which file it is ...
+        count: ... of how many.
+        metadata: text in its header.
+        keep_order: tensors lie in the order of `members` instead of the one that the safetensors library chooses.
+    """
+    stored = [i for i in members if tasks[i].stored != "nothing"]
     header, infos = build_header(
-        [(tasks[i].name, tasks[i].out_dtype, tasks[i].base.info.shape) for i in members], HEADER_METADATA
+        [(tasks[i].name, tasks[i].out_dtype, tasks[i].out_shape) for i in stored], metadata, keep_order
     )
-    by_name = {tasks[i].name: i for i in members}
-    order = tuple(by_name[info.name] for info in infos)
+    by_name = {tasks[i].name: i for i in stored}
+    order = (*(by_name[info.name] for info in infos), *(i for i in members if tasks[i].stored == "nothing"))
     size = len(header) + sum(info.nbytes for info in infos)
     name = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
     return OutputShard(name, order, header, size)

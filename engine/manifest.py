@@ -39,6 +39,13 @@ class ModelRow(_Record):
     l2: float | None
 
 
+class ElectedRow(ModelRow):
+    """The same where a sign is elected; `kept` counts the elements of the model that have it."""
+
+    selected: float
+    """Sum of |t| of the unified task vector over the model's mask."""
+
+
 class TensorRow(_Record):
     """What happened to one tensor."""
 
@@ -46,7 +53,7 @@ class TensorRow(_Record):
     action: Literal["merged", "copied"]
     reason: str = ""
     """Why it was copied."""
-    models: tuple[ModelRow | None, ...] = ()
+    models: tuple[ElectedRow | ModelRow | None, ...] = ()
     """As the models of the tensor's task; None where the model has no such tensor."""
     overlaps: tuple[tuple[int, int, int], ...] = ()
     """(model a, model b, elements that both masks kept)."""

@@ -1,4 +1,4 @@
-"""Models as a recipe names them: checkpoints, as they are stored or quantised, with or without an adapter."""
+"""Models as a recipe names them: checkpoints, as they are stored or quantised, with an adapter or masks of a task."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .model_url import ModelUrl
 from .quantised import with_scales
 from .storage import Store, open_store
 from .storage.joined import JoinedStore
+from .task_model import is_part, refuse_part, unified_url, with_masks
 
 CONFIG_FILE = "config.json"
 
@@ -34,7 +35,7 @@ class Opened:
 
 
 def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mapping[ModelUrl, tuple[Checkpoint, Store]]:
-    """Read the headers of every model and adapter, each once.
+    """Read the headers of every model, adapter and mask, each once.
 
     Args:
         urls: the models.
@@ -44,7 +45,7 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
         Per model the checkpoint, and the store from which its files are read.
 
     Raises:
-        InputError: see `open_checkpoint`, `with_scales` and `with_adapter`.
+        InputError: see `open_checkpoint`, `with_scales`, `with_adapter` and `with_masks`.
     """
     opened, urls = opened or Opened(), list(urls)
     for url in urls:
@@ -58,12 +59,18 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
             opened.models[url] = base, store
         else:
             adapter = opened.folder(url.adapter)
-            checkpoint = with_adapter(base, adapter)
-            opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, [adapter])
+            if is_part(adapter):
+                checkpoint = with_masks(base, adapter, opened.folder(unified_url(adapter)))
+            else:
+                checkpoint = with_adapter(base, adapter)
+            others = [opened.folder(folder) for folder in checkpoint.folders[1:]]
+            opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, others)
     return {url: opened.models[url] for url in urls}
 
 
 def _open_base(url: str, store: Store) -> Checkpoint:
+    if is_part(store):
+        refuse_part(store)
     checkpoint = open_checkpoint(url, store)
     config = _read_config(checkpoint, store)
     texts = [config, config.get("text_config")]

@@ -215,7 +215,7 @@ class _Run:
         outs = []
         for part, target in written:
             place = part.state.windows[window]
-            size = (place.own_end - place.own_begin) * DTYPES[target.task.out_dtype].unit_bytes
+            size = target.task.out_bytes(place.own_end - place.own_begin)
             outs.append(_Out(target, self._pool.acquire(), size))
         return outs
 

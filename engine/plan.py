@@ -33,6 +33,22 @@ NUMERICS = 1
 """Changes whenever the bytes of an output may change."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which of several outputs of one recipe a plan makes."""
+
+    name: str
+    """Of its folder."""
+    task: int | None = None
+    """Which model's masks it holds, by position in the recipe; None: it holds the unified task vector."""
+    unified_id: str = ""
+    """Plan id of the unified task vector that masks belong to."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"name": self.name} | ({} if self.task is None else {"task": self.task, "unified": self.unified_id})
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the output's bytes. Two equal plan ids give equal bytes."""
@@ -54,6 +70,8 @@ class Plan:
     canonical_recipe: Mapping[str, Any] = field(repr=False)
     inputs: Sequence[Mapping[str, Any]] = field(repr=False)
     plan_id: str = ""
+    part: Part | None = None
+    """Which output it is, where the recipe has several."""
 
     @cached_property
     def most_models(self) -> int:
@@ -168,7 +186,6 @@ def make_plan(
     if activations:
         inputs.append({"activations": [activations[name].identity() for name in sorted(activations)]})
     described = canonical(recipe, urls)
-    identity = {"numerics": NUMERICS, "recipe": described, "inputs": inputs, "layout": layout(shards)}
     return Plan(
         recipe,
         blueprint.sources[0],
@@ -180,8 +197,14 @@ def make_plan(
         blueprint.config_edits,
         described,
         inputs,
-        hashlib.sha256(canonical_json(identity)).hexdigest(),
+        plan_id(described, inputs, shards),
     )
+
+
+def plan_id(recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], shards: Sequence[OutputShard]) -> str:
+    """What identifies a plan: the canonical recipe, the inputs and the layout of the output."""
+    identity = {"numerics": NUMERICS, "recipe": recipe, "inputs": list(inputs), "layout": layout(shards)}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

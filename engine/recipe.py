@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .canonical import canonical
 from .errors import RecipeError
 from .model_groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .recipe_dialect import MISPLACED, other_tool, plain_recipe
-from .recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Recipe, Slice, SliceSource
+from .recipe_schema import OUTPUT_DTYPES, TASK_NAME, ModelEntry, Output, Recipe, Slice, SliceSource, task_name
 from .recipe_slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
 from .settings import LATER_METHODS, METHODS, ORDERED, PARAMETERS, Value, read_parameters
@@ -38,12 +38,6 @@ UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
     ("nuslerp_row_wise", True, "with nuslerp_flatten: false, vectors are the rows of the last dimension"),
 )
 """Values of mergekit's parameters that would change the result and are not implemented."""
-
-
-OTHER_METHODS: Mapping[str, str] = {
-    "emr": "EMR-Merging makes a mask and a scale per task beside one checkpoint, and only checkpoints are written",
-}
-"""Published methods that are asked for and do not fit, with why."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -111,8 +105,6 @@ def _unknown_method(method: str) -> str:
     supported = f"supported: {', '.join(METHODS)}"
     if method in LATER_METHODS:
         return f"{method} is not supported by this version; {supported}"
-    if method in OTHER_METHODS:
-        return f"{method} is not supported: {OTHER_METHODS[method]}; {supported}"
     return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
 
 
@@ -195,6 +187,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("nonfinite",), f"{text}; expected error")
     yield from _tokenizer_contradictions(recipe)
     yield from slice_contradictions(recipe)
+    yield from _task_contradictions(recipe)
     for group in groups_of(recipe):
         for i, entry in enumerate(group.entries):
             if group.apart is None or entry.model != group.apart:
@@ -230,6 +223,30 @@ def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
             near = did_you_mean(model, known)
             text = f"expected a model of this recipe as the source of a token's row, got {shorten(model)}{near}"
             yield Problem(("tokenizer", "tokens"), text)
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Outputs per task: their names, and what a mask cannot express."""
+    if recipe.merge_method != "emr":
+        for group in groups_of(recipe):
+            for i, entry in enumerate(group.entries):
+                if entry.name is not None:
+                    yield Problem((*group.entry_path(i), "name"), "names a task; only emr has an output per task")
+        return
+    for key in ("slices", "tokenizer_source", "tokenizer", "chat_template"):
+        if getattr(recipe, key):
+            text = "emr writes masks on the base's own tensors and tokens; use the key when a task's model is merged"
+            yield Problem((key,), text)
+    seen: dict[str, str] = {}
+    for i, entry in enumerate(recipe.models):
+        name = task_name(entry)
+        if entry.model == recipe.base_model:
+            continue
+        if not re.fullmatch(TASK_NAME, name) or name.lower() in ("unified", *seen):
+            why = f"{seen[name.lower()]} has it, too" if name.lower() in seen else "it is no name for a folder here"
+            text = f"the task's folder would be called {shorten(name)}, but {why}; give the model another `name`"
+            yield Problem(("models", i, "name"), text)
+        seen[name.lower()] = shorten(entry.model)
 
 
 def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entry: ModelEntry) -> Iterator[Problem]:

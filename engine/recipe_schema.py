@@ -108,6 +108,11 @@ def _residual_weight(raw: Any) -> None:
         raise ValueError("not supported: mergekit accepts residual_weight and does nothing with it; remove the key")
 
 
+TASK_NAME = r"^\w[\w.-]{0,99}$"
+UNIFIED = "unified"
+"""The folder of the unified task vector of EMR-Merging, which no task may have."""
+
+
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]
 Dtype = Annotated[StrictStr | None, BeforeValidator(_dtype)]
 Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.read_parameters
@@ -135,6 +140,8 @@ class ModelEntry(BaseModel):
     parameters: Settings = Field(default_factory=dict)
     activations: Reference | None = None
     """A file of mean squares that orders this model's changes; None: the recipe's, if it has one."""
+    name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
+    """In `emr`, the name of the task and of its folder; None: the last part of the reference."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +150,11 @@ class ModelEntry(BaseModel):
             return raw
         rest = {key: value for key, value in raw.items() if key != "adapter"}
         return rest | {"model": f"{_reference(raw['model'])}+{_reference(raw['adapter'])}"}
+
+
+def task_name(entry: ModelEntry) -> str:
+    """The name of a model's task: its own, or the last part of the reference without a revision."""
+    return entry.name or entry.model.rstrip("/").rpartition("/")[2].partition("@")[0]
 
 
 class SliceSource(ModelEntry):
@@ -198,7 +210,7 @@ class Recipe(BaseModel):
     tokenizer_source: Reference | None = None
     tokenizer: Annotated[TokenizerKeys | None, BeforeValidator(_tokenizer)] = None
     chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None
-    name: Annotated[StrictStr, Field(pattern=r"^\w[\w.-]{0,99}$")] | None = None
+    name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
     output: Output = Field(default_factory=Output)
 
     _places: Places = PrivateAttr(default_factory=Places)

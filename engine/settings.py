@@ -161,6 +161,7 @@ METHODS: Mapping[str, MethodSchema] = {
     "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
     "nearswap": MethodSchema({"t": REQUIRED}, most=1),
     "arcee_fusion": MethodSchema({}, differences=False, most=1),
+    "emr": MethodSchema({}),
 }
 
 LATER_METHODS = (
@@ -196,10 +197,10 @@ def read_parameters(
         here = (*path, name)
         parameter = IGNORED if name == IGNORED.name else PARAMETERS.get(name)
         if parameter is None:
-            text = f"unknown parameter; {method} takes {', '.join(taken)}{did_you_mean(name, taken)}"
+            text = f"unknown parameter; {method} takes {', '.join(taken) or 'none'}{did_you_mean(name, taken)}"
             problems.append(Problem(here, text))
         elif parameter is not IGNORED and name not in taken:
-            problems.append(Problem(here, f"{method} takes no {name}; it takes {', '.join(taken)}"))
+            problems.append(Problem(here, f"{method} takes no {name}; it takes {', '.join(taken) or 'no parameters'}"))
         elif of_model and not parameter.per_model:
             text = f"{name} is the same for all models; write it under the recipe's own `parameters`"
             problems.append(Problem(here, text))

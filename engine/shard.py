@@ -21,7 +21,7 @@ from .kernels import Kernels
 from .manifest import PLAN_ATTRIBUTE, Receipt, TensorRow
 from .memory import MemoryPlan
 from .meter import Meter
-from .methods.stages import CombinationMerge, TaskVectorMerge
+from .methods.stages import CombinationMerge, Elect, TaskVectorMerge
 from .pipeline import Pipeline
 from .plan import Plan
 from .storage import Store, Writer
@@ -185,7 +185,7 @@ class ShardWorker:
     def _selection(self, member: int, task: TensorTask, survey: Survey | None) -> Hashable:
         """Equal for plans whose masks and statistics of this tensor are the same, whatever they make of them."""
         plan, settings = self._group.plans[member], task.settings
-        if settings is None or not isinstance(settings.method, TaskVectorMerge | CombinationMerge):
+        if settings is None or not isinstance(settings.method, TaskVectorMerge | CombinationMerge | Elect):
             return member
         thresholds = survey.thresholds if survey is not None else None
         of_models = settings.densities, settings.epsilons, settings.gammas

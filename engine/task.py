@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .activations import Activations
 from .header import DTYPES
@@ -53,6 +54,8 @@ class TensorTask:
     """Stored bytes of all inputs, read once."""
     orders: tuple[Activations | None, ...] = ()
     """Per model, what orders its changes besides their magnitude; () where no model has any."""
+    stored: Literal["values", "bits", "nothing"] = "values"
+    """What the output holds of it: a value per element, a bit per element in whole bytes, or no tensor at all."""
 
     @property
     def row_elements(self) -> int:
@@ -62,8 +65,8 @@ class TensorTask:
 
     @property
     def reads_base(self) -> bool:
-        """Whether the reference's own values take part."""
-        return reads_base(self.settings)
+        """Whether the reference's own values take part; a tensor that is left out is only compared with others."""
+        return reads_base(self.settings) and (self.stored != "nothing" or any(self.models))
 
     @property
     def sources(self) -> tuple[TensorLocation | None, ...]:
@@ -84,8 +87,19 @@ class TensorTask:
         return self.origins.index(model + 1, 1) - 1
 
     @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape in the output."""
+        return (-(-self.numel // 8),) if self.stored == "bits" else self.base.info.shape
+
+    @property
     def write_bytes(self) -> int:
-        return self.numel * DTYPES[self.out_dtype].unit_bytes
+        return self.out_bytes(self.numel)
+
+    def out_bytes(self, elements: int) -> int:
+        """Bytes in the output of so many elements, the first of which has an index that 8 divides."""
+        if self.stored == "values":
+            return elements * DTYPES[self.out_dtype].unit_bytes
+        return -(-elements // 8) if self.stored == "bits" else 0
 
 
 def make_task(

@@ -335,6 +335,27 @@ class Kernels(Protocol):
         products are summed in the order of the rank, starting from 0; scale is rounded to f32 first.
         """
 
+    def elect(self, elected: Array, signs: Array, t: Array) -> None:
+        """elected = t where t != 0, (t > 0) == (signs > 0) and |t| > |elected|: the elected sign of 0 is -.
+
+        All are real. Started from 0 and called for every model, it leaves the largest value that has the elected sign.
+        """
+
+    def mask_agreeing(self, t: Array, elected: Array, mask: Array) -> None:
+        """mask = 1 where t and elected are both above 0 or both below; every element of mask is written."""
+
+    def pack_bits(self, mask: Array, out_raw: Array) -> None:
+        """A mask as bits: element i becomes bit i mod 8 (counted from the least significant one) of byte i // 8.
+
+        out_raw is u8 [ceil(L / 8)]; bits behind the last element are 0.
+        """
+
+    def add_where(self, values: Array, change: Array, bits: Array, skip: int, factor: float) -> None:
+        """values += change * factor where bit `skip + i` of `bits` is set for element i; elsewhere values stay.
+
+        values and change are f32; bits are as `pack_bits` writes them; factor is rounded to f32 first.
+        """
+
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         """`task_vector`, `histogram` and `count_equal` of 0 for a whole window in one call, with the same counts.
 

@@ -22,6 +22,7 @@ from . import (
     cpu_blocks,
     cpu_codec,
     cpu_cuts,
+    cpu_election,
     cpu_rows,
     cpu_sources,
     cpu_sums,
@@ -277,6 +278,20 @@ class CpuKernels:
     ) -> None:
         sums = np.empty(cpu_sources.COLUMNS, np.float32)
         cpu_sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale), sums)
+
+    def elect(self, elected: Numbers, signs: Numbers, t: Numbers) -> None:
+        cpu_election.elect(elected, signs, t)
+
+    def mask_agreeing(self, t: Numbers, elected: Numbers, mask: Numbers) -> None:
+        cpu_election.mask_agreeing(t, elected, mask)
+
+    def pack_bits(self, mask: Numbers, out_raw: Numbers) -> None:
+        assert out_raw.size == -(-mask.size // 8)
+        cpu_election.pack_bits(mask, out_raw)
+
+    def add_where(self, values: Numbers, change: Numbers, bits: Numbers, skip: int, factor: float) -> None:
+        assert values.size == change.size and bits.size * 8 >= skip + values.size
+        cpu_election.add_where(values, change, bits, skip, np.float32(factor))
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         return cpu_window.observe_window(look, self._local)

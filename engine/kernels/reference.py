@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import LEAST_CHANGE, ROW, Kind, LookCounts, WindowCounts, WindowFold, WindowLook, torch_rows
+from . import LEAST_CHANGE, ROW, Kind, LookCounts, WindowCounts, WindowFold, WindowLook, torch_election, torch_rows
 
 KINDS = {
     "f32": torch.float32,
@@ -410,6 +410,23 @@ class TorchKernels:
         for j in range(right.shape[0]):
             total = total + left[row, j] * right[j, column]
         values[inside] += total * self._scalar(scale, values)
+
+    def elect(self, elected: Tensor, signs: Tensor, t: Tensor) -> None:
+        """One comparison of signs and one of sizes."""
+        torch_election.elect(elected, signs, t)
+
+    def mask_agreeing(self, t: Tensor, elected: Tensor, mask: Tensor) -> None:
+        """Both above or both below 0."""
+        mask.copy_(torch_election.agreeing(t, elected))
+
+    def pack_bits(self, mask: Tensor, out_raw: Tensor) -> None:
+        """Eight elements per byte."""
+        out_raw.copy_(torch_election.packed(mask))
+
+    def add_where(self, values: Tensor, change: Tensor, bits: Tensor, skip: int, factor: float) -> None:
+        """Elements whose bit is 0 stay as they are."""
+        chosen = torch_election.unpacked(bits, skip, values.numel())
+        values.copy_(torch.where(chosen, values + change * self._scalar(factor, values), values))
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         """None, as for `fold_window`."""

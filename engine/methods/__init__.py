@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .averages import linear, passthrough, task_arithmetic
+from .emr import emr
 from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
 from .pairs import arcee_fusion, nearswap
 from .random import dare_linear, dare_ties, della, della_linear
@@ -33,6 +34,7 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "model_stock": model_stock,
     "nearswap": nearswap,
     "arcee_fusion": arcee_fusion,
+    "emr": emr,
 }
 """Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
 has a base apart from the models. The others are per model."""

@@ -137,4 +137,19 @@ class Fusion:
     reads_base: ClassVar[bool] = True
 
 
-Method = TaskVectorMerge | CombinationMerge | NearSwap | Fusion
+@dataclass(frozen=True, slots=True)
+class Elect:
+    """One part of what EMR-Merging (arXiv 2405.17461) makes of a tensor; all parts look at it alike."""
+
+    task: int | None = None
+    """Whose mask is written, by position in the recipe; None: the unified task vector is."""
+
+    reads_base: ClassVar[bool] = True
+
+    @property
+    def selecting(self) -> Hashable:
+        """The same for all parts."""
+        return "elect"
+
+
+Method = TaskVectorMerge | CombinationMerge | NearSwap | Fusion | Elect

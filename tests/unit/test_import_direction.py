@@ -52,12 +52,14 @@ LAYERS = {
     "engine.quantised": 5,  # what a checkpoint's configuration says of its weights
     "engine.adapter": 5,
     "engine.ties": 5,
-    "engine.model": 6,  # a checkpoint with all of that
+    "engine.model": 8,  # a checkpoint with all of that
     "engine.blueprint": 5,
     "engine.task": 5,  # one tensor of the output
     "engine.demands": 5,
     "engine.layout": 5,
     "engine.plan": 5,
+    "engine.parts": 6,  # plans of several outputs of one recipe
+    "engine.task_model": 7,
     "engine.group": 6,  # plans that share a reading
     "engine.tensor": 6,  # one tensor's state between passes
     "engine.scans": 7,
@@ -69,6 +71,7 @@ LAYERS = {
     "engine.average": 8,
     "engine.nearswap": 8,
     "engine.fusion": 8,
+    "engine.election": 8,
     "engine.task_sum": 8,
     "engine.survey": 9,
     "engine.whole_window": 9,
