@@ -188,7 +188,7 @@ class Reading:
         }
 
     def __str__(self) -> str:
-        names = ", ".join(job.recipe for job in self.jobs)
+        names = ", ".join(dict.fromkeys(job.recipe for job in self.jobs))
         memory = f"{self.memory.peak_bytes >> 20} MiB at most"
         why = f" ({self.apart})" if self.apart else ""
         if len(self.jobs) == 1:

@@ -124,9 +124,10 @@ class MergeReport:
             f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} copied, "
             f"{counted(len(self.plan.shards), 'shard')}{resumed}"
         )
-        for row in manifest.summary:
+        task = self.plan.part.task if self.plan.part is not None else None
+        for row in manifest.summary if task is None else [manifest.summary[task]]:
             yield from self._model_lines(row)
-        for warning in manifest.warnings:
+        for warning in manifest.warnings if task is None else ():
             yield f"  warning: {warning}"
 
     def costs(self) -> Iterator[str]:
@@ -145,7 +146,8 @@ class MergeReport:
         shared = ", ".join(f"{share:.1%} with model {other}" for other, share in row["overlap"].items())
         overlap = f"; positions shared: {shared}" if shared else ""
         kept = f": {row['kept_fraction']:.1%} kept{overlap}" if self.outcome.manifest.merged_tensors else ""
-        yield f"  model {row['model']} {row['url']}{kept}"
+        scale = f"; scale {row['scale']:.6g}" if "scale" in row else ""
+        yield f"  model {row['model']} {row['url']}{kept}{scale}"
 
     def _phase_lines(self) -> Iterator[str]:
         yield f"  {'phase':<8} {'threads':>7} {'seconds':>9} {'GB/s each':>9} {'bytes':>9}"

@@ -111,6 +111,7 @@ class PlanReport:
             "plan_id": plan.plan_id,
             "recipe": self.recipe,
             "method": plan.recipe.merge_method,
+            "part": plan.part.describe() if plan.part is not None else None,
             "out": self.out,
             "state": self.state,
             "inputs": [
@@ -159,7 +160,23 @@ class PlanReport:
 
     def _lines(self) -> Iterator[str]:
         plan = self.plan
-        yield f"plan {plan.plan_id[:16]}: {plan.recipe.merge_method} into {self.out}"
+        yield f"plan {plan.plan_id[:16]}: {plan.recipe.merge_method}{self._part_text()} into {self.out}"
+        if plan.part is None or plan.part.task is None:
+            yield from self._input_lines()
+        yield from self._output_lines()
+        if plan.part is None or plan.part.task is None:
+            yield f"time        {self._time_text()}"
+            for warning in plan.warnings:
+                yield f"warning     {warning}"
+
+    def _part_text(self) -> str:
+        part = self.plan.part
+        if part is None:
+            return ""
+        return ", unified task vector" if part.task is None else f", masks of model {part.task} ({part.name})"
+
+    def _input_lines(self) -> Iterator[str]:
+        plan = self.plan
         for role, checkpoint in self._inputs():
             size = decimal(sum(file.size for file in checkpoint.files))
             files = counted(len(checkpoint.files), "file")
@@ -173,6 +190,9 @@ class PlanReport:
             yield f"  copied    {reason}: {listed(names)}"
         yield from self._difference_lines()
         yield f"read        {decimal(plan.read_bytes)}{self._survey_text()}"
+
+    def _output_lines(self) -> Iterator[str]:
+        plan = self.plan
         largest = max(shard.size for shard in plan.shards)
         shards = counted(len(plan.shards), "shard")
         yield f"write       {decimal(plan.write_bytes)} in {shards} of at most {decimal(largest)}"
@@ -184,9 +204,6 @@ class PlanReport:
         yield f"memory      {peak} MiB at most with {counted(self.memory.threads, 'fold thread')}, limit {limit} MiB"
         free = "unknown or unlimited" if self.disk_free_bytes is None else decimal(self.disk_free_bytes)
         yield f"disk        {decimal(self.disk_needed_bytes)} needed, {free} free"
-        yield f"time        {self._time_text()}"
-        for warning in plan.warnings:
-            yield f"warning     {warning}"
 
     def _difference_lines(self) -> Iterator[str]:
         texts: Mapping[str, str] = {

@@ -32,7 +32,7 @@ from .manifest import (
     encode,
     readable_json,
 )
-from .parts import part_files
+from .parts import part_files, with_scale
 from .plan import NUMERICS, Plan
 from .storage import Store
 from .survey import Round, Survey
@@ -207,7 +207,8 @@ class Output:
         self.store.replace(TENSORS_NAME, write_table(table.arrow))
         if len(ordered) > 1:
             files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
-        manifest = self._manifest(ordered, files, survey, table.summary, {TENSORS_NAME: table.digest})
+        summary = with_scale(self.plan, ordered, table.summary)
+        manifest = self._manifest(ordered, files, survey, summary, {TENSORS_NAME: table.digest})
         self._publish_manifest(manifest)
         return manifest
 

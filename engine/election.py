@@ -1,7 +1,7 @@
 """The pass of EMR-Merging (arXiv 2405.17461): from task vectors to the unified one, and to a mask per task.
 
 For each element: the sign of the sum of all task vectors (that of 0 is -), the largest value that has this sign (0
-without one), and for each model whether its own value has it, too.
+without one), and for each model whether its own value has it, too. See section 2.10 of docs/algorithms.md.
 """
 
 from __future__ import annotations

@@ -118,6 +118,15 @@ def task_scale(plan: Plan, receipts: Sequence[Receipt]) -> Scale:
     return Scale(math.fsum(row.l1 or 0.0 for row in rows), math.fsum(row.selected for row in rows))
 
 
+def with_scale(plan: Plan, receipts: Sequence[Receipt], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The manifest's summary per model; of a task's masks with its scale."""
+    task = plan.part.task if plan.part is not None else None
+    if task is None:
+        return [dict(row) for row in summary]
+    scale = task_scale(plan, receipts).value
+    return [{**row, "scale": scale} if row["model"] == task else dict(row) for row in summary]
+
+
 def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:
     """The small files of a part, by name; nothing for a plan that is no part."""
     if plan.part is None:
@@ -155,9 +164,11 @@ def _task_readme(plan: Plan, scale: Scale) -> str:
     return f"""# The masks of one task
 
 This is no model. The tensors are the masks of the task `{plan.part.name}` of EMR-Merging (arXiv 2405.17461), one bit
-per element: {BIT_ORDER}. The shapes of
-the tensors are in the metadata of the files. The model of the task is the base
-`{plan.base.url}` plus, where the mask has a 1, {scale.value!r} times the
-unified task vector, which is expected in the folder `{UNIFIED}` beside this one. Tensors that are not
-here are the base's own. To merge or evaluate the model, name it in a recipe as BASE+FOLDER.
+per element: {BIT_ORDER}.
+The shapes of the tensors are in the metadata of the files.
+
+The model of the task is the base `{plan.base.url}`
+plus, where the mask has a 1, {scale.value!r} times the unified task vector, which is expected in the folder
+`{UNIFIED}` beside this one. Tensors that are not here are the base's own.
+To merge the model or write it, name it in a recipe as BASE+FOLDER.
 """

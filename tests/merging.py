@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from anabranch.cluster.runner import LocalRunner, Member, Outcome, run
 from anabranch.engine.commit import Output
 from anabranch.engine.group import why_apart
-from anabranch.engine.inputs import open_inputs
+from anabranch.engine.inputs import inputs_of_parts, open_inputs
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.meter import Meter
 from anabranch.engine.model import Opened
@@ -79,6 +79,23 @@ def merge_together(
         inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
         store = open_store(str(out), create=True) if isinstance(out, Path) else out
         members.append(Member(inputs, Output(inputs.plan, store)))
+    return run_together(members, threads, limit_mib, kernels)
+
+
+def merge_parts(
+    recipe: Path, out: Path, threads: int = 2, limit_mib: int = 1024, kernels: Any = None
+) -> dict[str, Outcome]:
+    """One merge in this process of a recipe with several outputs, each into a folder of `out`, by name."""
+    parts = inputs_of_parts(open_inputs(load_recipe(recipe), recipe.parent))
+    members = {}
+    for part in parts:
+        assert part.plan.part is not None
+        store = open_store(str(out / part.plan.part.name), create=True)
+        members[part.plan.part.name] = Member(part, Output(part.plan, store))
+    return dict(zip(members, run_together(list(members.values()), threads, limit_mib, kernels), strict=True))
+
+
+def run_together(members: Sequence[Member], threads: int, limit_mib: int, kernels: Any) -> list[Outcome]:
     for member in members[1:]:
         assert why_apart([members[0].plan], member.plan) == ""
     runner = LocalRunner(members, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())

@@ -12,7 +12,7 @@ from anabranch.engine.settings import METHODS
 
 from .files import FILES, RecipeFile
 
-OURS_ALONE = {"cabs", "magnitude"}
+OURS_ALONE = {"cabs", "emr", "magnitude"}
 """Methods that no mergekit recipe names."""
 
 

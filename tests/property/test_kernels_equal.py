@@ -400,3 +400,34 @@ def flat_part(shape, part):
     count = shape[0] * shape[1]
     start = min(int(part[0] * count), count - 1)
     return start, min(count, start + 1 + int(part[1] * (count - start)))
+
+
+# -- election ----------------------------------------------------------------------------------------------------------
+
+
+@examples(60)
+@given(arrays=tiles(count=3), seed=seeds)
+def test_elections(arrays, seed):
+    t, other, signs = arrays
+    rng = np.random.default_rng(seed)
+    signs[rng.random(signs.size) < 0.2] = 0.0
+    elected = np.zeros_like(t)
+    for vector in (t, other):
+        elected = assert_same(lambda k, e, s, v: k.elect(e, s, v), elected, signs, vector)[0]
+    mask = assert_same(lambda k, v, e, m: k.mask_agreeing(v, e, m), t, elected, random_mask(rng, t.size))[2]
+    np.testing.assert_array_equal(mask, np.sign(t) * np.sign(elected) > 0)
+
+
+@examples(60)
+@given(size=st.integers(1, 5000), skip=st.integers(0, 17), seed=seeds)
+def test_packed_bits(size, skip, seed):
+    rng = np.random.default_rng(seed)
+    mask = random_mask(rng, skip + size)
+    bits = rng.integers(0, 256, -(-mask.size // 8)).astype(np.uint8)
+    bits = assert_same(lambda k, m, b: k.pack_bits(m, b), mask, bits)[1]
+    np.testing.assert_array_equal(bits, np.packbits(mask, bitorder="little"))
+    values, change = rng.standard_normal((2, size)).astype(np.float32)
+    factor = float(rng.standard_normal())
+    found = assert_same(lambda k, v, c, b: k.add_where(v, c, b, skip, factor), values, change, bits)[0]
+    expected = np.where(mask[skip:] == 1, values + change * np.float32(factor), values)
+    assert_bits(found, expected)

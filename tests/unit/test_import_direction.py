@@ -128,7 +128,12 @@ INPUT_OUTPUT = {
 INPUT_OUTPUT |= {"asyncio", "fsspec", "multiprocessing", "s3fs", "threading"}
 
 HEAVY = {"accelerate", "sklearn", "torch", "transformers"}
-MAY_BE_HEAVY = {"engine.kernels.reference", "engine.kernels.torch_rows", "cluster.demo_models"}
+MAY_BE_HEAVY = {
+    "engine.kernels.reference",
+    "engine.kernels.torch_election",
+    "engine.kernels.torch_rows",
+    "cluster.demo_models",
+}
 
 
 @dataclass(frozen=True)

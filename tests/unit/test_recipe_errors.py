@@ -198,6 +198,7 @@ def test_a_wrong_parameter(line: str, words: str) -> None:
 
 
 TIES = "merge_method: ties\nbase_model: b\nmodels: [{model: m}]\n"
+EMR = "merge_method: emr\nbase_model: b\n"
 
 OTHERS = [
     ("", "r.yml: the recipe is empty"),
@@ -280,9 +281,35 @@ OTHERS = [
         TIES + "parameters: {scope: [{filter: a, value: model}]}",
         "parameters.scope: scope is the same for all tensors and takes no filters",
     ),
+    # outputs per task
     (
-        "merge_method: emr\nmodels: []",
-        "merge_method: emr is not supported: EMR-Merging makes a mask and a scale per task",
+        EMR + "models: [{model: m, parameters: {weight: 1}}]",
+        "models[0].parameters.weight: emr takes no weight; it takes no parameters",
+    ),
+    (
+        EMR + "models: [{model: a/m}, {model: b/m}]",
+        "models[1].name: the task's folder would be called 'm', but 'a/m' has it, too",
+    ),
+    (
+        EMR + "models: [{model: a/unified}]",
+        "models[0].name: the task's folder would be called 'unified', but it is no name",
+    ),
+    (
+        EMR + "models: [{model: a+b}]",
+        "called 'a+b', but it is no name for a folder here; give the model another `name`",
+    ),
+    (
+        EMR + "models: [{model: m}]\ntokenizer_source: union",
+        "tokenizer_source: emr writes masks on the base's own tensors",
+    ),
+    (EMR + "models: [{model: m}]\nchat_template: auto", "chat_template: emr writes masks on the base's own tensors"),
+    (
+        EMR + "slices: [{sources: [{model: b, layer_range: [0, 1]}, {model: m, layer_range: [0, 1]}]}]",
+        "slices: emr writes masks on the base's own tensors",
+    ),
+    (
+        EMR.replace("emr", "ties") + "models: [{model: m, name: t}]",
+        "models[0].name: names a task; only emr has an output per task",
     ),
     # what mergekit ignores, and files of its other tools
     (TIES + "random_seed: 3", "r.yml:4: random_seed: unknown key; expected one of"),
@@ -290,7 +317,7 @@ OTHERS = [
     (
         "merge_method: linear\nmodels: [{model: m, layer_range: [0, 2]}]",
         (
-            "models[0].layer_range: unknown key; expected one of model, adapter, parameters, activations; "
+            "models[0].layer_range: unknown key; expected one of model, adapter, parameters, activations, name; "
             "layers are chosen under `slices`"
         ),
     ),
