@@ -8,6 +8,7 @@ from itertools import combinations
 
 from . import density
 from .average import combination_passes
+from .brackets import order_passes
 from .copying import CopyPass
 from .election import ElectPass
 from .fusion import fusion_passes
@@ -171,7 +172,7 @@ class TensorFold:
         quantiles = [i for i in local if i not in by_moments]
         if quantiles:
             orders = [o for i in quantiles for o in quantile_orders(state, i, self._density_from_quantiles)]
-            passes += [OrderPass(state, orders, depth, []) for depth in range(len(state.levels))]
+            passes += order_passes(state, orders)
         return passes
 
     def _densities_from_moments(self, models: dict[int, TadropDensity]) -> None:
@@ -205,10 +206,10 @@ class TensorFold:
             return []
         if isinstance(selection, Variance):
             shared = edge_orders(state, state.present[0], sequential=False)
-            return [OrderPass(state, shared, depth, []) for depth in depths]
+            return order_passes(state, shared)
         if isinstance(selection, Band) or not selection.sequential:
             orders = [order for i in state.present for order in edge_orders(state, i, sequential=False)]
-            return [OrderPass(state, orders, depth, []) for depth in depths]
+            return order_passes(state, orders)
         passes: list[Pass] = []
         for place, i in enumerate(state.present):
             in_turn = edge_orders(state, i, sequential=True)

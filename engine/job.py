@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .source import TensorLocation
-from .tensor import Pass, Target, TensorState
+from .tensor import OptionalPass, Pass, Target, TensorState
 
 Need = tuple[int, TensorLocation]
 """A source of the pipeline, and the tensor in it."""
@@ -29,6 +29,11 @@ class Part:
             None if location is None else (self.places[origin], location)
             for origin, location in zip(task.origins, task.sources, strict=True)
         ]
+
+    def needed(self, turn: int) -> bool:
+        """Whether its pass in that turn has something to do; valid when the turns before are over."""
+        own = self.passes[turn]
+        return own.needed if isinstance(own, OptionalPass) else True
 
 
 @dataclass(slots=True)
@@ -54,6 +59,10 @@ class Job:
     def in_turn(self, turn: int) -> list[Part]:
         """The parts that have a pass then."""
         return [part for part in self.parts if turn < len(part.passes)]
+
+    def optional(self, turn: int) -> bool:
+        """Whether it is known only when the turns before are over that parts have something to do then."""
+        return all(isinstance(part.passes[turn], OptionalPass) for part in self.in_turn(turn))
 
     def written_in(self, turn: int) -> list[tuple[Part, Target]]:
         """What the last passes of parts write in that turn."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,23 @@ LEVELS_32 = ((15, 16), (0, 15))
 """(shift, bits) of each histogram over the 31-bit magnitude pattern of fp32, most significant first."""
 LEVELS_64 = ((47, 16), (31, 16), (15, 16), (0, 15))
 """The same for the 63-bit pattern of fp64."""
+
+LARGEST_KEY = 0x7FFFFFFF
+"""Of fp32."""
+
+
+class Bracket(NamedTuple):
+    """Keys of fp32 between which an order statistic lies if the guess was good, both inclusive.
+
+    bf16 models have many equal keys: often both are the same, and more often many elements are equal to either.
+    """
+
+    low: int
+    high: int
+
+
+NO_BRACKET = Bracket(0, 0)
+"""Of zeros alone."""
 
 
 class RankSearch:
@@ -30,6 +49,13 @@ class RankSearch:
         self.prefix = 0
         self.above = 0
         self.equal = 0
+
+    @classmethod
+    def found(cls, rank: int, levels: tuple[tuple[int, int], ...], key: int, above: int, equal: int) -> RankSearch:
+        """A search that is over, because the key was found in another way."""
+        search = cls(rank, levels)
+        search.level, search.prefix, search.above, search.equal = len(levels), key, above, equal
+        return search
 
     @property
     def shift(self) -> int:

@@ -193,6 +193,11 @@ class _Run:
         before: _Turn | None = None
         for index in range(job.turns):
             last = index == job.turns - 1
+            if before is not None and not resident and job.optional(index):
+                if not self._finished(before):
+                    return
+                if not any(part.needed(index) for part in job.in_turn(index)):
+                    continue
             turn = self._start_turn(job, index, needs if resident else job.needs(index))
             for window in range(job.windows):
                 reads = kept[window] if resident and index else self._start_reads(turn, window)
@@ -261,11 +266,12 @@ class _Run:
 
     def _fold(self, item: _Item, workspaces: dict[Real, Workspace]) -> None:
         turn = item.turn
-        parts = turn.job.in_turn(turn.index)
+        parts = [(part, picks) for part, picks in zip(turn.job.in_turn(turn.index), turn.picks, strict=True)]
+        parts = [(part, picks) for part, picks in parts if part.needed(turn.index)]
         outs = iter(item.outs)
         span = turn.job.span(item.window)
-        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs)):
-            for part, picks in zip(parts, turn.picks, strict=True):
+        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs if parts)):
+            for part, picks in parts:
                 window = part.state.windows[item.window]
                 own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
                 raws = [
@@ -279,7 +285,7 @@ class _Run:
             turn.remaining -= 1
             finished = turn.remaining == 0
         if finished:
-            for part in parts:
+            for part, _ in parts:
                 part.passes[turn.index].finish()
             turn.done.set()
         item.folded.set_result(True)

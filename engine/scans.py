@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .kernels import Array, LookCounts, WindowLook, fold_rows, host
-from .order import RankSearch, key_value, quantile_rank
+from .order import NO_BRACKET, Bracket, RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
 from .tensor import TensorState, WindowData, Workspace
 from .windows import ROW_ELEMENTS, tiles
@@ -137,6 +137,9 @@ class Order:
         then: called once with the finished search.
         claim_levels: how many claim levels are told apart; 1 where claims do not matter.
         of_order: whether it is a statistic of what a mask orders the model's elements by, instead of its task vector.
+        bracket: where its key is expected.
+        settled: whether nothing is searched any more.
+        equals: called after `then` where it is known how many elements of each window have the found key.
     """
 
     model: int
@@ -149,6 +152,16 @@ class Order:
     search: RankSearch | None = None
     level: int = 0
     """Claim level that the search goes on in."""
+    bracket: Bracket = NO_BRACKET
+    settled: bool = False
+    equals: Callable[[list[int]], None] | None = None
+
+    def settle(self, search: RankSearch, level: int, equals: list[int] | None = None) -> None:
+        """Hand the finished search on."""
+        self.settled = True
+        self.then(search, level)
+        if equals is not None and self.equals is not None:
+            self.equals(equals)
 
 
 class _Look(NamedTuple):
@@ -179,7 +192,7 @@ class OrderPass:
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
         state = self._state
-        wanted = [(order, self._looks(order)) for order in self._orders]
+        wanted = [(order, self._looks(order)) for order in self._orders if not order.settled]
         looks = list(dict.fromkeys(look for _, own in wanted for look in own))  # searches may share them
         nonfinite = [0] * len(self._nonfinite)
         whole = self._look_whole(data, looks)
@@ -203,8 +216,8 @@ class OrderPass:
         """The histograms that one search needs."""
         if self._depth == 0:
             return [_Look(order.model, order.of_order, level, 0) for level in range(order.claim_levels)]
-        found = order.search
-        return [] if found is None else [_Look(order.model, order.of_order, order.level, found.prefix)]
+        assert order.search is not None
+        return [_Look(order.model, order.of_order, order.level, order.search.prefix)]
 
     def _look_whole(self, data: WindowData, looks: list[_Look]) -> LookCounts | None:
         """All histograms of a window with one call, where claims do not matter and the tensor is of the usual kind."""
@@ -252,24 +265,33 @@ class OrderPass:
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
         for order in self._orders:
-            self._narrow(order)
+            if not order.settled:
+                self._narrow(order)
 
     def _narrow(self, order: Order) -> None:
         chosen = 0
         if self._depth == 0:
             place = order.rank([int(c.sum()) for c in order.counts], order.zeros)
             if place is None:
-                order.counts = []
+                order.counts, order.settled = [], True
                 return
             order.level, rank = place
             order.search = RankSearch(rank, self._state.levels)
             chosen = order.level
-        if order.search is None:
-            return
+        assert order.search is not None
         order.search.narrow(order.counts[chosen])
         order.counts = []
         if order.search.level == len(self._state.levels):
-            order.then(order.search, order.level)
+            order.settle(order.search, order.level)
+
+
+class FallbackPass(OrderPass):
+    """The same for statistics that no pass before has settled."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether there are any."""
+        return not all(order.settled for order in self._orders)
 
 
 def edge_orders(state: TensorState, i: int, sequential: bool) -> list[Order]:
@@ -300,7 +322,13 @@ def _edge_order(state: TensorState, i: int, edge: int, sequential: bool) -> Orde
     def then(search: RankSearch, level: int) -> None:
         selector.edges[i][edge] = state.new_edge(cut_from(search, level))
 
-    return Order(i, rank, then, claim_levels=i + 1 if sequential else 1, of_order=True)
+    def equals(counts: list[int]) -> None:
+        found = selector.edges[i][edge]
+        if found is not None and found.ledger is not None:
+            for window, count in enumerate(counts):
+                found.ledger.publish(window, count)
+
+    return Order(i, rank, then, claim_levels=i + 1 if sequential else 1, of_order=True, equals=equals)
 
 
 def quantile_orders(state: TensorState, i: int, then: Callable[[int, float, float, bool], None]) -> list[Order]:

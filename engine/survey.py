@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import density
+from .brackets import order_passes
 from .demands import grain
 from .errors import RecipeError
 from .job import Job, Part
@@ -25,7 +26,7 @@ from .methods.stages import ModelThreshold, TaskVectorMerge
 from .order import LEVELS_32, RankSearch
 from .pipeline import Pipeline
 from .plan import Plan
-from .scans import OrderPass, RowSums, add_into, check_moments, quantile_orders
+from .scans import RowSums, add_into, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut, Edge
 from .settings import TadropDensity
 from .storage import Store
@@ -214,7 +215,7 @@ class _ShardSurvey:
             self._quantiles[state.task.name, i] = (median, high)
 
         orders = [order for i in state.present for order in quantile_orders(state, i, found)]
-        return [statistics, *(OrderPass(state, orders, depth, []) for depth in range(len(state.levels)))]
+        return [statistics, *order_passes(state, orders)]
 
     def add(self, job: Job) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class Pass(Protocol):
     def run(self, data: WindowData, workspace: Workspace) -> None: ...
 
     def finish(self) -> None: ...
+
+
+@runtime_checkable
+class OptionalPass(Pass, Protocol):
+    """A pass that the passes before may make superfluous: then it is neither run nor finished, and nothing is read."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do; asked when the passes before are finished."""
 
 
 class Workspace:

@@ -61,6 +61,45 @@ class LookCounts:
     """[histograms]"""
 
 
+NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, NEAR_COUNTS = range(5)
+"""What `Kernels.count_near` counts: keys above, at the high end and at the low end of a bracket, and zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowNear:
+    """Keys of a window's task vectors near some brackets, for `Kernels.near_window`; as `count_near` counts them."""
+
+    inputs: WindowInputs
+    near: Sequence[tuple[int, int, int]]
+    """Which of the models, low and high."""
+    room: int
+    """How many keys inside a bracket are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearCounts:
+    """What `Kernels.near_window` counted."""
+
+    nonfinite: npt.NDArray[np.int64]
+    """[1 + models], of the base first."""
+    counts: npt.NDArray[np.int64]
+    """[brackets, NEAR_COUNTS]"""
+    inside: npt.NDArray[np.int32]
+    """[brackets, room]: keys strictly inside ..."""
+    numbers: npt.NDArray[np.int64]
+    """[brackets]: ... and how many there are, which may be more than there is room."""
+
+    @classmethod
+    def empty(cls, models: int, brackets: int, room: int) -> NearCounts:
+        """Of no element."""
+        return cls(
+            np.zeros(1 + models, np.int64),
+            np.zeros((brackets, NEAR_COUNTS), np.int64),
+            np.empty((brackets, room), np.int32),
+            np.zeros(brackets, np.int64),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class WindowSum:
     """What one output makes of the task vectors that a window's masks keep; lists of models as in `WindowFold`."""
@@ -198,6 +237,15 @@ class Kernels(Protocol):
 
     def count_equal(self, t: Array, claims: Array | None, level: int, key: int) -> int:
         """Number of elements with that key (and, with claims, claims == level)."""
+
+    def count_near(
+        self, t: Array, low: int, high: int, counts: npt.NDArray[np.int64], inside: npt.NDArray[np.int32]
+    ) -> int:
+        """counts += the numbers of keys above `high`, equal to it, equal to `low`, and of zeros; t is float32.
+
+        Returns how many keys lie strictly between; as many of them as there is room for are written to `inside`, in
+        the order of elements. Both arrays are in host memory.
+        """
 
     def mask_top(
         self,
@@ -358,6 +406,12 @@ class Kernels(Protocol):
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         """`task_vector`, `histogram` and `count_equal` of 0 for a whole window in one call, with the same counts.
+
+        None where this implementation has no such call for such a window.
+        """
+
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        """`task_vector` and `count_near` for a whole window in one call, with the same counts.
 
         None where this implementation has no such call for such a window.
         """

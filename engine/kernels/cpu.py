@@ -16,9 +16,11 @@ from . import (
     WINDOW_ROWS,
     Kind,
     LookCounts,
+    NearCounts,
     WindowCounts,
     WindowFold,
     WindowLook,
+    WindowNear,
     cpu_blocks,
     cpu_codec,
     cpu_cuts,
@@ -132,6 +134,12 @@ class CpuKernels:
             claims = NOTHING if claims is None else claims
             bins = np.empty(cpu_cuts.CHUNK, np.uint16)
             cpu_cuts.count_some(patterns, magnitude, claims, level, shift, bits, prefix, counts, bins)
+
+    def count_near(
+        self, t: Numbers, low: int, high: int, counts: npt.NDArray[np.int64], inside: npt.NDArray[np.int32]
+    ) -> int:
+        patterns, magnitude = _bits(t)
+        return int(cpu_cuts.count_near(patterns, magnitude, np.int32(low), np.int32(high), counts, inside, 0))
 
     def count_equal(self, t: Numbers, claims: Numbers | None, level: int, key: int) -> int:
         patterns, magnitude = _bits(t)
@@ -295,6 +303,9 @@ class CpuKernels:
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         return cpu_window.observe_window(look, self._local)
+
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        return cpu_window.near_window(near, self._local)
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         return cpu_window.fold_window(fold, self._local)

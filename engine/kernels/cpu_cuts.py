@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from . import NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO
 from .compile import jit
 
 CHUNK = 2048
@@ -42,6 +43,40 @@ def count_some(
             chosen += np.int64(((key >> shift) >> width == prefix) & at_level)
         for i in range(chosen):
             counts[bins[i]] += 1
+
+
+@jit
+def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside: Any, number: int) -> int:
+    """`Kernels.count_near`, with `number` keys in `inside` already; returns how many there are now.
+
+    Counting vectorises. Only chunks that hold keys strictly between the ends are packed into the list, as in
+    `count_some`; the last place of the list is overwritten where there is no room left.
+    """
+    for start in range(0, bits.size, CHUNK):
+        part = bits[start : start + CHUNK]
+        above, from_high, above_low = np.uint32(0), np.uint32(0), np.uint32(0)
+        from_low, zeros = np.uint32(0), np.uint32(0)
+        for i in range(part.size):
+            key = part[i] & largest
+            above = np.uint32(above + np.uint32(key > high))
+            from_high = np.uint32(from_high + np.uint32(key >= high))
+            above_low = np.uint32(above_low + np.uint32(key > low))
+            from_low = np.uint32(from_low + np.uint32(key >= low))
+            zeros = np.uint32(zeros + np.uint32(key == 0))
+        counts[NEAR_ABOVE] += np.int64(above)
+        counts[NEAR_HIGH] += np.int64(from_high) - np.int64(above)
+        counts[NEAR_LOW] += np.int64(from_low) - np.int64(above_low)
+        counts[NEAR_ZERO] += np.int64(zeros)
+        between = np.int64(above_low) - np.int64(from_high)  # below 0 where both ends are the same key
+        if between > 0 and inside.size:
+            last = inside.size - 1
+            place: Any = number
+            for i in range(part.size):
+                key = part[i] & largest
+                inside[min(place, last)] = key
+                place += np.int64((low < key) & (key < high))
+        number += max(int(between), 0)
+    return number
 
 
 @jit

@@ -14,7 +14,7 @@ from . import ROW
 from .compile import jit
 from .cpu_blocks import mask_next_blocks, start_search
 from .cpu_codec import read_bf16, write_narrow
-from .cpu_cuts import count_all, count_equal, count_some, mask_top
+from .cpu_cuts import count_all, count_equal, count_near, count_some, mask_top
 from .cpu_sums import accumulate, accumulate_agreeing, divide, divide_by, moments, pair_overlap, scale
 from .philox import mask_random
 
@@ -104,6 +104,42 @@ def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any) ->
 
 
 @jit
+def read_piece(inputs: Any, starts: Any, begin: int, length: int, nonfinite: Any, reals: Any) -> None:
+    """Decode a piece of the base and of every model's task vector."""
+    base = reals[BASE, :length]
+    nonfinite[0] += read_bf16(inputs[starts[0] + begin : starts[0] + begin + length], base, False, base)
+    for i in range(starts.size - 1):
+        first, t = starts[1 + i] + begin, reals[REALS + i, :length]
+        nonfinite[1 + i] += read_bf16(inputs[first : first + length], base, True, t)
+
+
+@jit
+def near_window(
+    inputs: Any,
+    starts: Any,
+    elements: int,
+    wanted: Any,
+    nonfinite: Any,
+    counts: Any,
+    inside: Any,
+    numbers: Any,
+    reals: Any,
+) -> None:
+    """Counts near brackets: i64 counts [wanted, NEAR_COUNTS], i32 inside [wanted, room], i64 numbers [wanted].
+
+    `wanted` is i64 [wanted, 3]: a model, low and high. Other arguments as those of `fold_window`.
+    """
+    size = reals.shape[1]
+    for begin in range(0, elements, size):
+        length = min(size, elements - begin)
+        read_piece(inputs, starts, begin, length, nonfinite, reals)
+        for j in range(wanted.shape[0]):
+            bits = reals[REALS + wanted[j, 0], :length].view(np.int32)
+            low, high = np.int32(wanted[j, 1]), np.int32(wanted[j, 2])
+            numbers[j] = count_near(bits, LARGEST, low, high, counts[j], inside[j], numbers[j])
+
+
+@jit
 def observe_window(
     inputs: Any,
     starts: Any,
@@ -122,15 +158,10 @@ def observe_window(
 
     Other arguments as those of `fold_window`.
     """
-    models, size = starts.size - 1, reals.shape[1]
+    size = reals.shape[1]
     for begin in range(0, elements, size):
         length = min(size, elements - begin)
-        base = reals[BASE, :length]
-        nonfinite[0] += read_bf16(inputs[starts[0] + begin : starts[0] + begin + length], base, False, base)
-        for i in range(models):
-            first = starts[1 + i] + begin
-            t = reals[REALS + i, :length]
-            nonfinite[1 + i] += read_bf16(inputs[first : first + length], base, True, t)
+        read_piece(inputs, starts, begin, length, nonfinite, reals)
         for j in range(wanted.shape[0]):
             bits, counts = reals[REALS + wanted[j, 0], :length].view(np.int32), histograms[j]
             if wanted[j, 1] == 0 and shift + width == 31:

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from . import (
     ROW,
     LookCounts,
+    NearCounts,
     WindowCounts,
     WindowFold,
     WindowInputs,
     WindowLook,
+    WindowNear,
     cpu_blocks,
     cpu_cuts,
     cpu_fold,
@@ -89,6 +91,22 @@ def observe_window(look: WindowLook, local: threading.local) -> LookCounts | Non
         counts.nonfinite, counts.histograms, counts.zeros, scratch.reals, np.empty(cpu_cuts.CHUNK, np.uint16),
     )  # fmt: skip
     return counts
+
+
+def near_window(near: WindowNear, local: threading.local) -> NearCounts | None:
+    """See `Kernels.near_window`; for tensors in bf16."""
+    models = len(near.inputs.raws) - 1
+    if not _in_bf16(near.inputs) or not models:
+        return None
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in near.inputs.raws])
+    wanted = np.array(near.near, np.int64).reshape(-1, 3)
+    found = NearCounts.empty(models, len(wanted), near.room)
+    scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
+    cpu_fold.near_window(
+        inputs, starts, len(near.inputs.raws[0]) // 2, wanted,
+        found.nonfinite, found.counts, found.inside, found.numbers, scratch.reals,
+    )  # fmt: skip
+    return found
 
 
 def _in_bf16(inputs: WindowInputs) -> bool:

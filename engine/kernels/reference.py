@@ -10,7 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import LEAST_CHANGE, ROW, Kind, LookCounts, WindowCounts, WindowFold, WindowLook, torch_election, torch_rows
+from . import (
+    LEAST_CHANGE,
+    ROW,
+    Kind,
+    LookCounts,
+    NearCounts,
+    WindowCounts,
+    WindowFold,
+    WindowLook,
+    WindowNear,
+    torch_election,
+    torch_rows,
+)
 
 KINDS = {
     "f32": torch.float32,
@@ -236,6 +248,17 @@ class TorchKernels:
             equal &= claims == level
         return int(equal.sum())
 
+    def count_near(
+        self, t: Tensor, low: int, high: int, counts: npt.NDArray[np.int64], inside: npt.NDArray[np.int32]
+    ) -> int:
+        """Compare and add; then a list."""
+        keys = _keys(t)
+        for place, chosen in enumerate((keys > high, keys == high, keys == low, keys == 0)):
+            counts[place] += int(chosen.sum())
+        between = keys[(low < keys) & (keys < high)]
+        inside[: between.numel()] = between[: len(inside)].cpu().numpy()
+        return between.numel()
+
     def mask_top(
         self,
         t: Tensor,
@@ -431,6 +454,11 @@ class TorchKernels:
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         """None, as for `fold_window`."""
         del look
+        return None
+
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        """None, as for `fold_window`."""
+        del near
         return None
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:

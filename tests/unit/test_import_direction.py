@@ -63,6 +63,7 @@ LAYERS = {
     "engine.group": 6,  # plans that share a reading
     "engine.tensor": 6,  # one tensor's state between passes
     "engine.scans": 7,
+    "engine.brackets": 8,
     "engine.memory": 7,
     "engine.job": 7,
     "engine.pipeline": 8,
