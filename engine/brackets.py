@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .demands import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, sample_elements
 from .header import DTYPES
 from .kernels import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, NearCounts, WindowNear, host
 from .order import LARGEST_KEY, NO_BRACKET, Bracket, RankSearch
@@ -20,18 +21,12 @@ from .scans import FallbackPass, Order, OrderPass, add_into
 from .tensor import Pass, TensorState, WindowData, Workspace
 from .windows import Window, tiles
 
-SAMPLE_ELEMENTS = 1 << 15
-"""Of tensors up to this size the sample is everything, and brackets hold one key."""
-SAMPLE_SHIFT = 10
-"""Of very large tensors, one element in 2^10."""
 CHUNK = 16
 """Elements that are sampled together: a cache line at the most."""
 DEVIATIONS = 5.0
 """Half the width of a bracket in standard deviations of a sampled rank; neighbours in a tensor are somewhat alike."""
 FOUND_PER_WINDOW = 1 << 17
 """Keys inside a bracket that one window may have: as many as fit where a histogram would lie."""
-FOUND_PER_TENSOR = 1 << 18
-"""Keys inside one bracket that are held between the passes; 1 MiB."""
 
 
 def order_passes(state: TensorState, orders: list[Order]) -> list[Pass]:
@@ -51,7 +46,7 @@ def sample_places(window: Window, numel: int) -> NDArray[np.int64]:
 
     Every period of the tensor has one, at a place that differs from period to period so that it follows no columns.
     """
-    period = CHUNK * max(1, -(-numel // max(SAMPLE_ELEMENTS, numel >> SAMPLE_SHIFT)))
+    period = CHUNK * max(1, -(-numel // sample_elements(numel)))
     numbers = np.arange(window.own_begin // period, -(-window.own_end // period), dtype=np.int64)
     scattered = (numbers * 0x9E3779B1 & 0xFFFFFFFF) * (period - CHUNK + 1) >> 32
     places = numbers * period + scattered
@@ -225,13 +220,13 @@ class BracketPass:
 
     def _settle(self, order: Order, near: _Near) -> None:
         state = self._state
-        order.zeros = [int(near.counts[:, NEAR_ZERO].sum())]
-        place = order.rank([state.task.numel], order.zeros)
+        zeros = [int(near.counts[:, NEAR_ZERO].sum())]
+        place = order.rank([state.task.numel], zeros)
         if place is None:
             order.settled = True
             return
         found = near.find(place[1], order.bracket)
         if found is None:
             return
-        key, above, equal = found
+        order.zeros, (key, above, equal) = zeros, found
         order.settle(RankSearch.found(place[1], state.levels, key, above, int(equal.sum())), 0, equal.tolist())

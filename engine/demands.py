@@ -23,6 +23,12 @@ from .windows import ROW_ELEMENTS
 
 RANKED_ROW_BYTES = 32 << 10
 """Counters of digits and of random numbers, whatever the length of a row."""
+SAMPLE_ELEMENTS = 1 << 15
+"""Of tensors up to this size a sample is everything."""
+SAMPLE_SHIFT = 10
+"""Of very large tensors, one element in 2^10."""
+FOUND_PER_TENSOR = 1 << 18
+"""Keys near one cut that are held between passes."""
 SurveyKind = str
 """'' (none), 'moments', 'quantiles' or 'threshold'."""
 
@@ -45,7 +51,7 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
     """How often the inputs of a tensor are looked at; the last time its output is written."""
     if settings is None:
         return 1
-    levels = 4 if is_double else 2
+    levels = 4 if is_double else 2  # of histograms; or a sample and a count, where that settles the cuts
     if isinstance(settings.method, CombinationMerge):
         return 2 if settings.method.coefficients.needs_gram and not settings.method.by_row else 1
     if not isinstance(settings.method, TaskVectorMerge):
@@ -103,10 +109,21 @@ def selection_bytes(task: TensorTask, elements: int) -> int:
 
 def kept_bytes(task: TensorTask) -> int:
     """What is held of a whole tensor between its passes, beside sums of rows of its task vectors."""
-    method = task.settings.method if task.settings is not None else None
-    if isinstance(method, Elect):  # sums of rows of what masks keep
+    settings = task.settings
+    if settings is None:
+        return 0
+    if isinstance(settings.method, Elect):  # sums of rows of what masks keep
         return 24 * len(task.models) * (task.numel // ROW_ELEMENTS + 1)
-    return 8 * (task.numel // task.row_elements) if isinstance(method, Fusion) else 0
+    if isinstance(settings.method, Fusion):
+        return 8 * (task.numel // task.row_elements)
+    searches = passes_over(settings, task.is_double) > 1 and isinstance(settings.method, TaskVectorMerge)
+    held = min(task.numel, sample_elements(task.numel) + FOUND_PER_TENSOR)
+    return 4 * held * len(task.models) * histograms_per_model(settings) if searches else 0
+
+
+def sample_elements(numel: int) -> int:
+    """How many elements of a tensor are sampled, about."""
+    return max(SAMPLE_ELEMENTS, numel >> SAMPLE_SHIFT)
 
 
 def selection_of(settings: TensorSettings | None) -> Selection | None:

@@ -193,14 +193,16 @@ class _Run:
         before: _Turn | None = None
         for index in range(job.turns):
             last = index == job.turns - 1
+            idle = False
             if before is not None and not resident and job.optional(index):
                 if not self._finished(before):
                     return
-                if not any(part.needed(index) for part in job.in_turn(index)):
+                idle = not any(part.needed(index) for part in job.in_turn(index))
+                if idle and not last:
                     continue
             turn = self._start_turn(job, index, needs if resident else job.needs(index))
             for window in range(job.windows):
-                reads = kept[window] if resident and index else self._start_reads(turn, window)
+                reads = kept[window] if resident and index else [] if idle else self._start_reads(turn, window)
                 if resident and index == 0:
                     kept.append(reads)
                 outs = self._start_outs(job.written_in(index), window)

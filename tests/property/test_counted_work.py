@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from anabranch.cluster.runner import LocalRunner, Member, run
+from anabranch.engine import brackets
 from anabranch.engine.commit import Output
 from anabranch.engine.inputs import open_inputs
-from anabranch.engine.kernels import LookCounts, WindowCounts, WindowFold, WindowLook, cpu_window
+from anabranch.engine.kernels import (
+    LookCounts,
+    NearCounts,
+    WindowCounts,
+    WindowFold,
+    WindowLook,
+    WindowNear,
+    cpu_window,
+)
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import AHEAD, LARGEST_SLAB, BufferPool
 from anabranch.engine.meter import Meter
+from anabranch.engine.order import NO_BRACKET
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.storage import open_store
 from anabranch.engine.windows import TILE_ELEMENTS
@@ -49,6 +60,9 @@ class CountingKernels(CpuKernels):
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         return super().observe_window(look) if self._whole else None
+
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        return super().near_window(near) if self._whole else None
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +105,9 @@ TILE_BY_TILE: list[tuple[dict[str, Any], int]] = [
     ({"merge_method": "sce", "parameters": {"select_topk": 0.2}}, 4),
 ]
 """Recipes, and how often each looks at its inputs."""
+SEARCHING = {"ties", "breadcrumbs", "sce"}
+"""Of these looks, one is at a sample: one small tile for each window."""
+WINDOWS = -(-TILES // WINDOW_TILES)
 
 
 def named(recipe: Any) -> str | None:
@@ -119,14 +136,13 @@ def test_a_window_is_folded_in_one_call(
     )
     meter, calls = counted(checkpoints, tmp_path, recipe)
     assert_bytes(meter, passes)
-    windows = -(-TILES // WINDOW_TILES)
-    assert calls["fold_window"] == windows
+    assert calls["fold_window"] == WINDOWS
     assert calls["finish"] == calls["accumulate"] == calls["mask_blocks"] == calls["mask_random"] == 0
-    histograms = passes - 1 if recipe["merge_method"] == "ties" else 0
-    assert calls["observe_window"] == histograms * windows
-    # Moments still go tile by tile; a cut between equal values may need one more look to count them.
-    moments = passes - 1 - histograms
-    assert moments * TILES <= calls["decode"] <= (moments + 1) * TILES
+    searches = recipe["merge_method"] in SEARCHING
+    assert calls["near_window"] == searches * WINDOWS
+    assert calls["observe_window"] == calls["histogram"] == calls["count_equal"] == 0
+    moments = passes - 1 - 2 * searches  # these still go tile by tile
+    assert calls["decode"] == moments * TILES + searches * WINDOWS
     assert 1 <= len(made) <= 2  # once for each fold thread
 
 
@@ -136,15 +152,31 @@ def test_tile_by_tile_every_pass_decodes_once(
 ) -> None:
     meter, calls = counted(checkpoints, tmp_path, recipe, whole=False)
     assert_bytes(meter, passes)
-    # A cut between equal values may need one more look to count them.
-    assert passes * TILES <= calls["decode"] <= (passes + 1) * TILES
+    searches = recipe["merge_method"] in SEARCHING
+    assert calls["decode"] == (passes - searches) * TILES + searches * WINDOWS
+    assert calls["histogram"] == calls["count_equal"] == 0
     assert calls["task_vector"] == 2 * calls["decode"]
     assert calls["finish"] == TILES
 
 
+@pytest.mark.parametrize("missed", [False, True])
+def test_what_a_sample_spares_is_not_read_either(checkpoints: Path, tmp_path: Path, missed: bool) -> None:
+    """Where inputs are read for every look: a sample, a count, the merge; histograms only where the sample misled."""
+    recipe = {"merge_method": "ties", "parameters": {"density": 0.2}}
+    sampled = brackets.SamplePass._bracket
+    with (
+        mock.patch("anabranch.engine.pipeline.resident_slabs", return_value=1 << 40),
+        mock.patch.object(brackets.SamplePass, "_bracket", lambda *_: NO_BRACKET if missed else sampled(*_)),
+    ):
+        meter, _ = counted(checkpoints, tmp_path, recipe)
+    looks = 5 if missed else 3
+    assert meter.usage["read"].bytes == meter.usage["fold"].bytes == looks * 3 * 2 * ROWS * COLUMNS
+
+
 def test_both_edges_of_a_band_begin_with_one_histogram(checkpoints: Path, tmp_path: Path) -> None:
     recipe = {"merge_method": "breadcrumbs", "parameters": {"density": 0.2}}
-    _, calls = counted(checkpoints, tmp_path, recipe, whole=False)
+    with mock.patch.object(brackets.SamplePass, "_bracket", return_value=NO_BRACKET):
+        _, calls = counted(checkpoints, tmp_path, recipe, whole=False)
     assert calls["histogram"] == 2 * TILES * (1 + 2)  # two models; then each edge looks into a bin of its own
 
 

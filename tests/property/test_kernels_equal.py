@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.engine.kernels import NEAR_COUNTS
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.kernels.reference import TorchKernels
 
@@ -173,6 +174,23 @@ def test_histogram_and_count_equal(t, seed, with_claims, level, data):
     counts = np.random.default_rng(seed).integers(0, 5, 1 << bits)
     assert_same(lambda k, t, c, n: k.histogram(t, c, level, shift, bits, key >> (shift + bits), n), t, claims, counts)
     assert_same(lambda k, t, c: k.count_equal(t, c, level, key), t, claims)
+
+
+@examples(200)
+@given(t=tiles(max_size=5000), room=st.integers(0, 5000), data=st.data())
+def test_count_near(t, room, data):
+    t = t.astype(np.float32)
+    keys = np.abs(t).view(np.int32)
+    ends = st.sampled_from([0, 0x7FFFFFFF, *keys.tolist()])
+    low, high = sorted((data.draw(ends), data.draw(ends)))
+    between = keys[(low < keys) & (keys < high)]
+    expected = [3 + np.count_nonzero(chosen) for chosen in (keys > high, keys == high, keys == low, keys == 0)]
+    for kernels, values in ((CPU, t), (TORCH, torch.from_numpy(t))):
+        counts, inside = np.full(NEAR_COUNTS, 3), np.full(room, -1, np.int32)
+        assert kernels.count_near(values, low, high, counts, inside) == len(between)
+        assert counts.tolist() == expected
+        fit = len(between) if len(between) <= room else max(room - 1, 0)  # the last place is lost where room ran out
+        np.testing.assert_array_equal(inside[:fit], between[:fit])
 
 
 @examples(200)

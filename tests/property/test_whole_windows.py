@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.engine.kernels import LookCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowSum
+from anabranch.engine.kernels import (
+    LookCounts,
+    NearCounts,
+    WindowCounts,
+    WindowFold,
+    WindowInputs,
+    WindowLook,
+    WindowNear,
+    WindowSum,
+)
 from anabranch.engine.kernels.cpu import CpuKernels
 
 from ..merging import merge, merge_together, write_checkpoint, write_recipe
@@ -28,13 +37,17 @@ class TileByTile(CpuKernels):
         del look
         return None
 
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        del near
+        return None
+
 
 class Counting(CpuKernels):
     """Remembers how many windows it folded in one call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.folded = self.observed = 0
+        self.folded = self.observed = self.near = 0
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         counts = super().fold_window(fold)
@@ -44,6 +57,11 @@ class Counting(CpuKernels):
     def observe_window(self, look: WindowLook) -> LookCounts | None:
         counts = super().observe_window(look)
         self.observed += counts is not None
+        return counts
+
+    def near_window(self, near: WindowNear) -> NearCounts | None:
+        counts = super().near_window(near)
+        self.near += counts is not None
         return counts
 
 
@@ -81,6 +99,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 TILE_BY_TILE = {"sce", "breadcrumbs"}
 """What no single call does."""
+BY_MAGNITUDE = {"ties", "ties as a sum", "quantiles", "nothing", "bands"}
+"""What is searched for among magnitudes of each tensor."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,7 +115,8 @@ def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, meth
     merge(recipe, tmp_path / "whole", kernels=kernels)
     merge(recipe, tmp_path / "tiles", kernels=TileByTile())
     assert (kernels.folded > 0) == (METHODS[method]["merge_method"] not in TILE_BY_TILE)
-    assert kernels.observed > 0 or method not in ("ties", "quantiles", "bands")
+    assert (kernels.near > 0) == (method in BY_MAGNITUDE)
+    assert kernels.observed == 0  # the sample holds whole tensors, or a key that is not missed
     for name in ("model.safetensors", "anabranch.manifest.json", ".anabranch/receipts/model.safetensors.json"):
         whole, tiles = ((tmp_path / out / name) for out in ("whole", "tiles"))
         assert whole.exists() == tiles.exists()

@@ -116,7 +116,7 @@ def with_faulty_source(inputs, fault):
     return [inputs.stores[0], FaultStore(inputs.stores[1], fault), *inputs.stores[2:]]
 
 
-FIRST, LAST = ("task_vector", "observe_window"), ("finish", "fold_window")
+FIRST, LAST = ("task_vector", "observe_window", "near_window"), ("finish", "fold_window")
 """What looks at a window, and what writes it: tile by tile, or in one call."""
 
 
@@ -160,7 +160,7 @@ def test_arithmetic_that_fails(recipe: Path, threads: int, functions: tuple[str,
 
 
 def test_counting_ties_that_fails_wakes_the_windows_that_wait_for_the_count(checkpoints: Path, tmp_path: Path) -> None:
-    content = METHODS["ties"] | {
+    content = METHODS["sequential"] | {
         "base_model": str(checkpoints / "base"),
         "models": [{"model": str(checkpoints / "model0")}],
     }
