@@ -7,7 +7,7 @@ from typing import Any
 
 from .model_groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
 from .recipe_schema import Recipe, Slice, task_name
-from .settings import METHODS, PARAMETERS, Setting, TadropDensity, Value
+from .settings import METHODS, Setting, TadropDensity, Value
 
 
 def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
 
 def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> list[dict[str, Any]]:
     """Every model with all parameters of its own, from wherever the recipe gives them."""
-    names = [name for name in METHODS[recipe.merge_method].defaults if PARAMETERS[name].per_model]
+    schema = METHODS[recipe.merge_method]
+    names = [name for name in schema.defaults if schema.is_per_model(name)]
     return [
         {
             "model": url(entry.model),
@@ -73,7 +74,8 @@ def _activations(reference: str | None, url: Callable[[str], str]) -> dict[str, 
 
 def _shared(recipe: Recipe, group: ModelGroup) -> dict[str, Any]:
     """The parameters that all models of a group share."""
-    names = [name for name in METHODS[recipe.merge_method].defaults if not PARAMETERS[name].per_model]
+    schema = METHODS[recipe.merge_method]
+    names = [name for name in schema.defaults if not schema.is_per_model(name)]
     found = {name: _plain_setting(rules_of(recipe, name, None, group)) for name in names}
     if "rescale_norm" in names and not may_be(recipe, "rescale", True, group):
         found["rescale_norm"] = "none"

@@ -67,7 +67,7 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
         in_turn = isinstance(selection, Top) and selection.sequential
         passes += levels * (len(settings.weights) if in_turn else 1)
     kept_sums = (settings.method.rescale in ("l1", "l2")) + (settings.method.weighting == "energy")
-    return passes + kept_sums
+    return passes + kept_sums + settings.method.counts_owners
 
 
 def histograms_per_model(settings: TensorSettings | None) -> int:

@@ -21,6 +21,7 @@ from .scans import (
     KeptSumsPass,
     MomentsPass,
     OrderPass,
+    OwnersPass,
     RowSums,
     add_into,
     check_moments,
@@ -155,6 +156,8 @@ class TensorFold:
             passes.append(KeptSumsPass(state, partial(divide_by_norms, state, 0 if method.rescale == "l1" else 1)))
         if method.weighting == "energy":
             passes.append(KeptSumsPass(state, partial(weigh_by_energy, state)))
+        if method.counts_owners:
+            passes.append(OwnersPass(state))
         self._divide_by_density()
         known = any(isinstance(p, MomentsPass) for p in passes)
         return [*passes, FoldPass(state, None if known else RowSums(state))]

@@ -87,6 +87,12 @@ def quantile_rank(q: float, count: int) -> int:
     return count - int(np.floor(q * (count - 1)))
 
 
+def value_key(value: float, real: str) -> int:
+    """The bit pattern, sign cleared, of a magnitude that is rounded to real first; real is "f32" or "f64"."""
+    number = np.array(abs(value), np.float32 if real == "f32" else np.float64)
+    return int(number.view(np.uint32 if real == "f32" else np.uint64))
+
+
 def key_value(key: int, real: str) -> float:
     """The magnitude whose bit pattern, sign cleared, is `key`; real is "f32" or "f64"."""
     if real == "f32":

@@ -10,7 +10,7 @@ from .errors import RecipeError
 from .model_groups import ModelGroup, rules_of
 from .recipe_schema import ModelEntry, Recipe
 from .recipe_text import shorten
-from .settings import METHODS, PARAMETERS, Setting, TadropDensity
+from .settings import METHODS, Setting, TadropDensity
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,9 @@ class SharedParameters:
     nuslerp_row_wise: bool = False
     filter_wise: bool = False
     select_topk: float = 1.0
+    epsilon: float = 0.0
+    r: float = 0.0
+    alpha: float = 0.0
 
 
 class ParameterResolver:
@@ -58,9 +61,9 @@ class ParameterResolver:
     """
 
     def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
-        taken = METHODS[recipe.merge_method].defaults
-        own = [name for name in taken if PARAMETERS[name].per_model]
-        shared = [name for name in taken if not PARAMETERS[name].per_model]
+        schema = METHODS[recipe.merge_method]
+        own = [name for name in schema.defaults if schema.is_per_model(name)]
+        shared = [name for name in schema.defaults if not schema.is_per_model(name)]
 
         def rules(names: list[str], entry: ModelEntry | None) -> dict[str, Setting]:
             return {name: rules_of(recipe, name, entry, group) for name in names}

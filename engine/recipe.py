@@ -19,7 +19,7 @@ from .recipe_dialect import MISPLACED, other_tool, plain_recipe
 from .recipe_schema import OUTPUT_DTYPES, TASK_NAME, ModelEntry, Output, Recipe, Slice, SliceSource, task_name
 from .recipe_slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
-from .settings import LATER_METHODS, METHODS, ORDERED, PARAMETERS, Value, read_parameters
+from .settings import METHODS, ORDERED, PARAMETERS, Value, read_parameters
 
 __all__ = [
     "OUTPUT_DTYPES",
@@ -103,8 +103,6 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 def _unknown_method(method: str) -> str:
     supported = f"supported: {', '.join(METHODS)}"
-    if method in LATER_METHODS:
-        return f"{method} is not supported by this version; {supported}"
     return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
 
 
@@ -251,7 +249,11 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entry: ModelEntry) -> Iterator[Problem]:
     for name, default in METHODS[recipe.merge_method].defaults.items():
-        if default is None and PARAMETERS[name].per_model and not rules_of(recipe, name, entry, group):
+        if (
+            default is None
+            and METHODS[recipe.merge_method].is_per_model(name)
+            and not rules_of(recipe, name, entry, group)
+        ):
             expected = PARAMETERS[name].expected
             text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
             yield Problem(path, text)
@@ -265,7 +267,9 @@ def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entr
 def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
     path: KeyPath = ("parameters",)
     for name, default in METHODS[recipe.merge_method].defaults.items():
-        for group in groups_of(recipe) if default is None and not PARAMETERS[name].per_model else ():
+        for group in (
+            groups_of(recipe) if default is None and not METHODS[recipe.merge_method].is_per_model(name) else ()
+        ):
             if not rules_of(recipe, name, None, group):
                 where = group.path[:2] if recipe.slices else path
                 yield Problem(where, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")

@@ -386,6 +386,38 @@ class KeptSumsPass:
         self._then(self._sums.total())
 
 
+class OwnersPass:
+    """How many elements each mask keeps alone, and how many with others: `own` and `shared` of the state."""
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        models = len(state.task.models)
+        self._own, self._kept = [0] * models, [0] * models
+        self._nonfinite = [0] * (models + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state, kernels, counts = self._state, self._state.kernels, [0] * len(self._nonfinite)
+        ranks = state.start_ranks(data, workspace, state.present)
+        own, kept = [0] * len(self._own), [0] * len(self._own)
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            length = end - begin
+            state.load(data, workspace, begin, end, counts)
+            claims, alone = state.mask_tile(workspace, begin, end, state.present, ranks), workspace.spare[:length]
+            alone[:] = claims == 1
+            for i in state.present:
+                own[i] += kernels.pair_overlap(workspace.masks[i][:length], alone)
+                kept[i] += kernels.count(workspace.masks[i][:length])
+        with state.lock:
+            add_into(self._nonfinite, counts)
+            add_into(self._own, own)
+            add_into(self._kept, kept)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        self._state.own = self._own
+        self._state.shared = [kept - own for kept, own in zip(self._kept, self._own, strict=True)]
+
+
 def divide_by_norms(state: TensorState, norm: int, kept: list[NDArray[np.float64] | None]) -> None:
     """Divide by the share of the norm that each mask keeps (mergekit's rescale); the state's moments are known.
 

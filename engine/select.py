@@ -12,8 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels import Array, Kernels
-from .methods.stages import All, Band, Blocks, ModelThreshold, Random, RankedRandom, Rescale, Selection, Top, Variance
-from .order import RankSearch
+from .methods.stages import (
+    All,
+    Band,
+    Beyond,
+    Blocks,
+    ModelThreshold,
+    Random,
+    RankedRandom,
+    Rescale,
+    Selection,
+    Top,
+    Variance,
+)
+from .order import RankSearch, value_key
 
 KEEP_ALL_EQUAL = 1 << 62
 """A share of equal values that no tensor reaches."""
@@ -98,8 +110,10 @@ Ranks = list[list[int]]
 """Per model and edge: equals before a place in the tensor."""
 
 
-def no_edges(selection: Selection) -> Edges:
-    """The edges of one model before any was found."""
+def first_edges(selection: Selection, real: str) -> Edges:
+    """The edges of one model before the tensor was looked at; real is "f32" or "f64"."""
+    if isinstance(selection, Beyond):
+        return [Edge(Cut(0, value_key(selection.epsilon, real), 0))]
     return [None] * (2 if isinstance(selection, Band) else 1)
 
 
@@ -218,6 +232,9 @@ class Selector:
                 mask ^= spare  # what lies above the second edge lies above the first
             case ModelThreshold() | Variance():
                 self._mask_above(i, 0, values, None, mask, ranks)
+            case Beyond():
+                self._mask_above(i, 0, values, None, mask, ranks)
+                claims += mask
             case Random():
                 self.kernels.mask_random(*self.keys[i], first, self.densities[i], mask)
             case RankedRandom():

@@ -76,6 +76,8 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("weight", "number", per_model=True),
         Parameter("density", "density", 0, 1, per_model=True),
         Parameter("epsilon", "number", 0, 1, per_model=True),
+        Parameter("r", "number"),
+        Parameter("alpha", "number"),
         Parameter("gamma", "number", 0, 1, per_model=True),
         Parameter("select_topk", "number", 0, 1),
         Parameter("block", "integer", 1, 65536),
@@ -120,6 +122,12 @@ class MethodSchema:
     """Models that it merges at least, not counting the base ..."""
     most: int | None = None
     """... and at most."""
+    one_for_all: tuple[str, ...] = ()
+    """Parameters that other methods take for each model and this one for all models together."""
+
+    def is_per_model(self, name: str) -> bool:
+        """Whether a parameter may be set for each model."""
+        return PARAMETERS[name].per_model and name not in self.one_for_all
 
 
 ORDERED = ("magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
@@ -161,14 +169,11 @@ METHODS: Mapping[str, MethodSchema] = {
     "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
     "nearswap": MethodSchema({"t": REQUIRED}, most=1),
     "arcee_fusion": MethodSchema({}, differences=False, most=1),
+    # A byte counts the models that change an element.
+    "ram": MethodSchema({"epsilon": 1e-5}, most=255, one_for_all=("epsilon",)),
+    "ramplus_tl": MethodSchema({"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, most=255, one_for_all=("epsilon",)),
     "emr": MethodSchema({}),
 }
-
-LATER_METHODS = (
-    "ram",
-    "ramplus_tl",
-)
-"""Methods that mergekit knows and this version does not."""
 
 
 def read_parameters(
@@ -201,7 +206,7 @@ def read_parameters(
             problems.append(Problem(here, text))
         elif parameter is not IGNORED and name not in taken:
             problems.append(Problem(here, f"{method} takes no {name}; it takes {', '.join(taken) or 'no parameters'}"))
-        elif of_model and not parameter.per_model:
+        elif of_model and parameter is not IGNORED and not METHODS[method].is_per_model(name):
             text = f"{name} is the same for all models; write it under the recipe's own `parameters`"
             problems.append(Problem(here, text))
         else:

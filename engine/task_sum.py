@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .average import normalizer
 from .kernels import Array
-from .methods.stages import TaskVectorMerge
+from .methods.stages import Sharing, TaskVectorMerge
 from .tensor import Target, TensorState, Workspace
 
 
@@ -36,6 +36,9 @@ class TaskVectorSum:
         total, active = workspace.sum[:length], workspace.active[:length]
         total[:] = 0
         active[:] = 0
+        if method.sharing is not None:
+            self._share_into(total, workspace, active, method.sharing)
+            return
         weights = self._given
         self._sum_into(total, workspace, active, [1.0] * len(weights) if method.weighting == "energy" else weights)
         if method.consensus != "sum":
@@ -57,6 +60,13 @@ class TaskVectorSum:
             t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
             state.kernels.accumulate(total, t, mask, state.divisors[i], weights[i], active)
 
+    def _share_into(self, total: Array, workspace: Workspace, active: Array, sharing: Sharing) -> None:
+        state, length = self._state, len(total)
+        factors = own_factors(sharing, state)
+        for i in state.present:
+            t, mask = workspace.task_vectors[i][:length], workspace.masks[i][:length]
+            state.kernels.accumulate_shared(total, t, mask, workspace.claims[:length], factors[i], active)
+
     def _agree_into(self, total: Array, signs: Array, workspace: Workspace, length: int) -> None:
         state = self._state
         weight_sum, agreeing = workspace.weight_sum[:length], workspace.agreeing[:length]
@@ -74,3 +84,11 @@ class TaskVectorSum:
             state.kernels.divide(total, weight_sum)
         elif self._method.normalize:
             state.kernels.divide(total, weight_sum)
+
+
+def own_factors(sharing: Sharing, state: TensorState) -> list[float]:
+    """Per model, what the elements that it alone keeps are multiplied by, in fp64."""
+    if state.own is None or state.shared is None:
+        return [1.0] * len(state.task.models)
+    ratios = [shared / max(own, 1) for own, shared in zip(state.own, state.shared, strict=True)]
+    return [1.0 + sharing.r * min(max(ratio, 0.0), sharing.alpha) for ratio in ratios]

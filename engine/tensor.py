@@ -17,7 +17,7 @@ from .kernels import Array, Kernels, WindowInputs
 from .methods.stages import TaskVectorMerge, Variance
 from .order import LEVELS_32, LEVELS_64
 from .plan import Plan
-from .select import Cut, Edge, EqualLedger, Ranks, Selector, no_edges, random_key
+from .select import Cut, Edge, EqualLedger, Ranks, Selector, first_edges, random_key
 from .task import TensorTask
 from .windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles
 
@@ -159,6 +159,10 @@ class TensorState:
         """Per model, real [row]: what magnitudes are multiplied by to order them; None: magnitude alone orders."""
         self.energies: list[float] | None = None
         """Per model, the share of what its mask keeps in the sum of squares; None until a pass took them."""
+        self.own: list[int] | None = None
+        """Per model, elements that its mask alone keeps; None until a pass counted them ..."""
+        self.shared: list[int] | None = None
+        """... and those that other masks keep, too."""
         self.lock = threading.Lock()
 
     def _selector(self, models: int) -> Selector | None:
@@ -178,7 +182,7 @@ class TensorState:
             gammas=settings.gammas,
             epsilons=settings.epsilons,
             row=self.task.row_elements,
-            edges=[no_edges(settings.method.selection) for _ in range(models)],
+            edges=[first_edges(settings.method.selection, self.real) for _ in range(models)],
         )
 
     def _factors(self, i: int) -> Array | None:

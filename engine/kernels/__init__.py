@@ -322,6 +322,12 @@ class Kernels(Protocol):
         weight_sum += weight (real) and count += 1 (uint8).
         """
 
+    def accumulate_shared(self, acc: Array, t: Array, mask: Array, claims: Array, weight: float, active: Array) -> None:
+        """Where mask and t != 0: acc += t * weight where claims is 1, else t / claims; active = 1.
+
+        claims is u8 and at least 1 where mask is; weight is rounded to real first.
+        """
+
     def shorten(self, t: Array, bound: float) -> None:
         """t *= min(max(bound / max(|t|, 1e-6), 0), 1), with bound and 1e-6 rounded to real."""
 

@@ -224,6 +224,11 @@ class CpuKernels:
         mask = np.ones(t.size, np.uint8) if mask is None else mask
         cpu_sums.accumulate_agreeing(acc, weight_sum, count, signs, t, mask, real(divisor), real(weight))
 
+    def accumulate_shared(
+        self, acc: Numbers, t: Numbers, mask: Numbers, claims: Numbers, weight: float, active: Numbers
+    ) -> None:
+        cpu_sums.accumulate_shared(acc, t, mask, claims, acc.dtype.type(weight), active)
+
     def shorten(self, t: Numbers, bound: float) -> None:
         real = t.dtype.type
         cpu_sums.shorten(t, real(bound), real(LEAST_CHANGE), real(0), real(1))

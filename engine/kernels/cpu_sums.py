@@ -122,6 +122,18 @@ def accumulate_agreeing(
 
 
 @jit
+def accumulate_shared(acc: Any, t: Any, mask: Any, claims: Any, weight: Any, active: Any) -> None:
+    """acc += t * weight where one claims the element, t / claims where several do; where mask and t != 0."""
+    kind, nothing = acc.dtype.type, acc.dtype.type(-0.0)
+    for i in range(acc.size):
+        value, count = t[i], claims[i]
+        x = value * weight if count == 1 else value / kind(max(count, 1))
+        keep = (mask[i] != 0) & (value != 0)
+        acc[i] += x if keep else nothing
+        active[i] |= np.uint8(keep)
+
+
+@jit
 def shorten(t: Any, bound: Any, least: Any, zero: Any, one: Any) -> None:
     """t *= share, the part of t that the bound allows."""
     for i in range(t.size):

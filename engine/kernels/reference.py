@@ -362,6 +362,15 @@ class TorchKernels:
         weight_sum.copy_(torch.where(agree, weight_sum + self._scalar(weight, t), weight_sum))
         count += agree
 
+    def accumulate_shared(
+        self, acc: Tensor, t: Tensor, mask: Tensor, claims: Tensor, weight: float, active: Tensor
+    ) -> None:
+        """A product and a quotient, of which each element needs one."""
+        keep = (t != 0) & (mask != 0)
+        x = torch.where(claims == 1, t * self._scalar(weight, t), t / claims.clamp(min=1).to(t.dtype))
+        acc.copy_(torch.where(keep, acc + x, acc))
+        active |= keep
+
     def shorten(self, t: Tensor, bound: float) -> None:
         """One quotient and one product per element."""
         share = self._scalar(bound, t) / torch.maximum(t.abs(), self._scalar(LEAST_CHANGE, t))

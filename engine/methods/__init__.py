@@ -9,6 +9,7 @@ from .emr import emr
 from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
 from .pairs import arcee_fusion, nearswap
 from .random import dare_linear, dare_ties, della, della_linear
+from .sharing import ram, ramplus_tl
 from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
 from .variance import sce
@@ -34,6 +35,8 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "model_stock": model_stock,
     "nearswap": nearswap,
     "arcee_fusion": arcee_fusion,
+    "ram": ram,
+    "ramplus_tl": ramplus_tl,
     "emr": emr,
 }
 """Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe

@@ -64,7 +64,24 @@ class Variance:
     share: float
 
 
-Selection = All | Blocks | Top | Band | ModelThreshold | Random | RankedRandom | Variance
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """Magnitudes above a given one: every element that a model really changed (RAM, arXiv 2601.13572)."""
+
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """An element that several models keep gets the mean of their changes (RAM, arXiv 2601.13572)."""
+
+    r: float = 0.0
+    """How much a model's own elements, which no other keeps, are strengthened for those that it shares ..."""
+    alpha: float = 0.0
+    """... of which no more count than this many times its own: 1 + r * min(max(shared / own, 0), alpha) times."""
+
+
+Selection = All | Blocks | Top | Band | ModelThreshold | Random | RankedRandom | Variance | Beyond
 Rescale = Literal["none", "density", "l1", "l2"]
 Consensus = Literal["sum", "ties", "overlap_ties"]
 Weighting = Literal["given", "energy"]
@@ -87,13 +104,20 @@ class TaskVectorMerge:
     lambda_: float = 1.0
     weighting: Weighting = "given"
     """`energy`: the share of each model in the mean squares of what all keep; signs are elected without weights."""
+    sharing: Sharing | None = None
+    """In place of weights and consensus: what models that keep the same element make of it."""
 
     reads_base: ClassVar[bool] = True
 
     @property
+    def counts_owners(self) -> bool:
+        """Whether elements that one model alone keeps are counted before anything is merged."""
+        return self.sharing is not None and self.sharing.r != 0
+
+    @property
     def selecting(self) -> Hashable:
         """What decides masks and statistics, the same for recipes that differ only in how they combine."""
-        return replace(self, consensus="sum", normalize=False, lambda_=1.0)
+        return replace(self, consensus="sum", normalize=False, lambda_=1.0, sharing=None), self.counts_owners
 
 
 @dataclass(frozen=True, slots=True)

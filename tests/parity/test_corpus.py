@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.engine.settings import LATER_METHODS, METHODS
+from anabranch.engine.settings import METHODS
 
 from ..corpus.files import FILES
 from ..corpus.test_corpus import OURS_ALONE
@@ -26,6 +26,6 @@ def test_mergekit_accepts_what_we_accept(tmp_path: Path) -> None:
 
 def test_every_method_of_mergekit_is_compared_or_refused_by_name(tmp_path: Path) -> None:
     theirs = set(run_mergekit([], tmp_path).methods)
-    assert theirs == set(METHODS) - OURS_ALONE | set(LATER_METHODS)
+    assert theirs == set(METHODS) - OURS_ALONE
     compared = {case.data["merge_method"] for case in (*CASES, *test_random.CASES)}
-    assert compared == theirs - set(LATER_METHODS)
+    assert compared == theirs

@@ -45,6 +45,8 @@ DEFAULTS = {
     "model_stock": {},
     "nearswap": {},
     "arcee_fusion": {},
+    "ram": {"epsilon": 1e-5},
+    "ramplus_tl": {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2},
 }
 BY_SIGN = ("sce", "ties", "dare_ties", "della", "breadcrumbs_ties")
 
@@ -108,6 +110,7 @@ class _Merge:
         else:
             by_method = {"linear": self._linear, "passthrough": self._passthrough}
             by_method |= {"nearswap": self._nearswap, "arcee_fusion": self._arcee_fusion}
+            by_method |= {"ram": self._ram, "ramplus_tl": self._ram}
             flat = by_method.get(self.method, self._task_vectors)(name)
         return flat.reshape(reference.shape)
 
@@ -227,6 +230,20 @@ class _Merge:
         lower, median, upper = (ascending[math.floor(q * (t.size - 1))] for q in (0.25, 0.5, 0.75))
         taken = importance >= real(median + 1.5 * (upper - lower))
         return self._onto_base(name, base, t, taken & (t != 0))
+
+    def _ram(self, name):
+        base, deltas = self.deltas(name)
+        real = base.dtype.type
+        masks = [np.abs(t) > real(self.p["epsilon"]) for t in deltas]
+        owners = sum(mask.astype(np.int64) for mask in masks)
+        total = np.zeros(base.size, real)
+        for t, mask in zip(deltas, masks, strict=True):
+            alone, together = mask & (owners == 1), mask & (owners > 1)
+            ratio = np.count_nonzero(together) / max(np.count_nonzero(alone), 1)
+            factor = 1.0 + self.p["r"] * min(max(ratio, 0.0), self.p["alpha"]) if "r" in self.p else 1.0
+            total[alone] += t[alone] * real(factor)
+            total[together] += t[together] / owners[together].astype(real)
+        return self._onto_base(name, base, total, owners > 0)
 
     def width(self, name):
         shape = self.reference[name].shape

@@ -44,6 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "breadcrumbs": {"merge_method": "breadcrumbs", "parameters": {"density": 0.4, "gamma": 0.1}},
     "della": {"merge_method": "della", "parameters": {"density": {"tadrop": {}}, "epsilon": 0.1}, "seed": 2},
     "sce": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+    "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 0.02, "alpha": 2}},
     "dare_ties": {"merge_method": "dare_ties", "parameters": {"density": {"tadrop": {}}}, "seed": 11},
 }
 
@@ -52,9 +53,10 @@ def recipe(folder: Path, name: str) -> Path:
     path = folder / f"{name}.yml"
     if path.exists():
         return path
-    models = [{"model": str(folder / f"model{i}"), "parameters": {"weight": w}} for i, w in enumerate((1.0, 0.6))]
-    if "weight" not in METHODS[RECIPES[name]["merge_method"]].defaults:
-        models = [{"model": str(folder / f"model{i}")} for i in range(METHODS[RECIPES[name]["merge_method"]].most or 2)]
+    schema = METHODS[RECIPES[name]["merge_method"]]
+    models: list[dict[str, Any]] = [{"model": str(folder / f"model{i}")} for i in range(min(schema.most or 2, 2))]
+    if "weight" in schema.defaults:
+        models = [model | {"parameters": {"weight": w}} for model, w in zip(models, (1.0, 0.6), strict=True)]
     base = {} if name in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(path, RECIPES[name] | base | {"models": models, "output": {"shard_size": "300KB"}})
 

@@ -309,6 +309,19 @@ def test_accumulate_agreeing(arrays, seed, masked, divisor, weight):
     )  # fmt: skip
 
 
+@examples(150)
+@given(arrays=tiles(count=2), seed=seeds, weight=weights)
+def test_accumulate_shared(arrays, seed, weight):
+    rng = np.random.default_rng(seed)
+    acc, t = arrays
+    mask, active = random_mask(rng, t.size), random_mask(rng, t.size)
+    claims = rng.integers(0, 4, t.size).astype(np.uint8) + mask
+    with np.errstate(all="ignore"):
+        assert_same(
+            lambda k, acc, t, m, c, a: k.accumulate_shared(acc, t, m, c, weight, a), acc, t, mask, claims, active
+        )
+
+
 @examples(100)
 @given(arrays=tiles(count=2), seed=seeds, number=st.sampled_from([0.0, 1.0, -3.0, 0.1, 1e-300, 7e20]))
 def test_divide_and_scale(arrays, seed, number):

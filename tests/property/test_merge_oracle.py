@@ -80,7 +80,7 @@ def check(base, models, recipe, weights, densities, **run_options):
         def run():
             if recipe["merge_method"] in NO_BASE or base is None:
                 return merge_tensors(Path(folder), None, models, recipe, weights, **run_options)
-            given_weights = None if recipe["merge_method"] == "sce" else weights
+            given_weights = None if recipe["merge_method"] in ("sce", *SHARING) else weights
             return merge_tensors(Path(folder), base, models, recipe, given_weights, given_densities, **run_options)
 
         try:
@@ -96,12 +96,14 @@ def check(base, models, recipe, weights, densities, **run_options):
 
 
 def recipe_takes(recipe):
-    return () if recipe["merge_method"] in ("task_arithmetic", "sce", *NO_BASE, *SPHERES, *PAIRS) else ("density",)
+    without = ("task_arithmetic", "sce", *SHARING, *NO_BASE, *SPHERES, *PAIRS)
+    return () if recipe["merge_method"] in without else ("density",)
 
 
 NO_BASE = ("linear", "passthrough", "karcher")
 SPHERES = tuple(merge_oracle.SPHERES)
 PAIRS = ("nearswap", "arcee_fusion")
+SHARING = ("ram", "ramplus_tl")
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -143,6 +145,17 @@ OWN = {
     "breadcrumbs": st.fixed_dictionaries({"gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])}),
     "breadcrumbs_ties": st.fixed_dictionaries({"gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])}),
 }
+EPSILONS = st.sampled_from([0.0, 1e-5, 0.015625, 0.1, 0.125])
+OWN |= {
+    "ram": st.fixed_dictionaries({"epsilon": EPSILONS}),
+    "ramplus_tl": st.fixed_dictionaries(
+        {
+            "epsilon": EPSILONS,
+            "r": st.sampled_from([0.0, 0.1, 1 / 3, -2.0]),
+            "alpha": st.sampled_from([0.0, 0.2, 5.0, -1.0]),
+        }
+    ),
+}
 
 
 @st.composite
@@ -155,6 +168,8 @@ def recipes(draw, method):
         parameters = {"normalize": parameters["normalize"]} if method == "linear" else {}
     elif method == "sce":
         del parameters["normalize"]
+    elif method in SHARING:
+        parameters = own
     elif method != "task_arithmetic":
         rescale = draw(RESCALE)
         if rescale.get("rescale") or method in ("ties", "dare_linear", "dare_ties", "della", "della_linear"):

@@ -54,13 +54,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rows": {"merge_method": "della", "parameters": {"density": 0.5, "epsilon": 0.2}, "seed": 3},
     "band": {"merge_method": "breadcrumbs_ties", "parameters": {"density": 0.4, "gamma": 0.05}},
     "variance": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+    "ram": {"merge_method": "ram"},
+    "ramplus": {"merge_method": "ramplus_tl"},
     "karcher": {"merge_method": "karcher"},
     "stock-by-row": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
     "stock": {"merge_method": "model_stock"},
     "copies": {"merge_method": "task_arithmetic", "exclude": ["*.0.*", "*.5.*"]},
     "dare-budget": {"merge_method": "dare_linear", "parameters": {"density": BUDGET}, "seed": 12},
 }
-WITHOUT_WEIGHTS = ("karcher", "model_stock", "slerp", "sce")
+WITHOUT_WEIGHTS = ("karcher", "model_stock", "slerp", "sce", "ram", "ramplus_tl")
 ORDERS = {"": (0, 1, 2), "reversed": (2, 1, 0), "fewer": (1, 2), "twice": (1, 1)}
 EXECUTIONS: list[dict[str, Any]] = [
     {"threads": 2},
@@ -169,6 +171,7 @@ def test_members_that_are_at_different_points_go_on(folder: Path, tmp_path: Path
 ALMOST_ALIKE: dict[str, list[dict[str, Any]]] = {
     "della": [{"epsilon": 0.1}, {"epsilon": 0.2}, {"epsilon": 0.2, "rescale": False}],
     "breadcrumbs": [{"gamma": 0.01}, {"gamma": 0.2}],
+    "ramplus_tl": [{"epsilon": 0.02}, {"epsilon": 0.05}, {"epsilon": 0.02, "alpha": 1, "r": 0.5}, {"r": 0}],
     "sce": [{"select_topk": 0.2}, {"select_topk": 0.4}, {"select_topk": 1.0}, {"select_topk": 0.4, "lambda": 0.5}],
 }
 
@@ -187,10 +190,10 @@ def test_recipes_that_select_almost_alike_have_the_bytes_of_merges_of_their_own(
         "models": [{"model": str(folder / f"model{m}")} for m in range(2)],
         "output": {"shard_size": "300KB"},
     }
-    density = {} if method == "sce" else {"density": 0.5}
+    density = {} if method in WITHOUT_WEIGHTS else {"density": 0.5}
     contents = [{"merge_method": method, "parameters": density | own} for own in ALMOST_ALIKE[method]]
     contents.append({"merge_method": "task_arithmetic", "parameters": {}})
-    if method != "sce":
+    if method not in WITHOUT_WEIGHTS:
         contents.append(contents[0] | {"activations": str(tmp_path / "squares.safetensors")})
     recipes = [write_recipe(tmp_path / f"r{i}.yml", content | common) for i, content in enumerate(contents)]
     expected = [run([recipe], [tmp_path / f"alone-{recipe.stem}"])[0] for recipe in recipes]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from anabranch.engine.chat_templates import CHAT_TEMPLATES
 from anabranch.engine.recipe import Recipe, parse_recipe
 from anabranch.engine.recipe_schema import OUTPUT_DTYPES, ModelEntry, Output, Slice, SliceSource
-from anabranch.engine.settings import LATER_METHODS, METHODS, PARAMETERS, TADROP, TadropDensity
+from anabranch.engine.settings import METHODS, PARAMETERS, TADROP, TadropDensity
 from anabranch.engine.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,11 +81,6 @@ def test_every_method_with_its_parameters_and_defaults() -> None:
         documented = dict(item.split(": ") for item in re.findall(r"`([^`]+)`", parameters))
         expected = {key: "required" if value is None else written(value) for key, value in schema.defaults.items()}
         assert documented == expected, name
-
-
-def test_every_method_that_is_refused() -> None:
-    refused = TEXT.split("It\nhas no effect. ", 1)[1].split(" are mergekit methods that", 1)[0]
-    assert re.findall(r"`([^`]+)`", refused) == list(LATER_METHODS)
 
 
 def test_every_parameter() -> None:

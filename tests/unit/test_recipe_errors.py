@@ -9,7 +9,6 @@ import pytest
 from anabranch.engine.errors import RecipeError
 from anabranch.engine.recipe import parse_recipe
 from anabranch.engine.recipe_text import MAX_PROBLEMS_SHOWN, did_you_mean, dotted, read_document, shorten
-from anabranch.engine.settings import LATER_METHODS
 
 
 def message(text: str) -> str:
@@ -362,13 +361,6 @@ OTHERS = [
 @pytest.mark.parametrize(("text", "words"), OTHERS, ids=[repr(text)[:70] for text, _ in OTHERS])
 def test_a_recipe_that_is_wrong_as_a_whole(text: str, words: str) -> None:
     assert words in message(text)
-
-
-@pytest.mark.parametrize("method", LATER_METHODS)
-def test_methods_of_mergekit_that_are_not_supported_yet(method: str) -> None:
-    text = message(f"merge_method: {method}\nmodels: [{{model: m}}]\nparameters: {{t: 0.5}}")
-    assert f"merge_method: {method} is not supported by this version; supported: task_arithmetic, " in text
-    assert "\n" not in text  # parameters of an unknown method are no second problem
 
 
 def test_aliases_cannot_multiply_without_bound() -> None:

@@ -87,3 +87,39 @@ def test_sce_weighs_by_energy(tmp_path: Path) -> None:
         0,
         0,
     ]
+
+
+AGENTS = [[4.0, 0.0, 3.0, 0.5, 8.0, 0.0], [0.0, -2.0, 1.0, 0.5, 4.0, 0.0], [0.0, 0.0, -1.0, 0.25, 3.0, 0.0]]
+"""With epsilon 0.5: elements of one model, of one, of three, of none, of three, of none."""
+
+
+def test_ram_averages_what_several_models_change(tmp_path: Path) -> None:
+    """A change as large as epsilon is none."""
+    recipe = {"merge_method": "ram", "parameters": {"epsilon": 0.5}}
+    assert merged(tmp_path, AGENTS, recipe) == [4.0, -2.0, 1.0, 0.0, 5.0, 0.0]
+    rows = table(tmp_path)
+    assert [row["kept"] for row in rows] == [3, 3, 2]
+    everything = {"merge_method": "ram", "parameters": {"epsilon": 0}}
+    assert merged(tmp_path / "all", AGENTS[:2], everything) == [4.0, -2.0, 2.0, 0.5, 6.0, 0.0]
+
+
+def test_ramplus_strengthens_what_is_a_models_own(tmp_path: Path) -> None:
+    """The first two models share 2 elements and own 1: a ratio of 2, of which 1.5 counts: 1 + 0.5 * 1.5 = 1.75."""
+    parameters = {"epsilon": 0.5, "r": 0.5, "alpha": 1.5}
+    recipe = {"merge_method": "ramplus_tl", "parameters": parameters}
+    assert merged(tmp_path, AGENTS, recipe) == [7.0, -3.5, 1.0, 0.0, 5.0, 0.0]
+    recipe = {"merge_method": "ramplus_tl", "parameters": parameters | {"alpha": 4}}
+    assert merged(tmp_path / "all", AGENTS, recipe) == [8.0, -4.0, 1.0, 0.0, 5.0, 0.0]
+
+
+def test_ramplus_counts_tensor_by_tensor(tmp_path: Path) -> None:
+    """In the second tensor nothing is shared, so nothing is strengthened."""
+    base = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    models = [
+        {"a": torch.tensor([1.0, 2.0, 0.0]), "b": torch.tensor([1.0, 0.0, 0.0])},
+        {"a": torch.tensor([3.0, 0.0, 0.0]), "b": torch.tensor([0.0, 2.0, 0.0])},
+    ]
+    recipe = {"merge_method": "ramplus_tl", "parameters": {"r": 0.25, "alpha": 1}}
+    out = merge_tensors(tmp_path, base, models, recipe)
+    assert out["a"].tolist() == [2.0, 2.5, 0.0]
+    assert out["b"].tolist() == [1.0, 2.0, 0.0]
