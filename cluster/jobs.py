@@ -201,7 +201,8 @@ class Reading:
 def share_readings(jobs: Sequence[Job], execution: Execution) -> list[Reading]:
     """Put recipes together whose outputs are laid out alike; finished ones need no reading and stay alone.
 
-    A recipe joins the first reading that it fits into without costing a fold thread or a smaller buffer.
+    A recipe joins the first reading that it fits into without costing a fold thread or a smaller buffer; parts of one
+    recipe stay together at that cost, as each alone would read all inputs again.
     """
     readings: list[Reading] = []
     for job in jobs:
@@ -231,6 +232,8 @@ def _join(reading: Reading, job: Job, execution: Execution) -> Reading | str:
         memory = _memory([each.member for each in jobs], execution)
     except ResourceError:
         return lacking
+    if job.inputs.plan.part is not None and job.recipe == reading.jobs[-1].recipe:
+        return replace(reading, jobs=jobs, memory=memory)
     alone = (reading.memory, job.memory)
     if memory.threads < min(m.threads for m in alone) or memory.slab_bytes < min(m.slab_bytes for m in alone):
         return lacking

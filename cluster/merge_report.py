@@ -120,8 +120,9 @@ class MergeReport:
             return
         yield f"merged into {self.out}"
         resumed = f" ({len(self.outcome.resumed_shards)} were there)" if self.outcome.resumed_shards else ""
+        copied = "copied" if self.plan.part is None else "left to the base"
         yield (
-            f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} copied, "
+            f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} {copied}, "
             f"{counted(len(self.plan.shards), 'shard')}{resumed}"
         )
         task = self.plan.part.task if self.plan.part is not None else None

@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InputError
 from .manifest import ElectedRow, TensorRow
 from .methods.stages import Elect
 from .results import check_overflow, out_bytes
@@ -98,6 +99,13 @@ class ElectPass:
     def finish(self) -> None:
         self._state.settle_nonfinite(self._nonfinite)
         self._state.moments, self._sums = self._changes.total(), self._selected.total()
+        for i in self._state.present:
+            sums = (self._state.moments[i], self._sums[i])
+            if not all(each is not None and np.isfinite(each[0]) for each in sums):
+                raise InputError(
+                    f"{self._state.source_name(i + 1)} has changes that are not finite in fp32",
+                    "exclude the tensor, or repair the checkpoint",
+                )
         check_overflow(self._state)
 
     def row(self, target: Target) -> TensorRow:

@@ -34,7 +34,7 @@ NUMERICS = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class OutputPart:
     """Which of several outputs of one recipe a plan makes."""
 
     name: str
@@ -70,7 +70,7 @@ class Plan:
     canonical_recipe: Mapping[str, Any] = field(repr=False)
     inputs: Sequence[Mapping[str, Any]] = field(repr=False)
     plan_id: str = ""
-    part: Part | None = None
+    part: OutputPart | None = None
     """Which output it is, where the recipe has several."""
 
     @cached_property

@@ -22,7 +22,7 @@ from .kernels import Kernels, host
 from .manifest import SurveyPart, SurveyRow, canonical_json
 from .memory import MemoryPlan
 from .meter import Meter
-from .methods.stages import ModelThreshold, TaskVectorMerge
+from .methods.stages import ModelThreshold
 from .order import LEVELS_32, RankSearch
 from .pipeline import Pipeline
 from .plan import Plan
@@ -197,7 +197,7 @@ class _ShardSurvey:
     def jobs(self) -> Iterator[Job]:
         for position in self._plan.shards[self._shard].tasks:
             task = self._plan.tasks[position]
-            if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
+            if not task.has_task_vectors:
                 continue
             elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task))
             state = TensorState(task, self._plan, self._kernels, elements)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .activations import Activations
 from .header import DTYPES
-from .methods.stages import Method, TaskVectorMerge
+from .methods.stages import Elect, Method, TaskVectorMerge
 from .settings import TadropDensity
 from .source import TensorLocation
 
@@ -76,7 +76,7 @@ class TensorTask:
     @property
     def has_task_vectors(self) -> bool:
         """Whether differences to the reference are merged."""
-        return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge)
+        return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge | Elect)
 
     def model_of(self, position: int) -> int:
         """Which of `Plan.models` stands at a position of `models`."""
