@@ -11,7 +11,7 @@ import torch
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.kernels.reference import TorchKernels
 
-from ..merging import merge, write_checkpoint, write_recipe
+from ..merging import merge, merge_parts, write_checkpoint, write_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -49,6 +49,23 @@ def test_the_gpu_writes_what_the_cpu_writes(checkpoints: Path, tmp_path: Path, m
     merge(path, tmp_path / "cuda", kernels=TorchKernels("cuda"))
     for name in ("model.safetensors", "anabranch.manifest.json"):
         assert (tmp_path / "cuda" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes(), name
+
+
+def test_parts_of_emr_and_a_task_model(checkpoints: Path, tmp_path: Path) -> None:
+    models = [{"model": str(checkpoints / f"model{i}")} for i in range(2)]
+    base = str(checkpoints / "base")
+    path = write_recipe(tmp_path / "emr.yml", {"merge_method": "emr", "base_model": base, "models": models})
+    merge_parts(path, tmp_path / "cpu", kernels=CpuKernels())
+    parts = merge_parts(path, tmp_path / "cuda", kernels=TorchKernels("cuda"))
+    for part in parts:
+        for name in ("model.safetensors", "anabranch.emr.json", "anabranch.manifest.json"):
+            assert (tmp_path / "cuda" / part / name).read_bytes() == (tmp_path / "cpu" / part / name).read_bytes(), name
+    task = {"merge_method": "passthrough", "models": [{"model": f"{base}+{tmp_path / 'cpu' / 'model1'}"}]}
+    path = write_recipe(tmp_path / "task.yml", task)
+    merge(path, tmp_path / "by-cpu", kernels=CpuKernels())
+    merge(path, tmp_path / "by-cuda", kernels=TorchKernels("cuda"))
+    found, expected = (tmp_path / name / "model.safetensors" for name in ("by-cuda", "by-cpu"))
+    assert found.read_bytes() == expected.read_bytes()
 
 
 def test_buffers_are_pinned() -> None:
