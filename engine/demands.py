@@ -21,6 +21,8 @@ from .settings import TadropDensity
 from .task import TensorSettings, TensorTask
 from .windows import ROW_ELEMENTS
 
+COLUMN_ROWS, COLUMN_ELEMENTS = 64, 1 << 16
+"""Statistics of columns are taken over groups of so many rows, of fewer where a group would have more elements."""
 RANKED_ROW_BYTES = 32 << 10
 """Counters of digits and of random numbers, whatever the length of a row."""
 SAMPLE_ELEMENTS = 1 << 15
@@ -53,7 +55,7 @@ def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
         return 1
     levels = 4 if is_double else 2  # of histograms; or a sample and a count, where that settles the cuts
     if isinstance(settings.method, CombinationMerge):
-        return 2 if settings.method.coefficients.needs_gram and not settings.method.by_row else 1
+        return 2 if settings.method.coefficients.needs_gram and settings.method.vectors != "rows" else 1
     if not isinstance(settings.method, TaskVectorMerge):
         return 1 + levels if isinstance(settings.method, Fusion) else 1
     passes = 1
@@ -85,19 +87,37 @@ def grain(task: TensorTask) -> int:
         return selection.m
     if task.settings is not None and isinstance(task.settings.method, Elect):
         return 8  # whole bytes of packed masks
+    if needs_columns(task):
+        return column_rows(task.column_count) * task.column_count
     return task.row_elements if needs_rows(task) else 1
+
+
+def needs_columns(task: TensorTask) -> bool:
+    """Whether each column has statistics; a tensor of one dimension is one column and has those of a whole tensor."""
+    method = task.settings.method if task.settings else None
+    in_columns = isinstance(method, CombinationMerge) and method.vectors == "columns"
+    return in_columns and len(task.base.info.shape) > 1
+
+
+def column_rows(width: int) -> int:
+    """Rows of `width` elements whose products are added one after the other: it decides the order of sums."""
+    return max(1, min(COLUMN_ROWS, COLUMN_ELEMENTS // width))
 
 
 def needs_rows(task: TensorTask) -> bool:
     """Whether rows of the last dimension are folded whole."""
     method = task.settings.method if task.settings else None
     if isinstance(method, CombinationMerge):
-        return method.by_row
+        return method.vectors == "rows"
     return isinstance(method, Fusion) or isinstance(selection_of(task.settings), RankedRandom)
 
 
 def selection_bytes(task: TensorTask, elements: int) -> int:
     """What a selection needs beside the workspace to fold a tile of `elements` elements."""
+    if needs_columns(task):  # sums of every group of the tile, one group's again, and sums that wait for others
+        width, (pairs, waiting) = task.column_count, _column_sums(task)
+        groups = -(-elements // grain(task))
+        return 8 * width * (pairs * (groups + 1 + waiting) + groups + 1)
     if not needs_rows(task):
         return 0
     if selection_of(task.settings) is None:  # sums of one row, and numbers for every pair of operands of every row
@@ -116,9 +136,18 @@ def kept_bytes(task: TensorTask) -> int:
         return 24 * len(task.models) * (task.numel // ROW_ELEMENTS + 1)
     if isinstance(settings.method, Fusion):
         return 8 * (task.numel // task.row_elements)
+    if needs_columns(task):  # sums that wait for others, their total, and the coefficients
+        pairs, waiting = _column_sums(task)
+        return 8 * task.column_count * (pairs * (waiting + 1) + len(task.models))
     searches = passes_over(settings, task.is_double) > 1 and isinstance(settings.method, TaskVectorMerge)
     held = min(task.numel, sample_elements(task.numel) + FOUND_PER_TENSOR)
     return 4 * held * len(task.models) * histograms_per_model(settings) if searches else 0
+
+
+def _column_sums(task: TensorTask) -> tuple[int, int]:
+    """Dot products per column, and how many groups of rows wait beside a gap for their neighbours, at most."""
+    models, groups = len(task.models), -(-task.numel // grain(task))
+    return models * (models + 1) // 2, min(2 * groups.bit_length(), groups)
 
 
 def sample_elements(numel: int) -> int:

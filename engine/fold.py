@@ -9,7 +9,9 @@ from itertools import combinations
 from . import density
 from .average import combination_passes
 from .brackets import order_passes
+from .columns import column_passes
 from .copying import CopyPass
+from .demands import needs_columns
 from .election import ElectPass
 from .fusion import fusion_passes
 from .kernels import WindowCounts
@@ -141,7 +143,8 @@ class TensorFold:
         if settings is None:
             return [CopyPass(state)]
         if isinstance(settings.method, CombinationMerge):
-            return combination_passes(state, settings.method)
+            make = column_passes if needs_columns(state.task) else combination_passes
+            return make(state, settings.method)
         if isinstance(settings.method, NearSwap):
             return [NearSwapPass(state, settings.method)]
         if isinstance(settings.method, Elect):

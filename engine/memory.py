@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .demands import grain, histograms_per_model, kept_bytes, needs_rows, passes_over, selection_bytes
+from .demands import grain, histograms_per_model, kept_bytes, needs_columns, needs_rows, passes_over, selection_bytes
 from .errors import ResourceError
 from .group import Group, make_group
 from .plan import Plan
@@ -137,8 +137,10 @@ def plan_group_memory(
     need += costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
     hint = "give more with --memory"
     if costs.long_row is not None:
-        rows = f"rows of {costs.long_row.row_elements} elements, which this method needs whole"
-        hint += f"; {costs.long_row.name!r} has {rows}: it can be excluded"
+        task = costs.long_row
+        elements = task.column_count if needs_columns(task) else task.row_elements
+        rows = f"rows of {elements} elements, which this method needs whole"
+        hint += f"; {task.name!r} has {rows}: it can be excluded"
     raise ResourceError(
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB", hint
     )
@@ -217,11 +219,11 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
     models = max(plan.most_models for plan in group.plans)
     workspace, least_slab, several, largest, kept = 0, 0, False, 0, 0
     long_row = None
-    seen: set[tuple[tuple[int, bool, int, int], ...]] = set()
+    seen: set[tuple[Hashable, ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
         largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
         kept = max(kept, sum(map(kept_bytes, tasks)))
-        key = tuple((id(task.settings), task.is_double, task.widest_bytes, grain(task)) for task in tasks)
+        key = tuple(map(_kind, tasks))
         if key in seen:
             continue
         seen.add(key)
@@ -235,7 +237,7 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
         workspace = max(workspace, need + max(selection_bytes(task, elements) for task in tasks))
         slab = least_joint_elements(grains) * max(task.widest_bytes for task in tasks)
         if slab > least_slab:
-            least_slab, long_row = slab, next((task for task in tasks if needs_rows(task)), None)
+            least_slab, long_row = slab, next((t for t in tasks if needs_rows(t) or needs_columns(t)), None)
         several = several or passes > 1
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
     workspace *= 2 if doubles else 1
@@ -243,6 +245,12 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
     widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
     buffers = (group.most_reads, len(group.plans), least_slab)
     return _Costs(workspace, rows, *buffers, several, _derived_costs(group), long_row, widest)
+
+
+def _kind(task: TensorTask) -> Hashable:
+    """Equal for tasks that cost the same."""
+    length = task.numel if needs_columns(task) else 0  # the longer columns are, the more sums wait for others
+    return id(task.settings), task.is_double, task.widest_bytes, grain(task), length
 
 
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:

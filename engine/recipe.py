@@ -19,7 +19,7 @@ from .recipe_dialect import MISPLACED, other_tool, plain_recipe
 from .recipe_schema import OUTPUT_DTYPES, TASK_NAME, ModelEntry, Output, Recipe, Slice, SliceSource, task_name
 from .recipe_slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .recipe_text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
-from .settings import METHODS, ORDERED, PARAMETERS, Value, read_parameters
+from .settings import METHODS, ORDERED, PARAMETERS, read_parameters
 
 __all__ = [
     "OUTPUT_DTYPES",
@@ -33,11 +33,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-UNSUPPORTED_VALUES: tuple[tuple[str, Value, str], ...] = (
-    ("nuslerp_row_wise", True, "with nuslerp_flatten: false, vectors are the rows of the last dimension"),
-)
-"""Values of mergekit's parameters that would change the result and are not implemented."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -273,9 +268,6 @@ def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
             if not rules_of(recipe, name, None, group):
                 where = group.path[:2] if recipe.slices else path
                 yield Problem(where, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
-    for name, value, instead in UNSUPPORTED_VALUES:
-        if may_be(recipe, name, value):
-            yield Problem((*path, name), f"{str(value).lower()} is not supported by this version; {instead}")
     norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
     if set(norms) - {"none"} and not may_be(recipe, "rescale", True):
         yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")

@@ -64,6 +64,12 @@ class TensorTask:
         return shape[-1] if shape else 1
 
     @property
+    def column_count(self) -> int:
+        """Elements of one slice of the first dimension, each of which belongs to another column."""
+        shape = self.base.info.shape
+        return self.numel // shape[0] if shape else 1
+
+    @property
     def reads_base(self) -> bool:
         """Whether the reference's own values take part; a tensor that is left out is only compared with others."""
         return reads_base(self.settings) and (self.stored != "nothing" or any(self.models))

@@ -224,6 +224,15 @@ class Kernels(Protocol):
     def accumulate_rows(self, acc: Array, t: Array, factors: Array, width: int, active: Array) -> None:
         """Where t != 0: acc += t * factor of its row, active = 1; factors is f64 [rows], rounded to real first."""
 
+    def column_dots(self, a: Array, b: Array, width: int, rows: int, out: Array) -> None:
+        """Sums of a * b (fp64) of each column over groups of rows, row after row from 0; out is f64 [groups, width].
+
+        a and b hold whole rows of `width` elements; a group has `rows` rows, the last one maybe fewer.
+        """
+
+    def accumulate_columns(self, acc: Array, t: Array, factors: Array, active: Array) -> None:
+        """Where t != 0: acc += t * factor of its column, active = 1; factors is f64 [width], rounded to real first."""
+
     def score(self, t: Array, factors: Array, first: int, out: Array) -> None:
         """out[e] = |t[e]| * factors[(first + e) mod len(factors)]; all real. `first` is the flat index of t[0]."""
 

@@ -121,6 +121,14 @@ class CpuKernels:
         assert t.size == acc.size == factors.size * width
         cpu_rows.accumulate_rows(acc, t, factors, width, active)
 
+    def column_dots(self, a: Numbers, b: Numbers, width: int, rows: int, out: Numbers) -> None:
+        assert a.size == b.size and a.size % width == 0 and out.shape == (-(-a.size // (rows * width)), width)
+        cpu_rows.column_dots(a, b, rows, out)
+
+    def accumulate_columns(self, acc: Numbers, t: Numbers, factors: Numbers, active: Numbers) -> None:
+        assert t.size == acc.size and t.size % factors.size == 0
+        cpu_rows.accumulate_columns(acc, t, factors, active)
+
     def score(self, t: Numbers, factors: Numbers, first: int, out: Numbers) -> None:
         cpu_sums.score(t, factors, first % factors.size, out)
 

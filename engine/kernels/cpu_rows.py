@@ -1,4 +1,4 @@
-"""Rows of a matrix on the CPU: sums of each row in the defined order, divergences of rows, factors per row."""
+"""Rows and columns of a matrix on the CPU: sums in the defined order, divergences of rows, factors of each."""
 
 from __future__ import annotations
 
@@ -177,4 +177,31 @@ def accumulate_rows(acc: Any, t: Any, factors: Any, width: int, active: Any) -> 
         for j in range(width):
             value = values[j]
             total[j] += value * factor if value != 0 else nothing
+            on[j] |= np.uint8(value != 0)
+
+
+@jit
+def column_dots(a: Any, b: Any, rows: int, out: Any) -> None:
+    """Sums of a * b of each column over groups of rows."""
+    groups, width = out.shape
+    for group in range(groups):
+        sums = out[group]
+        for j in range(width):
+            sums[j] = 0.0
+        for row in range(group * rows, min((group + 1) * rows, a.size // width)):
+            x, y = a[row * width : (row + 1) * width], b[row * width : (row + 1) * width]
+            for j in range(width):
+                sums[j] += np.float64(x[j]) * np.float64(y[j])
+
+
+@jit
+def accumulate_columns(acc: Any, t: Any, factors: Any, active: Any) -> None:
+    """acc += t * factor of its column, rounded to t's type first, where t != 0."""
+    kind, nothing, width = t.dtype.type, t.dtype.type(-0.0), factors.size
+    for row in range(t.size // width):
+        begin, end = row * width, (row + 1) * width
+        values, total, on = t[begin:end], acc[begin:end], active[begin:end]
+        for j in range(width):
+            value = values[j]
+            total[j] += value * kind(factors[j]) if value != 0 else nothing
             on[j] |= np.uint8(value != 0)

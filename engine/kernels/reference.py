@@ -213,6 +213,22 @@ class TorchKernels:
         acc.copy_(torch.where(t != 0, acc + x, acc))
         active |= t != 0
 
+    def column_dots(self, a: Tensor, b: Tensor, width: int, rows: int, out: Tensor) -> None:
+        """The same row of all groups at once; the last group apart where it is shorter."""
+        products = (a.double() * b.double()).view(-1, width)
+        whole = products.shape[0] // rows
+        out.zero_()
+        for row in range(rows if whole else 0):
+            out[:whole] += products[: whole * rows].view(whole, rows, width)[:, row]
+        for product in products[whole * rows :]:
+            out[whole] += product
+
+    def accumulate_columns(self, acc: Tensor, t: Tensor, factors: Tensor, active: Tensor) -> None:
+        """One factor per column; zeros stay out."""
+        x = (t.view(-1, factors.numel()) * factors.to(t.dtype)).view(-1)
+        acc.copy_(torch.where(t != 0, acc + x, acc))
+        active |= t != 0
+
     def variance(self, vectors: Sequence[Tensor], mean: Tensor, out: Tensor) -> None:
         """Two sums, one model after the other."""
         count = self._scalar(len(vectors), out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ..coefficients import Karcher, ModelStock, MultiSlerp, NuSlerp, Slerp
 from .stages import CombinationMerge
 
@@ -11,9 +13,14 @@ def slerp(*, t: float) -> CombinationMerge:
     return CombinationMerge(Slerp(t), "base")
 
 
-def nuslerp(*, has_base: bool, nuslerp_flatten: bool) -> CombinationMerge:
-    """From the first model to the second by their weights; with a base, between the differences to it."""
-    return CombinationMerge(NuSlerp(), "differences" if has_base else "models", by_row=not nuslerp_flatten)
+def nuslerp(*, has_base: bool, nuslerp_flatten: bool, nuslerp_row_wise: bool) -> CombinationMerge:
+    """From the first model to the second by their weights; with a base, between the differences to it.
+
+    In mergekit, whose keys these are, `row_wise` means that a vector runs through all rows, so it is a column.
+    """
+    vectors: Literal["tensor", "rows", "columns"]
+    vectors = "tensor" if nuslerp_flatten else "columns" if nuslerp_row_wise else "rows"
+    return CombinationMerge(NuSlerp(), "differences" if has_base else "models", vectors=vectors)
 
 
 def multislerp(*, has_base: bool, normalize_weights: bool, eps: float) -> CombinationMerge:
@@ -28,4 +35,4 @@ def karcher(*, max_iter: int, tol: float) -> CombinationMerge:
 
 def model_stock(*, filter_wise: bool) -> CombinationMerge:
     """Between the base and the mean of the models, closer to the mean the more they agree (arXiv 2403.19522)."""
-    return CombinationMerge(ModelStock(), "differences", by_row=filter_wise)
+    return CombinationMerge(ModelStock(), "differences", vectors="rows" if filter_wise else "tensor")

@@ -131,8 +131,8 @@ class CombinationMerge:
     """Divide by the sum of the coefficients."""
     copies: bool = False
     """A single model with coefficient 1 is copied instead of merged."""
-    by_row: bool = False
-    """Every row of the last dimension has its own coefficients."""
+    vectors: Literal["tensor", "rows", "columns"] = "tensor"
+    """What has coefficients of its own: the tensor, every row of the last dimension, every column of the first one."""
 
     @property
     def reads_base(self) -> bool:
@@ -142,7 +142,7 @@ class CombinationMerge:
     @property
     def selecting(self) -> Hashable:
         """What decides which tensors are added up and whether they are looked at first."""
-        return self.of, self.coefficients.needs_gram, self.by_row
+        return self.of, self.coefficients.needs_gram, self.vectors
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,12 +278,20 @@ class _Merge:
         if len(flat) == 1:
             return [np.ones(flat[0].size)]
         by_row = self.p.get("filter_wise") or not self.p.get("nuslerp_flatten", True)
+        if by_row and self.p.get("nuslerp_row_wise") and self.reference[name].ndim > 1:
+            return self._column_coefficients(name, flat, weights)
         rows = [values.reshape(-1, self.width(name) if by_row else values.size) for values in flat]
         found = np.empty((len(flat), *rows[0].shape))
         for row in range(len(rows[0])):
             gram = np.array([[ordered_dot(a[row], b[row]) for b in rows] for a in rows])
             found[:, row] = np.array(SPHERES[self.method](gram, weights, self.p))[:, None]
         return found.reshape(len(flat), -1)
+
+    def _column_coefficients(self, name, flat, weights):
+        matrices = [values.reshape(self.reference[name].shape[0], -1) for values in flat]
+        dots = np.array([[column_dots(a, b) for b in matrices] for a in matrices])
+        found = np.array([SPHERES[self.method](gram, weights, self.p) for gram in np.moveaxis(dots, -1, 0)])
+        return [np.tile(coefficients, matrices[0].shape[0]) for coefficients in found.T]
 
     def _task_vectors(self, name):
         base, deltas = self.deltas(name)
@@ -518,6 +526,17 @@ def ordered_sum(t, power):
 
 def ordered_dot(a, b):
     return ordered(a.astype(np.float64) * b.astype(np.float64))
+
+
+def column_dots(a, b):
+    """Of each column: groups of rows, each summed row after row, then added in pairs until one is left."""
+    products = a.astype(np.float64) * b.astype(np.float64)
+    rows = max(1, min(64, 65536 // a.shape[1]))
+    sums = [sum(products[i : i + rows], np.zeros(a.shape[1])) for i in range(0, len(products), rows)]
+    while len(sums) > 1:
+        pairs = [a + b for a, b in zip(sums[::2], sums[1::2], strict=False)]
+        sums = pairs + sums[2 * len(pairs) :]
+    return sums[0]
 
 
 def ordered(terms):

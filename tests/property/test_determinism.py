@@ -30,6 +30,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "karcher": {"merge_method": "karcher"},
     "model_stock": {"merge_method": "model_stock"},
     "model_stock-rows": {"merge_method": "model_stock", "parameters": {"filter_wise": True}},
+    "nuslerp-columns": {
+        "merge_method": "nuslerp",
+        "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
     "arcee_fusion": {"merge_method": "arcee_fusion"},
     "magnitude": {"merge_method": "magnitude", "parameters": {"density": 0.3, "rescale": True, "rescale_norm": "l1"}},
     "sequential": {"merge_method": "magnitude", "parameters": {"density": 0.6, "conflict": "sequential"}},

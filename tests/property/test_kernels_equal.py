@@ -117,6 +117,19 @@ def test_rows(width, rows, seed, real, data):
     assert_same(lambda k, t, f, acc, on: k.accumulate_rows(acc, t, f, width, on), a - b, found, b, active)
 
 
+@examples(60)
+@given(width=WIDTHS, height=st.integers(1, 7), rows=st.integers(1, 5), seed=seeds, real=st.sampled_from(["f32", "f64"]))
+def test_columns(width, height, rows, seed, real):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.standard_normal(height * width).astype(REALS[real]) for _ in range(2))
+    a[rng.random(a.size) < 0.2] = 0.0
+    out = np.empty((-(-height // rows), width))
+    found = assert_same(lambda k, a, b, o: k.column_dots(a, b, width, rows, o), a, b, out)[-1]
+    np.testing.assert_allclose(found.sum(axis=0), (a * b).reshape(-1, width).sum(axis=0), rtol=1e-4, atol=1e-5)
+    active = np.zeros(a.size, np.uint8)
+    assert_same(lambda k, acc, t, f, on: k.accumulate_columns(acc, t, f, on), b, a, rng.standard_normal(width), active)
+
+
 def divergences(w, base):
     """The divergence of softmax rows by way of the library's functions."""
     with np.errstate(under="ignore"):

@@ -214,7 +214,14 @@ SPHERE_OPTIONS = {
     "karcher": st.fixed_dictionaries({"max_iter": st.sampled_from([0, 1, 10]), "tol": st.sampled_from([1e-5, 0.1])}),
 }
 SPHERE_OPTIONS |= {
-    "nuslerp": st.sampled_from([{}, {"nuslerp_flatten": False}]),
+    "nuslerp": st.sampled_from(
+        [
+            {},
+            {"nuslerp_row_wise": True},
+            {"nuslerp_flatten": False},
+            {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        ]
+    ),
     "model_stock": st.sampled_from([{}, {"filter_wise": True}]),
 }
 SPHERE_MODELS = {"slerp": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 4)}
@@ -430,6 +437,18 @@ def test_rows_over_many_windows_equal_the_oracle(shape):
     recipe = {"merge_method": "della", "parameters": {"epsilon": 0.2}, "seed": 3}
     with SMALLEST_WINDOWS:
         check(base, models, recipe, (1.0, 0.5), (0.5, LOCAL), threads=3)
+
+
+@pytest.mark.parametrize("shape", [(700, 1537), (3, 131_073), (90_001, 3), (50_000, 1), (40, 30, 700), (9000, 64)])
+def test_columns_over_many_windows_equal_the_oracle(shape):
+    """Columns of dot products whose terms are all sizes, so that another order of sums gives another bit."""
+    rng = np.random.default_rng(7)
+    models = [{"w": torch.from_numpy(rng.standard_normal(shape) * 2.0 ** rng.integers(-9, 9, shape)).float()}]
+    models.append({"w": (models[0]["w"] * 0.5 + torch.from_numpy(rng.standard_normal(shape)).float())})
+    parameters = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    with SMALLEST_WINDOWS:
+        recipe = {"merge_method": "nuslerp", "parameters": parameters, "out_dtype": "float64"}
+        check(None, models, recipe, (0.3, 0.5), None, threads=3)
 
 
 @pytest.mark.parametrize("shape", [(700, 1537), (96, 4096), (3, 131_073)])

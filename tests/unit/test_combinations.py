@@ -159,6 +159,37 @@ def test_nuslerp_by_rows(tmp_path: Path) -> None:
     assert found == pytest.approx([2 * SINE, 4 * SINE, 3.0, 0.0])
 
 
+COLUMNS = {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}}
+
+
+def test_nuslerp_by_columns(tmp_path: Path) -> None:
+    """The columns are those of the test by rows, transposed."""
+    models = [{"w": torch.tensor([[2.0, 2.0], [0.0, 0.0]])}, {"w": torch.tensor([[0.0, 4.0], [4.0, 0.0]])}]
+    found = merge_tensors(tmp_path, None, models, COLUMNS)["w"].flatten().tolist()
+    assert found == pytest.approx([2 * SINE, 3.0, 4 * SINE, 0.0])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 1, 1)])
+def test_a_tensor_that_is_one_column_is_one_vector(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    models = [{"w": torch.randn(shape, generator=torch.Generator().manual_seed(seed))} for seed in range(2)]
+    found = merge_tensors(tmp_path, None, models, COLUMNS)["w"]
+    whole = merge_tensors(tmp_path / "whole", None, models, {"merge_method": "nuslerp"})["w"]
+    assert torch.equal(found, whole)
+
+
+def test_columns_of_more_dimensions_run_along_the_first(tmp_path: Path) -> None:
+    models = [{"w": torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(seed))} for seed in range(2)]
+    flat = [{"w": model["w"].reshape(4, 15)} for model in models]
+    found = merge_tensors(tmp_path, None, models, COLUMNS)["w"]
+    assert torch.equal(found.reshape(4, 15), merge_tensors(tmp_path / "flat", None, flat, COLUMNS)["w"])
+
+
+def test_dot_products_of_columns_beyond_fp64_are_an_error(tmp_path: Path) -> None:
+    models = [{"w": torch.tensor([[1.0, 1e200]] * 2, dtype=torch.float64)}] * 2
+    with pytest.raises(InputError, match="beyond fp64"):
+        merge_tensors(tmp_path, None, models, COLUMNS)
+
+
 @pytest.mark.parametrize("parameters", [{}, {"filter_wise": True}])
 def test_dot_products_of_differences_beyond_fp64_are_an_error(tmp_path: Path, parameters: dict[str, Any]) -> None:
     models = [{"w": torch.tensor([[1e200, 1.0]] * 2, dtype=torch.float64)}] * 2
@@ -189,10 +220,6 @@ WRONG = [
         "models: expected exactly two models to merge, besides the base, got 1",
     ),
     ("merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nnonfinite: keep-base", "nonfinite: nuslerp merges no"),
-    (
-        "merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nparameters: {nuslerp_row_wise: true}",
-        "parameters.nuslerp_row_wise: true is not supported by this version",
-    ),
     (
         "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}]",
         "models: expected at least two models to merge, besides the base, got 1",

@@ -70,6 +70,7 @@ LAYERS = {
     "engine.results": 7,
     "engine.copying": 8,
     "engine.average": 8,
+    "engine.columns": 9,
     "engine.nearswap": 8,
     "engine.fusion": 8,
     "engine.election": 8,

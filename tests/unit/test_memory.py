@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -194,9 +195,10 @@ def test_a_first_run_that_compiles_every_kernel_stays_within_what_is_planned(
     assert peak < promised.fixed_bytes + promised.workspace_bytes
 
 
-def empty_vector(folder: Path, name: str, elements: int) -> None:
-    """A checkpoint of one bf16 vector whose file takes no space."""
-    header = json.dumps({"long": {"dtype": "BF16", "shape": [elements], "data_offsets": [0, 2 * elements]}}).encode()
+def empty_tensor(folder: Path, name: str, *shape: int) -> None:
+    """A checkpoint of one bf16 tensor whose file takes no space."""
+    elements = math.prod(shape)
+    header = json.dumps({"long": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 * elements]}}).encode()
     header += b" " * (-len(header) % 8)
     (folder / name).mkdir()
     (folder / name / "config.json").write_text("{}")
@@ -211,7 +213,7 @@ def empty_vector(folder: Path, name: str, elements: int) -> None:
 )
 def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, method: str, parameters: dict[str, Any]) -> None:
     for name in ("base", "model0", "model1"):
-        empty_vector(tmp_path, name, 40_000_000)
+        empty_tensor(tmp_path, name, 40_000_000)
     assert plan_memory(plan_of(tmp_path, density=0.5), 512 * MIB, 1).threads == 1
     plan = plan_of(tmp_path, method=method, models=1 if method == "arcee_fusion" else 2, **parameters)
     with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
@@ -220,3 +222,31 @@ def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, method: str, p
     said = re.search(r"needs (\d+) MiB", str(refused.value))
     assert said is not None
     assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1
+
+
+COLUMNS = {"weight": 1.0, "nuslerp_flatten": False, "nuslerp_row_wise": True}
+
+
+def test_columns_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("base", "model0", "model1"):
+        empty_tensor(tmp_path, name, 4, 10_000_000)
+    plan = plan_of(tmp_path, method="nuslerp", models=2, **COLUMNS)
+    with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
+        plan_memory(plan, 1024 * MIB, 2)
+    assert "'long' has rows of 10000000 elements" in refused.value.hint
+    said = re.search(r"needs (\d+) MiB", str(refused.value))
+    assert said is not None
+    assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1
+
+
+def test_longer_columns_cost_more_memory(tmp_path: Path) -> None:
+    """More sums of groups of rows wait for others."""
+    plans = []
+    for rows in (1, 1 << 10, 1 << 20):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        for name in ("base", "model0", "model1"):
+            empty_tensor(folder, name, rows, 4096)
+        plans.append(plan_memory(plan_of(folder, method="nuslerp", models=2, **COLUMNS), 2048 * MIB, 2))
+    assert plans[0].fixed_bytes < plans[1].fixed_bytes < plans[2].fixed_bytes
+    assert plans[0].workspace_bytes < plans[1].workspace_bytes < plans[2].workspace_bytes

@@ -158,6 +158,8 @@ def test_a_linear_merge_reads_the_reference_only_as_a_model(place: Place) -> Non
         ({"merge_method": "karcher", "parameters": {}, "base_model": None}, 2),
         ({"merge_method": "model_stock", "parameters": {}}, 2),
         ({"merge_method": "model_stock", "parameters": {"filter_wise": True}}, 1),
+        ({"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False}}, 1),
+        ({"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}}, 2),
         ({"merge_method": "ties", "parameters": {"density": 0.5, "scope": "model"}}, 1),
         ({"merge_method": "ties", "parameters": {"density": {"tadrop": {}}}}, 4),
         ({"merge_method": "cabs", "parameters": {"density": {"tadrop": {"statistic": "quantile"}}}}, 3),

@@ -18,7 +18,6 @@ from anabranch.engine.errors import RecipeError
 from anabranch.engine.model_groups import groups_of
 from anabranch.engine.model_url import ModelUrl, resolve_model, resolve_model_url
 from anabranch.engine.recipe import (
-    UNSUPPORTED_VALUES,
     Recipe,
     canonical,
     load_recipe,
@@ -381,8 +380,6 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
 
 def without_contradictions(data: dict[str, Any]) -> dict[str, Any]:
     shared = data["parameters"]
-    for name, _, _ in UNSUPPORTED_VALUES:
-        shared.pop(name, None)
     if "rescale_norm" in shared:
         shared["rescale"] = True
     if "overlap_merge" in shared:
