@@ -15,6 +15,8 @@ from anabranch.engine.settings import METHODS
 SHAPES = {"layers.0.mlp.weight": (64, 512), "norm.weight": (512,)}
 DTYPES = {"BF16": ("bfloat16", np.uint16), "F16": ("float16", np.float16), "F32": ("float32", np.float32)}
 """For each dtype its name in recipes, and what numpy holds its bytes in."""
+REQUIRED = {"t": 0.5}
+"""Values of parameters without a default; densities have a list of their own."""
 BASE, *MODELS = "./base", "./first", "./second"
 DENSITIES = ({"density": 0.25}, {"density": {"tadrop": {"mean": 0.25}}})
 OTHERS = (
@@ -34,16 +36,27 @@ def main() -> None:
                 path = place / f"{i}.yml"
                 path.write_text(yaml.safe_dump(recipe | {"out_dtype": out_dtype}))
                 anabranch.merge(path, place / f"out-{i}")
+                if recipe["merge_method"] == "emr":
+                    warm_task(place, f"{BASE}+./out-{i}/{MODELS[0].rpartition('/')[2]}")
+
+
+def warm_task(place: Path, model: str) -> None:
+    """The model of a task, which is computed while it is read."""
+    path = place / "task.yml"
+    path.write_text(yaml.safe_dump({"merge_method": "passthrough", "models": [{"model": model}]}))
+    anabranch.merge(path, place / "task")
 
 
 def recipes() -> list[dict[str, object]]:
     """One per method and way to choose densities, and what takes other paths."""
-    models = [{"model": name, "parameters": {"weight": 0.5}} for name in MODELS]
-    made: list[dict[str, object]] = [{"models": models, "base_model": BASE} | other for other in OTHERS]
+    weighted = [{"model": name, "parameters": {"weight": 0.5}} for name in MODELS]
+    made: list[dict[str, object]] = [{"models": weighted, "base_model": BASE} | other for other in OTHERS]
     for method, schema in METHODS.items():
-        common = {"models": models} | ({"base_model": BASE} if schema.task_vectors else {})
+        models = weighted if "weight" in schema.defaults else [{"model": name} for name in MODELS]
+        common = {"models": models[: schema.most]} | ({"base_model": BASE} if schema.base == "required" else {})
+        given = {name: value for name, value in REQUIRED.items() if name in schema.defaults}
         densities = DENSITIES if "density" in schema.defaults else ({},)
-        made += [common | {"merge_method": method, "parameters": parameters} for parameters in densities]
+        made += [common | {"merge_method": method, "parameters": given | density} for density in densities]
     return made
 
 

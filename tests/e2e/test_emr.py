@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import anabranch as package
+from anabranch.cluster.jobs import Execution, prepare, share_readings
 
 from ..merging import load_output, write_recipe
 from .conftest import Command, Workplace
@@ -119,3 +120,19 @@ def test_the_functions_report_every_part(workplace: Workplace, emr: Path) -> Non
     assert all(each.outcome.manifest.plan_id == each.plan.plan_id for each in (report, *report.parts))
     assert "scale " in str(report)
     assert package.merge(emr, workplace.out).outcome.already_complete
+
+
+def test_parts_stay_together_where_memory_is_tight(workplace: Workplace, emr: Path) -> None:
+    """Buffers for every part are smaller than those for one, and one reading is still better than three."""
+    roomy, tight = Execution(2, 2 << 30), Execution(2, 340 << 20)
+    for execution in (roomy, tight):
+        jobs = prepare(emr, workplace.out, execution)
+        [reading] = share_readings(jobs, execution)
+        assert reading.read_bytes == jobs[0].inputs.plan.read_bytes < reading.alone_bytes
+    assert reading.memory.slab_bytes < min(job.memory.slab_bytes for job in jobs)
+
+
+def test_a_survey_of_the_models(workplace: Workplace, emr: Path, anabranch: Command) -> None:
+    table = workplace.folder / "survey.parquet"
+    result = anabranch("survey", emr, "--out", table)
+    assert result.exit_code == 0 and table.exists(), result.output

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from anabranch.engine.storage.s3 import S3Store
 
 from ..adapters import write_adapter
-from ..merging import merge, write_checkpoint, write_recipe
+from ..merging import merge, merge_parts, write_checkpoint, write_recipe
 from .fault_proxy import fault_proxy
 from .servers import Server
 
@@ -226,3 +226,26 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def test_parts_on_s3_and_the_model_of_a_task(site: Site, tmp_path: Path) -> None:
+    """Masks find the unified task vector beside them wherever they lie."""
+
+    def recipes(root: str, out: str) -> tuple[Path, Path]:
+        models = [{"model": f"{root}/model{i}"} for i in range(2)]
+        parts = {"merge_method": "emr", "base_model": f"{root}/base", "models": models}
+        task = {"merge_method": "passthrough", "models": [{"model": f"{root}/base+{out}/model1"}]}
+        number = len(list(tmp_path.iterdir()))
+        return write_recipe(tmp_path / f"{number}.yml", parts), write_recipe(tmp_path / f"{number}-task.yml", task)
+
+    parts, task = recipes(str(site.folder), str(tmp_path / "parts"))
+    merge_parts(parts, tmp_path / "parts")
+    merge(task, tmp_path / "full")
+    parts, task = recipes(site.root, site.out("parts"))
+    for arguments in ((str(parts), site.out("parts")), (str(task), site.out("full"))):
+        done = site.run("merge", *arguments, "--memory", "600MiB")
+        assert done.returncode == 0, done.stderr
+    for name in ("parts/unified", "parts/model0", "parts/model1", "full"):
+        found = site.store(name).read_bytes("model.safetensors")
+        assert found == (tmp_path / name / "model.safetensors").read_bytes(), name
+    assert site.run("verify", site.out("parts/model1")).returncode == 0

@@ -218,3 +218,20 @@ def test_names_of_tasks() -> None:
     assert [task_name(entry) for entry in parse_recipe(text, "r").models] == ["a", "c", "e"]
     with pytest.raises(RecipeError, match=r"models\[1\].name: the task's folder would be called 'A'"):
         parse_recipe("merge_method: emr\nbase_model: b\nmodels: [{model: a}, {model: x/A}]", "r")
+
+
+def test_changes_that_fp32_does_not_hold(tmp_path: Path) -> None:
+    """With `overflow: saturate`, too: nothing scales a difference that is infinite."""
+    huge = {"w": torch.full((4,), -3e38)}
+    for number, keys in enumerate(({}, {"overflow": "saturate"})):
+        recipe = write(tmp_path / str(number), huge, {"a": {"w": -huge["w"]}}, **keys)
+        with pytest.raises(InputError, match="'w' has changes that are not finite in fp32"):
+            merge_parts(recipe, tmp_path / "out" / str(number))
+
+
+def test_bad_values_stop_the_merge(tmp_path: Path) -> None:
+    bad = {"w": torch.tensor([1.0, torch.nan]), "v": torch.ones(2)}
+    recipe = write(tmp_path, {"w": torch.ones(2), "v": torch.ones(2)}, {"a": bad})
+    with pytest.raises(InputError, match="'w' holds 1 NaN or Inf values"):
+        merge_parts(recipe, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*/anabranch.manifest.json"))
