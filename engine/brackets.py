@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +69,11 @@ def sample_of(state: TensorState, data: WindowData) -> WindowData:
         part = raw[(window.own_begin - window.begin) * size :][: own * size]
         if not whole:
             chunk, known = CHUNK * size, places[(places + CHUNK) * size <= len(part)]
-            chunks = np.lib.stride_tricks.sliding_window_view(part, chunk) if len(known) else part.reshape(-1, chunk)
-            part = chunks[known * size].reshape(-1) if len(known) else part[:0]
+            if len(known):  # one opaque element of numpy is gathered three times as quickly as a row of bytes
+                chunks: NDArray[Any] = np.ndarray(len(part) - chunk + 1, f"V{chunk}", part.data, strides=1)
+                part = chunks[known * size].view(np.uint8)
+            else:
+                part = part[:0]
         raws.append(part)
     elements = own if whole else CHUNK * len(places)
     return WindowData(Window(window.index, 0, elements, 0, elements), raws, [])

@@ -23,6 +23,7 @@ from .source import TensorLocation
 from .storage import Store
 from .tensor import Real, Target, WindowData, Workspace
 from .windows import Window
+from .work import WorkQueue
 
 Slab = NDArray[np.uint8]
 STOP_POLL_SECONDS = 0.2
@@ -61,7 +62,6 @@ class _Item:
     """One window in one turn."""
 
     turn: _Turn
-    before: _Turn | None
     window: int
     reads: Sequence[_Read]
     """Per need of the turn."""
@@ -144,7 +144,7 @@ class _Run:
         self._done = done
         self._pool = BufferPool(memory.slab_bytes, memory.slabs, kernels.buffer)
         self._readers = ThreadPoolExecutor(memory.readers, "read")
-        self._work: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._work: WorkQueue[_Item] = WorkQueue()
         self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._alive: list[Job] = []
         self._failure: BaseException | None = None
@@ -167,8 +167,7 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 (raised by run)
             self._fail(error)
         try:
-            for _ in folders:
-                self._work.put(None)
+            self._work.close()
             self._ordered.put(None)
             for thread in threads:
                 thread.join()
@@ -206,8 +205,8 @@ class _Run:
                 if resident and index == 0:
                     kept.append(reads)
                 outs = self._start_outs(job.written_in(index), window)
-                item = _Item(turn, before, window, reads, resident and not last, outs, Future())
-                self._work.put(item)
+                item = _Item(turn, window, reads, resident and not last, outs, Future())
+                self._work.put(item, before.done if before is not None else None)
                 if outs or last:
                     self._ordered.put(item)
             before = turn
@@ -243,22 +242,22 @@ class _Run:
     def _fold_items(self) -> None:
         """One fold thread: takes windows in order until the end mark; after a failure it only drains them."""
         workspaces: dict[Real, Workspace] = {}
-        while (item := self._work.get()) is not None:
+        while (item := self._work.take()) is not None:
             try:
-                if self._failure is None and self._ready(item):
+                if self._failure is None:
+                    self._wait_for_reads(item)
                     self._fold(item, workspaces)
             except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
             if not item.folded.done():
                 item.folded.set_result(False)
 
-    def _ready(self, item: _Item) -> bool:
-        """Wait for the window's bytes and for the turn before; False when the run is being stopped."""
+    def _wait_for_reads(self, item: _Item) -> None:
+        """Wait for the window's bytes."""
         with self._meter.measure("wait"):
             for _, read in item.reads:
                 if read is not None:
                     read.result()
-            return item.before is None or self._finished(item.before)
 
     def _finished(self, turn: _Turn) -> bool:
         while not turn.done.wait(STOP_POLL_SECONDS):
@@ -289,7 +288,7 @@ class _Run:
         if finished:
             for part, _ in parts:
                 part.passes[turn.index].finish()
-            turn.done.set()
+            self._work.over(turn.done)
         item.folded.set_result(True)
 
     def _workspace(self, part: Part, workspaces: dict[Real, Workspace]) -> Workspace:
@@ -338,6 +337,7 @@ class _Run:
             self._failure = error
             alive = list(self._alive)
         self._pool.close()
+        self._work.stop()
         for job in alive:
             for part in job.parts:
                 part.state.abandon()

@@ -21,6 +21,7 @@ LAYERS = {
     "engine.density": 1,  # arithmetic on statistics
     "engine.coefficients": 1,  # arithmetic on dot products
     "engine.meter": 1,
+    "engine.work": 1,
     "engine.kernels": 1,
     "engine.storage": 1,
     "engine.methods": 2,
