@@ -219,19 +219,19 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @json_option
 @reported
 def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
-    """Read every byte of OUT again and compare it with its manifest."""
-    from ..engine.storage import open_store
-    from ..engine.verify import check_loading, problems_error, read_manifest
-    from ..engine.verify import verify as read_again
+    """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
+    from ..engine.verify import check_loading, problems_error
     from .machine import available_cores
     from .progress import Tally, open_progress
+    from .verifying import check_is_model, open_outputs, verify_outputs
 
-    store, tally = open_store(out), Tally()
-    manifest = read_manifest(store)
+    outputs, tally = open_outputs(out), Tally()
+    if load:
+        check_is_model(outputs)
     with open_progress(tally.read, as_json) as progress:
-        progress.phase("verify", sum(entry.size for entry in manifest.files.values()), 0)
-        found = read_again(store, workers or available_cores(), tally.add, manifest)
-    loading = check_loading(store.url) if load and not found.problems else None
+        progress.phase("verify", sum(each.size_bytes for each in outputs), 0)
+        found = verify_outputs(outputs, workers or available_cores(), tally.add)
+    loading = check_loading(found.url) if load and not found.problems else None
     problems = [*found.problems, *(loading.problems if loading else ())]
     if as_json:
         click.echo(json.dumps(_verification_json(found, loading, problems)))
@@ -239,8 +239,8 @@ def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     for problem in problems:
         click.echo(f"{problem.file}: {problem.text}")
     if problems:
-        raise problems_error(store.url, problems)
-    click.echo(f"{store.url}: {found.files} files, {found.size_bytes} bytes are what was written")
+        raise problems_error(found.url, problems)
+    click.echo(f"{found.url}: {found.files} files, {found.size_bytes} bytes are what was written")
     if loading is not None:
         click.echo(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from ..engine.recipe import load_recipe
 from ..engine.storage import open_store
 from ..engine.survey import Round, SurveyWorker
 from ..engine.verify import Verification
-from ..engine.verify import verify as verify_store
 from .jobs import (
     DEFAULT_MEMORY_BYTES,
     Execution,
@@ -40,6 +38,7 @@ from .runner import LocalRunner, Member, Progress, Runner, run
 from .stages import Stages
 from .survey_report import SurveyReport, make_survey_report
 from .surveys import survey_bytes
+from .verifying import open_outputs, verify_outputs
 
 # -- the functions of `import anabranch` -----------------------------------------------------------------------------
 
@@ -184,12 +183,12 @@ def survey(
 
 
 def verify(out: str | Path, *, workers: int | None = None) -> Verification:
-    """Read every byte of a finished output again and compare it with the manifest.
+    """Read every byte of a finished output, or of all parts in its folders, again and compare it with the manifest.
 
     Raises:
         IntegrityError: the output is not finished. What is damaged is in the result.
     """
-    return verify_store(open_store(os.fspath(out)), workers or available_cores())
+    return verify_outputs(open_outputs(out), workers or available_cores())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from .derived import MaskedChange
 from .errors import InputError
 from .header import DTYPES, TensorInfo
 from .parts import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
-from .recipe_schema import UNIFIED
+from .recipe_schema import TASK_NAME, UNIFIED
 from .source import TensorLocation
 from .storage import Store
 
@@ -33,6 +34,8 @@ class PartFile:
     unified_id: str
     scale: float
     base: Mapping[str, Any]
+    tasks: tuple[str, ...] = ()
+    """Names of all tasks; the unified task vector knows them."""
 
     @property
     def base_url(self) -> str:
@@ -44,15 +47,20 @@ def is_part(store: Store) -> bool:
     return PART_NAME in store.list()
 
 
-def read_part(store: Store) -> PartFile:
+def read_part(store: Store, folder: str = "") -> PartFile:
     """The file that says what a part is.
+
+    Args:
+        store: where the part lies ...
+        folder: ... in which folder of it.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    where = f"{store.url}/{PART_NAME}"
+    name = f"{folder}/{PART_NAME}" if folder else PART_NAME
+    where = f"{store.url}/{name}"
     try:
-        raw = json.loads(store.read_bytes(PART_NAME, MAX_PART_BYTES))
+        raw = json.loads(store.read_bytes(name, MAX_PART_BYTES))
     except FileNotFoundError:
         raise InputError(f"{where} is missing", FETCH) from None
     except (ValueError, RecursionError):
@@ -67,11 +75,25 @@ def read_part(store: Store) -> PartFile:
     named = isinstance(task, str) and isinstance(unified_id, str)
     if not fits or not known or not named or not _is_finite(scale):
         raise InputError(f"{where} is damaged", FETCH)
-    return PartFile(str(task) if is_task else None, str(unified_id), float(scale), dict(base or {}))
+    tasks = raw.get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(t, str) and re.fullmatch(TASK_NAME, t) for t in tasks):
+        raise InputError(f"{where} is damaged", FETCH)
+    return PartFile(str(task) if is_task else None, str(unified_id), float(scale), dict(base or {}), tuple(tasks))
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parts_below(store: Store) -> list[str]:
+    """Names of the folders in which the parts of one merge lie; [] where there are none.
+
+    Raises:
+        InputError: the file that names them is damaged.
+    """
+    if f"{UNIFIED}/{PART_NAME}" not in store.list(UNIFIED):
+        return []
+    return [UNIFIED, *read_part(store, UNIFIED).tasks]
 
 
 def refuse_part(store: Store) -> None:

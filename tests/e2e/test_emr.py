@@ -93,6 +93,26 @@ def test_damage_of_a_part_is_found(workplace: Workplace, emr: Path, anabranch: C
     assert anabranch("verify", workplace.out / "style").exit_code == 0
 
 
+def test_all_parts_are_verified_together(workplace: Workplace, emr: Path, anabranch: Command) -> None:
+    assert anabranch("merge", emr, workplace.out).exit_code == 0
+    every = [json.loads(anabranch("verify", workplace.out / part, "--json").output) for part in ("unified", *TASKS)]
+    whole = anabranch("verify", workplace.out)
+    files, size = (sum(each[key] for each in every) for key in ("files", "bytes"))
+    said = f"{workplace.out}: {files} files, {size} bytes are what was written\n"
+    assert whole.exit_code == 0 and whole.output.endswith(said)
+    assert package.verify(workplace.out).files == files
+    (workplace.out / "style" / "README.md").write_text("other")
+    damaged = anabranch("verify", workplace.out)
+    assert damaged.exit_code == 4 and "\nstyle/README.md: damaged" in damaged.output, damaged.output
+    refused = anabranch("verify", workplace.out, "--load")
+    assert refused.exit_code == 2 and "is a part of EMR-Merging and no model" in refused.output
+    (workplace.out / "model0" / "anabranch.manifest.json").unlink()
+    assert "model0 is not finished" in anabranch("verify", workplace.out).output
+    names = workplace.out / "unified" / "anabranch.emr.json"
+    names.write_text(names.read_text().replace('"style"', '"../style"'))
+    assert anabranch("verify", workplace.out).exit_code == 3
+
+
 def test_a_kill_is_survived(workplace: Workplace, emr: Path, anabranch: Command) -> None:
     """kill -9 as soon as any part has a finished shard, again and again, until a run comes to its end."""
     whole = workplace.folder / "whole"
