@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +39,7 @@ def resolve_model(reference: str, recipe_dir: Path) -> ModelUrl:
 
 
 def _is_directory(reference: str, recipe_dir: Path) -> bool:
-    path = Path(reference).expanduser()
-    return path.is_dir() or (recipe_dir / path).is_dir()
+    return _find(reference, recipe_dir, Path.is_dir) is not None
 
 
 def _may_be_model(part: str, recipe_dir: Path) -> bool:
@@ -63,11 +63,10 @@ def resolve_model_url(reference: str, recipe_dir: Path) -> str:
     """
     if _URL.match(reference):
         return reference
-    path = Path(reference).expanduser()
-    for candidate in (path, recipe_dir / path):
-        if candidate.is_dir():
-            return os.path.abspath(candidate)
-    if any(candidate.exists() for candidate in (path, recipe_dir / path)):
+    directory = _find(reference, recipe_dir, Path.is_dir)
+    if directory is not None:
+        return directory
+    if _find(reference, recipe_dir, Path.exists) is not None:
         raise RecipeError(
             f"model {shorten(reference)}: expected a directory that holds a checkpoint, got a file",
             "Name the directory that the file lies in.",
@@ -76,7 +75,7 @@ def resolve_model_url(reference: str, recipe_dir: Path) -> str:
         return f"hf://{reference}"
     raise RecipeError(
         f"model {shorten(reference)} does not exist",
-        f"Looked for a directory in {os.getcwd()} and in {os.path.abspath(recipe_dir)}; "
+        f"Looked for a directory in {_places(recipe_dir)}; "
         "expected a directory, a URL (s3://bucket/folder, hf://owner/name@revision) or owner/name, "
         "or two of them as BASE+ADAPTER.",
     )
@@ -90,14 +89,23 @@ def resolve_file_url(reference: str, recipe_dir: Path) -> str:
     """
     if _URL.match(reference):
         return reference
-    path = Path(reference).expanduser()
-    for candidate in (path, recipe_dir / path):
-        if candidate.is_file():
-            return os.path.abspath(candidate)
+    file = _find(reference, recipe_dir, Path.is_file)
+    if file is not None:
+        return file
     raise RecipeError(
         f"file {shorten(reference)} does not exist",
-        f"Looked in {os.getcwd()} and in {os.path.abspath(recipe_dir)}; expected a file or a URL of one.",
+        f"Looked in {_places(recipe_dir)}; expected a file or a URL of one.",
     )
+
+
+def _find(reference: str, recipe_dir: Path, fits: Callable[[Path], bool]) -> str | None:
+    """The absolute path of what fits, seen from the working directory or, failing that, from the recipe's."""
+    path = Path(reference).expanduser()
+    return next((os.path.abspath(candidate) for candidate in (path, recipe_dir / path) if fits(candidate)), None)
+
+
+def _places(recipe_dir: Path) -> str:
+    return f"{os.getcwd()} and in {os.path.abspath(recipe_dir)}"
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
