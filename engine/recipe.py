@@ -197,7 +197,7 @@ def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
         if count < schema.fewest or (schema.most is not None and count > schema.most):
             bound = "exactly" if schema.fewest == schema.most else "at least" if count < schema.fewest else "at most"
             number = schema.fewest if count < schema.fewest or schema.most is None else schema.most
-            text = f"expected {bound} {_NUMBERS[number]} model{'s' if number > 1 else ''} to merge"
+            text = f"expected {bound} {_NUMBERS.get(number, number)} model{'s' if number > 1 else ''} to merge"
             text += ", besides the base" if schema.base == "required" or group.apart is not None else ""
             yield Problem(group.path, text + (f", got {count}" if count else ""))
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+import pytest
 import torch
+
+from anabranch.engine.errors import RecipeError
+from anabranch.engine.recipe import parse_recipe
 
 from ..merging import merge_tensors
 
@@ -110,6 +114,13 @@ def test_ramplus_strengthens_what_is_a_models_own(tmp_path: Path) -> None:
     assert merged(tmp_path, AGENTS, recipe) == [7.0, -3.5, 1.0, 0.0, 5.0, 0.0]
     recipe = {"merge_method": "ramplus_tl", "parameters": parameters | {"alpha": 4}}
     assert merged(tmp_path / "all", AGENTS, recipe) == [8.0, -4.0, 1.0, 0.0, 5.0, 0.0]
+
+
+def test_ram_counts_models_in_a_byte() -> None:
+    """A 256th would be the first again."""
+    models = ", ".join(f"{{model: m{i}}}" for i in range(256))
+    with pytest.raises(RecipeError, match="models: expected at most 255 models to merge, besides the base, got 256"):
+        parse_recipe(f"merge_method: ram\nbase_model: b\nmodels: [{models}]", "r")
 
 
 def test_ramplus_counts_tensor_by_tensor(tmp_path: Path) -> None:
