@@ -106,6 +106,7 @@ class MergeReport:
             },
             "busy": {kind: round(share, 3) for kind, share in self.busy().items()},
             "models": manifest.summary,
+            "notes": manifest.notes,
             "warnings": manifest.warnings,
         }
 
@@ -128,6 +129,8 @@ class MergeReport:
         task = self.plan.part.task if self.plan.part is not None else None
         for row in manifest.summary if task is None else [manifest.summary[task]]:
             yield from self._model_lines(row)
+        for note in manifest.notes if task is None else ():
+            yield f"  note: {note}"
         for warning in manifest.warnings if task is None else ():
             yield f"  warning: {warning}"
 

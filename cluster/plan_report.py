@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from ..engine.checkpoint import Checkpoint
 from ..engine.memory import MemoryPlan
 from ..engine.plan import Plan
+from ..engine.source import TensorLocation
 from .runner import fold_bytes
 
 State = Literal["new", "started", "finished"]
@@ -63,24 +64,30 @@ class PlanReport:
     def differences(self) -> list[dict[str, Any]]:
         """Per model: tensors that it lacks, tensors that only it has, and tensors of another shape or dtype.
 
-        Empty with slices, which take parts of models; what they leave out is in the warnings.
+        With slices, of what they take; what they leave out is in the notes. Names are those of the output.
         """
-        if self.plan.recipe.slices:
-            return []
-        base = self.plan.base.tensors
-        rows = []
-        for model in self.plan.models:
-            both = [(base[name], location) for name, location in model.tensors.items() if name in base]
-            rows.append(
-                {
-                    "url": model.url,
-                    "missing": [name for name in base if name not in model.tensors],
-                    "extra": [name for name in model.tensors if name not in base],
-                    "shape": [a.info.name for a, b in both if a.info.shape != b.info.shape],
-                    "dtype": [a.info.name for a, b in both if a.out_dtype != b.out_dtype],
-                }
-            )
-        return rows
+        return [
+            {
+                "url": model.url,
+                "missing": [name for name, _, own in pairs if own is None],
+                "extra": list(self.plan.extra.get(model.url, ())),
+                "shape": [name for name, asked, own in pairs if own and own.info.shape != asked.info.shape],
+                "dtype": [name for name, asked, own in pairs if own and own.out_dtype != asked.out_dtype],
+            }
+            for model, pairs in zip(self.plan.models, self._pairs(), strict=True)
+        ]
+
+    def _pairs(self) -> list[list[tuple[str, TensorLocation, TensorLocation | None]]]:
+        """Per model: every tensor that it should have, where the reference has it, and where the model has it."""
+        plan = self.plan
+        if not plan.recipe.slices:
+            base = plan.base.tensors
+            return [[(name, base[name], model.tensors.get(name)) for name in base] for model in plan.models]
+        found: list[list[tuple[str, TensorLocation, TensorLocation | None]]] = [[] for _ in plan.models]
+        for task in plan.tasks:
+            for i, own in enumerate(task.models) if task.settings is not None else ():
+                found[task.model_of(i)].append((task.name, task.base, own))
+        return found
 
     @property
     def survey_bytes(self) -> int:
@@ -144,6 +151,7 @@ class PlanReport:
             "seconds": round(self.seconds, 1),
             "copied": self.copied,
             "differences": self.differences,
+            "notes": list(plan.notes),
             "warnings": list(plan.warnings),
         }
 
@@ -166,6 +174,8 @@ class PlanReport:
         yield from self._output_lines()
         if plan.part is None or plan.part.task is None:
             yield f"time        {self._time_text()}"
+            for note in plan.notes:
+                yield f"note        {note}"
             for warning in plan.warnings:
                 yield f"warning     {warning}"
 

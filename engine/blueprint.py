@@ -43,6 +43,7 @@ class Blueprint:
     """By URL, tensors that a model has beyond the reference's."""
     config_edits: Mapping[str, Any] = field(default_factory=dict)
     """What config.json must say differently, by path of keys, joined by `/`."""
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -102,6 +103,7 @@ class _Slices:
         self._rests = {url: _rests(opened_url, self._layers[url]) for url, opened_url in self._by_url().items()}
         self._taken: dict[str, set[str]] = defaultdict(set)
         self._problems: list[str] = []
+        self._notes: list[str] = []
         self._warnings: list[str] = []
 
     def _by_url(self) -> dict[str, Checkpoint]:
@@ -121,7 +123,8 @@ class _Slices:
         self._raise_problems()
         extra = self._extra_and_unused()
         edits = self._config_edits()
-        return Blueprint(self._groups, models, sources, origins, tensors, extra, edits, tuple(self._warnings))
+        told = tuple(self._notes), tuple(self._warnings)
+        return Blueprint(self._groups, models, sources, origins, tensors, extra, edits, *told)
 
     def _check_ranges(self) -> None:
         for i, part in enumerate(self._recipe.slices):
@@ -261,7 +264,7 @@ class _Slices:
         ends = [self._urls(self._groups[0]), self._urls(self._groups[-1])]
         for url, checkpoint in by_url.items():
             if url not in used:
-                self._warnings.append(f"{url}: no slice uses this model; it gives configuration and names only")
+                self._notes.append(f"{url}: no slice uses this model; it gives configuration and names only")
                 continue
             layers = self._layers[url]
             beside: list[str] = []
@@ -278,10 +281,10 @@ class _Slices:
             extra[url] = beside
             if unused:
                 numbers = _ranges(set(range(layers.count)) - used[url])
-                self._warnings.append(f"{url}: layers that no slice uses are left out: {numbers}")
+                self._notes.append(f"{url}: layers that no slice uses are left out: {numbers}")
             if outside:
                 shown = ", ".join(outside[:5]) + (f" and {len(outside) - 5} more" if len(outside) > 5 else "")
-                self._warnings.append(f"{url}: left out, because another slice gives them: {shown}")
+                self._notes.append(f"{url}: left out, because another slice gives them: {shown}")
         return extra
 
     def _urls(self, group: ModelGroup) -> set[str]:

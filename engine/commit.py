@@ -243,6 +243,7 @@ class Output:
             copied_tensors=sum(row.action == "copied" for row in rows),
             parameters=sum(task.numel for task in self.plan.tasks),
             summary=summary,
+            notes=list(self.plan.notes),
             warnings=list(self.plan.warnings),
             tables=tables,
             survey=[dict(row) for row in survey.rows] if survey is not None else [],

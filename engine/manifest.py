@@ -130,7 +130,10 @@ class Manifest(_Record):
     """Elements of all tensors."""
     summary: list[dict[str, Any]]
     """Per model: fraction kept, and overlap with every other model."""
+    notes: list[str] = []
+    """How inputs were read, and what slices left of them."""
     warnings: list[str]
+    """What may not be as it was meant."""
     tables: dict[str, str]
     """SHA-256 over the rows of each Parquet table; the bytes of Parquet files depend on the library's version."""
     survey: list[dict[str, Any]]

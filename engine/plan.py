@@ -64,7 +64,12 @@ class Plan:
     tasks: tuple[TensorTask, ...]
     """In the reference's order."""
     shards: tuple[OutputShard, ...]
+    notes: tuple[str, ...]
+    """How inputs are read, and what slices leave of them: for information."""
     warnings: tuple[str, ...]
+    """What may not be as it was meant."""
+    extra: Mapping[str, Sequence[str]] = field(repr=False)
+    """By URL, tensors that a model has beyond the reference's."""
     config_edits: Mapping[str, Any]
     """What config.json must say besides the dtype, by path of keys, joined by `/`."""
     canonical_recipe: Mapping[str, Any] = field(repr=False)
@@ -155,7 +160,7 @@ def make_plan(
         side_files: name, size and version of the config and tokenizer files that will be copied.
         configs: config.json of the models that slices are cut from, by reference, where there is one.
         tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
-        warnings: what was noticed before.
+        warnings: what may not be as it was meant, noticed before.
         activations: what orders changes besides their magnitude, by the reference in the recipe.
 
     Raises:
@@ -164,8 +169,8 @@ def make_plan(
     """
     blueprint = make_blueprint(recipe, opened, configs or {})
     read = _distinct(blueprint.sources)
-    noticed = [note for checkpoint in read for note in checkpoint.notes]
-    noticed += [*warnings, *blueprint.warnings]
+    notes = [note for checkpoint in read for note in checkpoint.notes]
+    noticed = [*warnings, *blueprint.warnings]
     _check_quantised(recipe, read)
     _check_names(recipe, blueprint, noticed)
     maker = _TaskMaker(recipe, blueprint, activations or {})
@@ -193,7 +198,9 @@ def make_plan(
         blueprint.sources,
         tasks,
         shards,
+        (*notes, *blueprint.notes),
         tuple(noticed),
+        blueprint.extra,
         blueprint.config_edits,
         described,
         inputs,

@@ -36,11 +36,44 @@ def test_the_plan_says_what_is_put_together_and_what_is_left_out(
     assert result.exit_code == 0, result.stderr
     assert "slices      2 slices with 3 layers" in result.stdout
     model1 = llamas / "model1"
-    assert f"{model1}: layers that no slice uses are left out: 0" in result.stdout
+    assert f"note        {model1}: layers that no slice uses are left out: 0" in result.stdout
     assert f"{model1}: left out, because another slice gives them: model.embed_tokens.weight" in result.stdout
     planned = json.loads(anabranch("plan", recipe, workplace.out, "--json").stdout)
     assert (planned["slices"], planned["layers"], planned["tensors"]) == (2, 3, 30)
     assert [entry["role"] for entry in planned["inputs"]] == ["model 0", "model 1"]
+
+
+def test_the_plan_lists_how_models_differ_from_what_slices_ask_of_them(
+    anabranch: Command, workplace: Workplace, tmp_path: Path
+) -> None:
+    base = {f"model.layers.{i}.{name}": torch.zeros(4, 2) for i in range(3) for name in ("w", "v")}
+    other = {name: tensor.bfloat16() if name.endswith("0.w") else tensor for name, tensor in base.items()}
+    del other["model.layers.2.v"]
+    other |= {"model.layers.0.extra": torch.zeros(1), "model.layers.1.extra": torch.zeros(1)}
+    for name, tensors in (("base", base), ("same", base), ("other", other)):
+        write_checkpoint(tmp_path / name, tensors)
+    cuts = [
+        [{"model": str(tmp_path / name), "layer_range": layers} for name in ("base", "same", "other")]
+        for layers in ([2, 3], [0, 1])
+    ]
+    recipe = write_recipe(
+        tmp_path / "recipe.yml",
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(tmp_path / "base"),
+            "slices": [{"sources": sources} for sources in cuts],
+            "extra_tensors": "ignore",
+        },
+    )
+    planned = json.loads(anabranch("plan", recipe, workplace.out, "--json").stdout)
+    none: dict[str, list[str]] = {"missing": [], "extra": [], "shape": [], "dtype": []}
+    same, found = (none | {"url": str(tmp_path / name)} for name in ("same", "other"))
+    # Layer 2 of the models is layer 0 of the output, layer 0 is layer 1.
+    found |= {"missing": ["model.layers.0.v"], "extra": ["model.layers.0.extra"], "dtype": ["model.layers.1.w"]}
+    assert planned["differences"] == [same, found]
+    assert [note for note in planned["notes"] if "layers that no slice uses are left out: 1" in note]
+    text = anabranch("plan", recipe, workplace.out).stdout
+    assert "lacks 1 of the reference's tensors, which count as unchanged: model.layers.0.v" in text
 
 
 def test_a_frankenmerge_has_the_layers_that_the_recipe_says(
@@ -48,6 +81,7 @@ def test_a_frankenmerge_has_the_layers_that_the_recipe_says(
 ) -> None:
     result = anabranch("merge", deeper(workplace, llamas), workplace.out)
     assert result.exit_code == 0, result.stderr
+    assert f"  note: {llamas / 'model1'}: layers that no slice uses are left out: 0" in result.stdout
     merged = load_output(workplace.out)
     first, second = (load_output(llamas / name) for name in ("model0", "model1"))
     assert len(merged) == 30
@@ -62,7 +96,7 @@ def test_a_frankenmerge_has_the_layers_that_the_recipe_says(
     assert anabranch("verify", workplace.out).exit_code == 0
     manifest = json.loads((workplace.out / "anabranch.manifest.json").read_text())
     assert [part["sources"][0]["layer_range"] for part in manifest["recipe"]["slices"]] == [[0, 2], [1, 2]]
-    assert any("no slice uses" in warning for warning in manifest["warnings"])
+    assert any("no slice uses" in note for note in manifest["notes"])
 
 
 def test_the_recipe_of_the_manifest_makes_the_same_output(

@@ -91,6 +91,7 @@ def test_files_larger_than_the_buffer_are_read_in_pieces(tmp_path: Path) -> None
         "copied_tensors": 0,
         "parameters": 0,
         "summary": [],
+        "notes": [],
         "warnings": [],
         "tables": {},
         "survey": [],
