@@ -126,12 +126,13 @@ class MergeReport:
             f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} {copied}, "
             f"{counted(len(self.plan.shards), 'shard')}{resumed}"
         )
-        task = self.plan.part.task if self.plan.part is not None else None
-        for row in manifest.summary if task is None else [manifest.summary[task]]:
+        for row in manifest.summary:
             yield from self._model_lines(row)
-        for note in manifest.notes if task is None else ():
+        if self.plan.part is not None and self.plan.part.task is not None:
+            return  # the unified task vector's report has said it
+        for note in manifest.notes:
             yield f"  note: {note}"
-        for warning in manifest.warnings if task is None else ():
+        for warning in manifest.warnings:
             yield f"  warning: {warning}"
 
     def costs(self) -> Iterator[str]:

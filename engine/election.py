@@ -109,24 +109,23 @@ class ElectPass:
         check_overflow(self._state)
 
     def row(self, target: Target) -> TensorRow:
-        """What the receipt of a part says; valid after `finish`."""
-        state = self._state
+        """What the receipt of a part says; valid after `finish`. Masks of a task speak of their own model alone."""
+        state, settings = self._state, target.task.settings
+        task = settings.method.task if settings is not None and isinstance(settings.method, Elect) else None
         models: list[ElectedRow | None] = [None] * len(state.task.models)
         for i in state.present:
             moments, own = state.moments[i], self._sums[i]
             assert moments is not None and own is not None
-            models[i] = ElectedRow(
-                density=1.0,
-                kept=state.tally.kept[i],
-                l1=float(moments[0]),
-                l2=float(moments[1]) ** 0.5,
-                selected=float(own[0]),
-            )
+            if task is None or task == i:
+                l1, l2 = float(moments[0]), float(moments[1]) ** 0.5
+                kept = state.tally.kept[i]
+                models[i] = ElectedRow(density=1.0, kept=kept, l1=l1, l2=l2, selected=float(own[0]))
+        overlaps = sorted(state.tally.overlaps.items())
         return TensorRow(
             name=target.task.name,
             action="merged",
             models=tuple(models),
-            overlaps=tuple((a, b, count) for (a, b), count in sorted(state.tally.overlaps.items())),
+            overlaps=tuple((a, b, count) for (a, b), count in overlaps if task is None or task in (a, b)),
             nonfinite=sum(state.tally.nonfinite),
             overflowed=target.overflowed,
         )

@@ -119,12 +119,13 @@ def task_scale(plan: Plan, receipts: Sequence[Receipt]) -> Scale:
 
 
 def with_scale(plan: Plan, receipts: Sequence[Receipt], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The manifest's summary per model; of a task's masks with its scale."""
+    """The manifest's summary per model; of a task's masks that of its own model, with its scale."""
     task = plan.part.task if plan.part is not None else None
     if task is None:
         return [dict(row) for row in summary]
     scale = task_scale(plan, receipts).value
-    return [{**row, "scale": scale} if row["model"] == task else dict(row) for row in summary]
+    # What it shares with other tasks is in the table; their own masks are not, so there are no shares.
+    return [{**row, "overlap": {}, "scale": scale} for row in summary if row["model"] == task]
 
 
 def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:

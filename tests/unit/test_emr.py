@@ -58,7 +58,8 @@ def test_two_tasks_by_hand(tmp_path: Path) -> None:
     said = [json.loads((tmp_path / "out" / task / "anabranch.emr.json").read_text()) for task in ("math", "code")]
     assert [(each["changes"], each["selected"]) for each in said] == [(7.0, 9.0), (13.0, 12.0)]
     assert [each["scale"] for each in said] == [7 / 9, 13 / 12]
-    assert outcomes["code"].manifest.summary[1]["scale"] == 13 / 12
+    assert [row["model"] for row in outcomes["code"].manifest.summary] == [1]
+    assert outcomes["code"].manifest.summary[0]["scale"] == 13 / 12
     made = model_of(tmp_path, "math")
     scale = torch.tensor(7 / 9)
     assert torch.equal(made["w"], 1 + torch.tensor([4.0, 3.0, -2.0, 0.0, 0.0, 0.0]) * scale)
