@@ -215,15 +215,24 @@ class _Costs:
         return -(-self.largest_bytes // (slab_bytes * 3 // 4)) * self.reads_per_window
 
 
+def _passes_alone(group: Group) -> list[int]:
+    """Plans that may have passes of their own; parts of one recipe have them in common."""
+    of: dict[int, int] = {}
+    for place, plan in enumerate(group.plans):
+        of.setdefault(id(plan) if plan.part is None else id(plan.recipe), place)
+    return list(of.values())
+
+
 def _costs(group: Group, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
     models = max(plan.most_models for plan in group.plans)
     workspace, least_slab, several, largest, kept = 0, 0, False, 0, 0
     long_row = None
+    alone = _passes_alone(group)
     seen: set[tuple[Hashable, ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
         largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
-        kept = max(kept, sum(map(kept_bytes, tasks)))
+        kept = max(kept, sum(kept_bytes(tasks[place]) for place in alone))
         key = tuple(map(_kind, tasks))
         if key in seen:
             continue
@@ -242,7 +251,8 @@ def _costs(group: Group, quantiles: bool) -> _Costs:
         several = several or passes > 1
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
     workspace *= 2 if doubles else 1
-    rows = sum(24 * plan.most_models * (largest // ROW_ELEMENTS + 1) * 2 for plan in group.plans) + 2 * kept
+    held = sum(group.plans[place].most_models for place in alone)
+    rows = 24 * held * (largest // ROW_ELEMENTS + 1) * 2 + 2 * kept
     widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
     buffers = (group.most_reads, len(group.plans), least_slab)
     return _Costs(workspace, rows, *buffers, several, _derived_costs(group), long_row, widest)

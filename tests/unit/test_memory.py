@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,17 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import ResourceError
+from anabranch.engine.group import make_group
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.memory import (
     AHEAD,
+    BYTES_PER_TENSOR,
     FIXED_BYTES,
     LARGEST_REMOTE_SLAB,
     LARGEST_SLAB,
     SMALLEST_SLAB,
     MemoryPlan,
     Surroundings,
+    plan_group_memory,
     plan_memory,
 )
+from anabranch.engine.parts import cut_parts
 from anabranch.engine.plan import Plan
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.windows import ROW_ELEMENTS, cut_windows, least_window_elements, tile_elements, window_elements
@@ -250,3 +255,15 @@ def test_longer_columns_cost_more_memory(tmp_path: Path) -> None:
         plans.append(plan_memory(plan_of(folder, method="nuslerp", models=2, **COLUMNS), 2048 * MIB, 2))
     assert plans[0].fixed_bytes < plans[1].fixed_bytes < plans[2].fixed_bytes
     assert plans[0].workspace_bytes < plans[1].workspace_bytes < plans[2].workspace_bytes
+
+
+def test_parts_of_a_recipe_hold_what_they_take_in_common_once(tmp_path: Path) -> None:
+    """Sums of rows of a tensor of 40 million elements: two of each model's, for two tensors on the way."""
+    for name in ("base", "model0", "model1"):
+        empty_tensor(tmp_path, name, 40_000, 1000)
+    parts = cut_parts(plan_of(tmp_path, method="emr"))
+    assert len(parts) == 3
+    fixed = [plan_group_memory(make_group(parts[:count]), 1024 * MIB, 1).fixed_bytes for count in (1, 2, 3)]
+    rows = 24 * 2 * (40_000_000 // ROW_ELEMENTS + 1)
+    assert fixed[0] - FIXED_BYTES == 4 * rows + 3 * BYTES_PER_TENSOR
+    assert [b - a for a, b in itertools.pairwise(fixed)] == [2 * BYTES_PER_TENSOR] * 2
