@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,19 +67,22 @@ def recipe(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """bf16 checkpoints whose changes are few magnitudes, so that every cut goes through ties; several shards."""
-    folder = tmp_path_factory.mktemp("determinism")
-    generator = torch.Generator().manual_seed(5)
-    base = {f"layers.{i}.w": torch.randn(shape, generator=generator).bfloat16() for i, shape in enumerate(SHAPES)}
+    return write_coarse(tmp_path_factory.mktemp("determinism"), SHAPES, models=2, shards=3, seed=5)
+
+
+def write_coarse(folder: Path, shapes: Sequence[tuple[int, ...]], models: int, shards: int, seed: int) -> Path:
+    """bf16 checkpoints whose changes are few magnitudes, so that every cut goes through ties; several files each."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {f"layers.{i}.w": torch.randn(shape, generator=generator).bfloat16() for i, shape in enumerate(shapes)}
     base["ids"] = torch.arange(9)
     write_checkpoint(folder / "base", base, shards=2)
-    for m in range(2):
+    for m in range(models):
         tensors = dict(base)
         for name, tensor in base.items():
             if tensor.is_floating_point():
                 change = torch.randint(-3, 4, tensor.shape, generator=generator) / 64
                 tensors[name] = (tensor.float() + change).bfloat16()
-        write_checkpoint(folder / f"model{m}", tensors, shards=3)
+        write_checkpoint(folder / f"model{m}", tensors, shards)
     return folder
 
 
@@ -95,6 +98,16 @@ def everything(out: Path) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def reading(slab_kib: int, keep_inputs: bool) -> Iterator[None]:
+    """Windows of at most so many KiB; inputs that are not kept are read again for every pass."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("anabranch.engine.memory.LARGEST_SLAB", slab_kib << 10))
+        if not keep_inputs:
+            stack.enter_context(mock.patch("anabranch.engine.pipeline.resident_slabs", return_value=1 << 40))
+        yield
+
+
 def run(
     recipe_path: Path,
     out: Path,
@@ -104,10 +117,7 @@ def run(
     keep_inputs: bool = True,
     limit_mib: int = 1024,
 ) -> dict[str, Any]:
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch("anabranch.engine.memory.LARGEST_SLAB", slab_kib << 10))
-        if not keep_inputs:
-            stack.enter_context(mock.patch("anabranch.engine.pipeline.resident_slabs", return_value=1 << 40))
+    with reading(slab_kib, keep_inputs):
         merge(recipe_path, out, threads=threads, limit_mib=limit_mib, kernels=kernels())
     return everything(out)
 

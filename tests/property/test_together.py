@@ -6,7 +6,6 @@ import itertools
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,9 +26,9 @@ from anabranch.engine.model import Opened
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.storage import open_store
 
-from ..merging import MIB, Quiet, merge_together, write_checkpoint, write_recipe
+from ..merging import MIB, Quiet, merge_together, write_recipe
 from .test_counted_work import CountingKernels
-from .test_determinism import BUDGET, QUANTILE, everything
+from .test_determinism import BUDGET, QUANTILE, everything, reading, write_coarse
 
 SHAPES = [(300, 401), (70_001,), (3,), (), (0, 4), (257, 256), (1 << 17, 2)]
 MODELS = 3
@@ -76,20 +75,7 @@ EXECUTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """bf16 checkpoints whose changes are few magnitudes, so that every cut goes through ties."""
-    folder = tmp_path_factory.mktemp("together")
-    generator = torch.Generator().manual_seed(6)
-    base = {f"layers.{i}.w": torch.randn(shape, generator=generator).bfloat16() for i, shape in enumerate(SHAPES)}
-    base["ids"] = torch.arange(9)
-    write_checkpoint(folder / "base", base, shards=2)
-    for m in range(MODELS):
-        tensors = dict(base)
-        for name, tensor in base.items():
-            if tensor.is_floating_point():
-                change = torch.randint(-3, 4, tensor.shape, generator=generator) / 64
-                tensors[name] = (tensor.float() + change).bfloat16()
-        write_checkpoint(folder / f"model{m}", tensors, shards=2)
-    return folder
+    return write_coarse(tmp_path_factory.mktemp("together"), SHAPES, MODELS, shards=2, seed=6)
 
 
 def write(folder: Path, name: str, content: Mapping[str, Any], order: Sequence[int], weights: Sequence[float]) -> Path:
@@ -112,10 +98,7 @@ def run(
     keep_inputs: bool = True,
     limit_mib: int = 1024,
 ) -> list[dict[str, Any]]:
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch("anabranch.engine.memory.LARGEST_SLAB", slab_kib << 10))
-        if not keep_inputs:
-            stack.enter_context(mock.patch("anabranch.engine.pipeline.resident_slabs", return_value=1 << 40))
+    with reading(slab_kib, keep_inputs):
         made: Kernels | None = kernels() if kernels else None
         merge_together(dict(zip(recipes, outs, strict=True)), threads, limit_mib, made)
     return [everything(out) for out in outs]
