@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ..merging import Tensors, load_output, merge
 from .checkpoints import write_all
 from .peer import Job, run_mergekit
 from .recipes import Case
@@ -27,6 +28,17 @@ class Peer:
     def output(self, case: Case) -> Path:
         assert self.answers[case.name] is None, self.answers[case.name]
         return self.folder / "mergekit" / case.file_name
+
+    def both(self, case: Case, out: Path) -> tuple[Tensors, Tensors]:
+        """Merge a case into `out`; returns our tensors and mergekit's."""
+        merge(self.recipe(case), out)
+        return load_output(out), load_output(self.output(case))
+
+    def refusal(self, case: Case) -> str:
+        """What mergekit said instead of merging."""
+        answer = self.answers[case.name]
+        assert answer is not None
+        return answer
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,8 @@ def checkpoint(peer: Peer, name: str) -> dict[str, torch.Tensor]:
     """,
 )
 def test_ours_rounds_once_theirs_at_every_step(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
     base, a, b = (checkpoint(peer, f"bf16/{name}") for name in ("base", "a", "b"))
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     wrong_of_ours = wrong_of_theirs = moved = 0
     for name, before in base.items():
         w0 = before.double()
@@ -58,9 +57,9 @@ def test_ours_rounds_once_theirs_at_every_step(case: Case, peer: Peer, tmp_path:
     """,
 )
 def test_without_a_dtype_ours_takes_that_of_the_base_theirs_the_widest(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    assert {t.dtype for t in load_output(tmp_path / "out").values()} == {torch.bfloat16}
-    assert {t.dtype for t in load_output(peer.output(case)).values()} == {torch.float32}
+    ours, theirs = peer.both(case, tmp_path / "out")
+    assert {t.dtype for t in ours.values()} == {torch.bfloat16}
+    assert {t.dtype for t in theirs.values()} == {torch.float32}
 
 
 @recipe(
@@ -73,8 +72,7 @@ def test_without_a_dtype_ours_takes_that_of_the_base_theirs_the_widest(case: Cas
     """,
 )
 def test_theirs_keeps_at_least_one_element(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    base, ours, theirs = checkpoint(peer, "llama/base"), load_output(tmp_path / "out"), load_output(peer.output(case))
+    base, (ours, theirs) = checkpoint(peer, "llama/base"), peer.both(case, tmp_path / "out")
     for name, tensor in base.items():
         kept = int(0.03 * tensor.numel())
         assert int((ours[name] != tensor).sum()) == kept
@@ -93,9 +91,8 @@ def test_theirs_keeps_at_least_one_element(case: Case, peer: Peer, tmp_path: Pat
     """,
 )
 def test_of_equal_magnitudes_ours_keeps_the_first(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
     base, a = checkpoint(peer, "bf16/base"), checkpoint(peer, "bf16/a")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     with_a_choice = 0
     for name in base:
         change = (a[name].float() - base[name].float()).flatten()
@@ -121,8 +118,7 @@ def test_of_equal_magnitudes_ours_keeps_the_first(case: Case, peer: Peer, tmp_pa
     """,
 )
 def test_theirs_drops_tensors_that_it_does_not_know(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     assert set(ours) - set(theirs) == {"model.layers.0.self_attn.q_norm.weight"}
     assert set(theirs) <= set(ours)
 
@@ -139,9 +135,7 @@ def test_theirs_drops_tensors_that_it_does_not_know(case: Case, peer: Peer, tmp_
 def test_a_tensor_that_a_model_lacks_is_unchanged_in_ours_and_an_error_in_theirs(
     case: Case, peer: Peer, tmp_path: Path
 ) -> None:
-    answer = peer.answers[case.name]
-    assert answer is not None
-    assert "model.norm.weight required but not present" in answer
+    assert "model.norm.weight required but not present" in peer.refusal(case)
     merge(peer.recipe(case), tmp_path / "out")
     ours = load_output(tmp_path / "out")
     assert torch.equal(ours["model.norm.weight"], checkpoint(peer, "one/base")["model.norm.weight"])
@@ -173,9 +167,7 @@ def test_ours_stops_at_nan_theirs_writes_it(case: Case, peer: Peer, tmp_path: Pa
     """,
 )
 def test_a_weight_is_1_in_ours_and_required_in_theirs(case: Case, peer: Peer, tmp_path: Path) -> None:
-    answer = peer.answers[case.name]
-    assert answer is not None
-    assert "Missing required parameter weight" in answer
+    assert "Missing required parameter weight" in peer.refusal(case)
     merge(peer.recipe(case), tmp_path / "out")
     ours, a = load_output(tmp_path / "out"), checkpoint(peer, "one/a")
     assert not any(differs(ours[name], a[name]).any() for name in a)
@@ -193,9 +185,7 @@ def test_a_weight_is_1_in_ours_and_required_in_theirs(case: Case, peer: Peer, tm
     """,
 )
 def test_a_model_may_be_listed_twice_in_ours_only(case: Case, peer: Peer, tmp_path: Path) -> None:
-    answer = peer.answers[case.name]
-    assert answer is not None
-    assert "Duplicate merge inputs" in answer
+    assert "Duplicate merge inputs" in peer.refusal(case)
     merge(peer.recipe(case), tmp_path / "out")
     ours, a = load_output(tmp_path / "out"), checkpoint(peer, "one/a")
     assert not any(differs(ours[name], a[name]).any() for name in a)
@@ -212,13 +202,13 @@ def test_a_model_may_be_listed_twice_in_ours_only(case: Case, peer: Peer, tmp_pa
     """,
 )
 def test_ours_counts_the_selected_share_in_fp64_theirs_in_fp32(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
+    ours, theirs = peer.both(case, tmp_path / "out")
     name = "model.layers.2.mlp.down_proj.weight"
     base, a, b = (checkpoint(peer, f"llama/{model}")[name] for model in ("base", "half_a", "half_b"))
     varied = int((a != b).sum())
     assert (varied, int(varied * 0.35), int(torch.tensor(varied) * 0.35)) == (680, 237, 238)
-    assert int((load_output(tmp_path / "out")[name] != base).sum()) == 237
-    assert int((load_output(peer.output(case))[name] != base).sum()) == 238
+    assert int((ours[name] != base).sum()) == 237
+    assert int((theirs[name] != base).sum()) == 238
 
 
 @recipe(
@@ -231,8 +221,7 @@ def test_ours_counts_the_selected_share_in_fp64_theirs_in_fp32(case: Case, peer:
     """,
 )
 def test_theirs_weighs_all_models_alike_when_changes_are_slight(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     for name, before in checkpoint(peer, "one/base").items():
         t = torch.stack([checkpoint(peer, f"odd/{model}")[name] - before for model in ("slight_a", "slight_b")])
         sizes = t.double().square().flatten(1).mean(dim=1)
@@ -254,20 +243,16 @@ def test_theirs_weighs_all_models_alike_when_changes_are_slight(case: Case, peer
     """,
 )
 def test_ours_takes_quantiles_of_all_elements_theirs_of_a_sample(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
+    ours, theirs = peer.both(case, tmp_path / "out")
     name = "model.embed_tokens.weight"
     base, tuned = checkpoint(peer, "odd/wide")[name], checkpoint(peer, "odd/wide_a")[name]
-    swapped = {
-        tool: load_output(output)[name] != base
-        for tool, output in (("ours", tmp_path / "out"), ("theirs", peer.output(case)))
-    }
     p, q = (torch.softmax(t.double(), dim=-1) + 1e-8 for t in (tuned, base))
     importance = (tuned - base).double().abs() * (p * (p / q).log()).sum(dim=-1, keepdim=True)
     ordered = importance.flatten().sort().values
     low, middle, high = (ordered[int(share * (ordered.numel() - 1))] for share in (0.25, 0.5, 0.75))
     expected = (importance >= middle + 1.5 * (high - low)) & (tuned != base)
-    assert int((swapped["ours"] != expected).sum()) <= 2  # fp32 decides at the threshold itself
-    assert 2 < int((swapped["theirs"] != expected).sum()) < base.numel() * 0.01
+    assert int(((ours[name] != base) != expected).sum()) <= 2  # fp32 decides at the threshold itself
+    assert 2 < int(((theirs[name] != base) != expected).sum()) < base.numel() * 0.01
 
 
 @recipe(
@@ -283,9 +268,7 @@ def test_ours_takes_quantiles_of_all_elements_theirs_of_a_sample(case: Case, pee
 def test_ours_changes_the_layer_count_of_families_whose_config_lists_layers(
     case: Case, peer: Peer, tmp_path: Path
 ) -> None:
-    answer = peer.answers[case.name]
-    assert answer is not None
-    assert "`num_hidden_layers` (4) must be equal to the number of `layer_types` (2)" in answer
+    assert "`num_hidden_layers` (4) must be equal to the number of `layer_types` (2)" in peer.refusal(case)
     merge(peer.recipe(case), tmp_path / "out")
     ours = load_output(tmp_path / "out")
     for model, first in (("a", 0), ("b", 2)):
@@ -332,3 +315,21 @@ def test_theirs_averages_a_base_that_is_not_listed_ours_asks(case: Case, peer: P
     theirs = load_output(peer.output(case))
     base, a, b = (checkpoint(peer, f"one/{name}") for name in ("base", "a", "b"))
     assert not any(differs((base[name] + a[name] + b[name]) / 3, theirs[name]).any() for name in base)
+
+
+@recipe(
+    "a base that is not listed, on the sphere",
+    """
+    merge_method: karcher
+    base_model: one/base
+    models: [{model: one/a}, {model: one/b}]
+    dtype: float32
+    """,
+)
+def test_theirs_takes_the_mean_with_a_base_that_is_not_listed_ours_asks(case: Case, peer: Peer, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="base_model: karcher merges what `models` lists"):
+        merge(peer.recipe(case), tmp_path / "out")
+    listed = case.data | {"models": [{"model": f"one/{name}"} for name in ("base", "a", "b")]}
+    merge(write_recipe(peer.folder / "listed.yml", listed), tmp_path / "out")
+    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    assert not any(differs(ours[name], theirs[name]).any() for name in ours)

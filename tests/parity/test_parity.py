@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ..merging import Tensors, load_output, merge
+from ..merging import Tensors, merge
 from .checkpoints import TEMPLATES
 from .conftest import Peer
 from .recipes import CASES, Case, recipe
@@ -26,8 +26,7 @@ is a small difference of large terms."""
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_outputs_are_equal(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     assert {name: (tuple(t.shape), t.dtype) for name, t in ours.items()} == {
         name: (tuple(t.shape), t.dtype) for name, t in theirs.items()
     }
