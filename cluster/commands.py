@@ -40,6 +40,8 @@ from .survey_report import SurveyReport, make_survey_report
 from .surveys import survey_bytes
 from .verifying import open_outputs, verify_outputs
 
+COMPILING = "compiling kernels for this processor: some seconds, once"
+
 # -- the functions of `import anabranch` -----------------------------------------------------------------------------
 
 
@@ -169,7 +171,6 @@ def survey(
     around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
     memory = plan_memory(made, memory_bytes, execution.threads, around)
     meter, progress = meter or Meter(), progress or Silent()
-    worker = SurveyWorker(made, inputs.stores, memory, make_kernels("cpu"), meter)
     total = sum(survey_bytes(made, shard, Round("quantiles")) for shard in shards)
     progress.phase("survey", total, 0)
     parts: list[SurveyPart] = []
@@ -178,7 +179,9 @@ def survey(
         parts.extend(found)
         progress.shard_done(found[0].shard)
 
-    worker.survey(shards, Round("quantiles"), keep)
+    with told_kernels("cpu", progress) as kernels:
+        worker = SurveyWorker(made, inputs.stores, memory, kernels, meter)
+        worker.survey(shards, Round("quantiles"), keep)
     return make_survey_report(made, parts)
 
 
@@ -195,8 +198,8 @@ def verify(out: str | Path, *, workers: int | None = None) -> Verification:
 def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, progress: Progress) -> Iterator[Runner]:
     """Where the work is done: this process, or a Ray cluster."""
     if not execution.ray:
-        kernels = make_kernels(execution.device)
-        yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter)
+        with told_kernels(execution.device, progress) as kernels:
+            yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter)
         return
     from .ray_session import ray_session
 
@@ -204,6 +207,16 @@ def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, p
         from .ray_runner import RayRunner
 
         yield RayRunner(members, execution.workers, execution.memory_bytes, execution.device, meter, progress.note)
+
+
+@contextmanager
+def told_kernels(device: str, progress: Progress) -> Iterator[Kernels]:
+    """The arithmetic of a device, and a note when it has to be compiled first: a merge stands still meanwhile."""
+    from ..engine.kernels.compile import announced
+
+    kernels = make_kernels(device)
+    with announced(lambda: progress.note(COMPILING)):
+        yield kernels
 
 
 def make_kernels(device: str) -> Kernels:

@@ -22,6 +22,8 @@ DENSITIES = ({"density": 0.25}, {"density": {"tadrop": {"mean": 0.25}}})
 OTHERS = (
     {"merge_method": "magnitude", "parameters": {"density": 0.25, "conflict": "sequential", "rescale": True}},
     {"merge_method": "ties", "parameters": {"density": 0.25, "scope": "model", "lambda": 0.5}},
+    {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False}},
+    {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
 )
 
 

@@ -16,8 +16,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -310,12 +310,29 @@ def _numba() -> Any:
     return numba
 
 
+@contextmanager
+def announced(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` before the first kernel is compiled in this context; never where all are found in files."""
+    _WAITING.append(tell)
+    try:
+        yield
+    finally:
+        if tell in _WAITING:
+            _WAITING.remove(tell)
+
+
+_WAITING: list[Callable[[], None]] = []
+"""Who wants to know, and does not yet."""
+
+
 def _compile(kernel: Kernel, kinds: tuple[Kind, ...]) -> bytes:
     """A line of JSON, {"symbol": ..., "result": ...}, and an object file.
 
     Raises:
         TypeError: the kernel is not one that can stand alone.
     """
+    while _WAITING:
+        _WAITING.pop()()
     numba = _numba()
     signature = tuple(map(_numba_type, kinds))
     options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}

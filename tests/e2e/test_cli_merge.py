@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -357,3 +358,22 @@ def test_an_interrupted_merge_says_so_and_goes_on(
     assert resumed["shards_merged"] > 0
     assert anabranch("merge", many, tmp_path / "undisturbed").exit_code == 0
     assert workplace.files() == workplace.files(tmp_path / "undisturbed")
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+def test_a_merge_that_compiles_kernels_says_so(tmp_path: Path, workplace: Workplace) -> None:
+    """Once, on standard error; nothing when they come from files, and nothing beside JSON."""
+    workplace.recipe = {"merge_method": "linear", "models": [{"model": str(tmp_path / "vector")}]}
+    write_checkpoint(tmp_path / "vector", {"w": torch.ones(10)})
+    recipe = workplace.write()
+
+    def said(cache: str, out: str, *options: str) -> int:
+        command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(recipe), str(tmp_path / out), *options]
+        environment = os.environ | {"ANABRANCH_KERNELS": str(tmp_path / cache)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+        assert "compiling" not in done.stdout
+        return done.stderr.count(f"{commands.COMPILING}\n")
+
+    assert [said("one", "first"), said("one", "second"), said("two", "third", "--json")] == [1, 0, 0]

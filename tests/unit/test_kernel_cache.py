@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anabranch.engine.kernels.compile import CACHE_VARIABLE, _address, folders, jit
+from anabranch.engine.kernels.compile import CACHE_VARIABLE, _address, announced, folders, jit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -109,3 +109,21 @@ def test_an_array_is_handed_over_by_the_address_that_numpy_says() -> None:
     whole = np.arange(100, dtype=np.float32)
     for array in (whole, whole[17:], whole[:0], whole.reshape(10, 10)[3:], whole[5:].view(np.uint8)):
         assert _address(array) == array.ctypes.data
+
+
+def test_who_waits_for_the_compiler_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    told: list[str] = []
+
+    def last(a: np.ndarray) -> float:
+        return a[a.size - 1]
+
+    with announced(lambda: told.append("first")):
+        kernel = jit(last)
+        assert kernel(np.full(3, 2.5)) == 2.5
+        assert kernel(np.full(3, 2.5, np.float32)) == 2.5
+    assert told == ["first"]
+    with announced(lambda: told.append("again")):
+        assert jit(last)(np.full(3, 2.5)) == 2.5  # from the file
+    assert jit(last)(np.full(3, 7)) == 7
+    assert told == ["first"]
