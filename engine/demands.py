@@ -124,7 +124,7 @@ def selection_bytes(task: TensorTask, elements: int) -> int:
         pairs = (len(task.models) + 1) ** 2
         return 8 * (3 * task.row_elements + (2 * pairs + 2) * (elements // task.row_elements + 1))
     real_bytes = 8 if task.is_double else 4
-    return RANKED_ROW_BYTES + task.row_elements * (2 * 8 + real_bytes) + elements * 4
+    return RANKED_ROW_BYTES + task.row_elements * (2 * 8 + 2 * real_bytes) + elements * 4
 
 
 def kept_bytes(task: TensorTask) -> int:

@@ -205,10 +205,14 @@ class CpuKernels:
         patterns, magnitude = _bits(order)
         real = order.dtype.type
         upper, words = np.empty(order.size, np.uint32), np.empty((4, philox.COUNTERS), np.uint64)
-        philox.draw_upper(np.uint64(key0), np.uint64(key1), first, upper, words)
+        block = np.empty(4 * philox.COUNTERS, np.uint32)
+        philox.draw_upper(np.uint64(key0), np.uint64(key1), first, upper, words, block)
         divided = np.empty(0, order.dtype) if divided is None else divided
-        scratch = np.empty(row, order.dtype), np.empty((2, row), np.int64), np.empty(2**philox.DIGIT, np.int64)
-        philox.mask_ranked(patterns, magnitude, real(low), real(span), mask, divided, upper, *scratch)
+        by_rank, probabilities = np.empty(row, order.dtype), np.empty(row, order.dtype)
+        entries, counts = np.empty((2, row), np.int64), np.empty(2**philox.DIGIT, np.int64)
+        philox.mask_ranked(
+            patterns, magnitude, real(low), real(span), mask, divided, upper, by_rank, probabilities, entries, counts
+        )
 
     def accumulate(
         self, acc: Numbers, t: Numbers, mask: Numbers | None, divisor: float, weight: float, active: Numbers

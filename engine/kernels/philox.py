@@ -18,7 +18,10 @@ STEP_0, STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 COUNTERS = 256
 """How many counters are worked on at once: their state fits the level-1 cache."""
 DIGIT = 11
-"""Bits of one digit of a magnitude: its 2048 counters fit the level-1 cache, and three digits make a fp32 key."""
+"""Bits of one digit of a magnitude at the most: its 2048 counters fit the level-1 cache."""
+PART_BITS = 31
+"""Bits of a magnitude that are sorted by at once: all of fp32."""
+PART, PLACE = np.int64(0x7FFFFFFF), np.int64(0xFFFFFFFF)
 
 
 @jit
@@ -81,44 +84,93 @@ def mask_random(key0: Any, key1: Any, first: int, threshold: Any, mask: Any, wor
 
 
 @jit
-def ascending(bits: Any, largest: Any, orders: Any, counts: Any) -> int:
-    """Places of a row by magnitude ascending, of equal ones the higher first: a stable sort by digits.
+def draw_upper(key0: Any, key1: Any, first: int, upper: Any, words: Any, block: Any) -> None:
+    """upper[e] = the upper 24 bits of the word of flat index first + e.
 
-    Scratch: orders i64 [2, row], counts i64 [2**DIGIT]. Returns which of `orders` holds the result.
+    Scratch: words u64 [4, COUNTERS], block u32 [4 * COUNTERS].
     """
-    low, now = np.int64(2**DIGIT - 1), 0
-    for i in range(bits.size):
-        orders[0, i] = bits.size - 1 - i
-    shift = 0
-    while (np.int64(largest) >> shift) > 0:
-        for j in range(counts.size):
-            counts[j] = 0
-        for i in range(bits.size):
-            counts[(np.int64(bits[i] & largest) >> shift) & low] += 1
-        if counts[(np.int64(bits[0] & largest) >> shift) & low] < bits.size:
-            place: Any = 0
-            for j in range(counts.size):
-                count = counts[j]
-                counts[j] = place
-                place += count
-            for i in range(bits.size):
-                element = orders[now, i]
-                digit = (np.int64(bits[element] & largest) >> shift) & low
-                orders[1 - now, counts[digit]] = element
-                counts[digit] += 1
-            now = 1 - now
-        shift += DIGIT
-    return now
-
-
-@jit
-def draw_upper(key0: Any, key1: Any, first: int, upper: Any, words: Any) -> None:
-    """upper[e] = the upper 24 bits of the word of flat index first + e. Scratch: words u64 [4, COUNTERS]."""
     end = first + upper.size
     for start in range(first // 4, (end + 3) // 4, COUNTERS):
         draw(words, start, key0, key1)
-        for e in range(max(4 * start, first), min(4 * (start + COUNTERS), end)):
-            upper[e - first] = np.uint32((words[e & 3, (e >> 2) - start] & LOW) >> np.uint64(8))
+        w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+        for j in range(COUNTERS):
+            block[4 * j] = np.uint32((w0[j] & LOW) >> np.uint64(8))
+            block[4 * j + 1] = np.uint32((w1[j] & LOW) >> np.uint64(8))
+            block[4 * j + 2] = np.uint32((w2[j] & LOW) >> np.uint64(8))
+            block[4 * j + 3] = np.uint32((w3[j] & LOW) >> np.uint64(8))
+        begin, stop = max(4 * start, first), min(4 * (start + COUNTERS), end)
+        part, drawn = upper[begin - first : stop - first], block[begin - 4 * start : stop - 4 * start]
+        for j in range(part.size):
+            part[j] = drawn[j]
+
+
+@jit
+def list_changes(bits: Any, largest: Any, by_rank: Any, probabilities: Any, places: Any) -> int:
+    """Zeros have the lowest ranks, the higher place first: they get their probability, and the other places are listed.
+
+    Places go from the highest to the lowest. Returns how many are listed. Without a branch, which would be
+    mispredicted too often: a place that is not a zero gets a probability that is overwritten later.
+    """
+    zeros: Any = 0
+    listed: Any = 0
+    for j in range(bits.size):
+        i = bits.size - 1 - j
+        is_zero = np.int64((bits[i] & largest) == 0)
+        probabilities[i] = by_rank[zeros]
+        places[listed] = i
+        zeros += is_zero
+        listed += 1 - is_zero
+    return int(listed)
+
+
+@jit
+def sort_digit(source: Any, target: Any, shift: int, width: int, counts: Any) -> None:
+    """A stable sort by `width` bits from `shift` on."""
+    low = np.int64((1 << width) - 1)
+    for j in range(low + 1):
+        counts[j] = 0
+    for j in range(source.size):
+        counts[(source[j] >> shift) & low] += 1
+    place: Any = 0
+    for j in range(low + 1):
+        count = counts[j]
+        counts[j] = place
+        place += count
+    for j in range(source.size):
+        digit = (source[j] >> shift) & low
+        target[counts[digit]] = source[j]
+        counts[digit] += 1
+
+
+@jit
+def ascending(bits: Any, largest: Any, listed: int, entries: Any, counts: Any) -> int:
+    """Sort the first `listed` places in entries[0] by magnitude, stably; returns which of `entries` then holds them.
+
+    The lower 32 bits of an entry are a place; above them stand 31 bits of its magnitude, so that a sort moves along
+    its input without looking elsewhere. Only the bits in which magnitudes differ are sorted by: few of bf16 models.
+    Scratch: entries i64 [2, row], counts i64 [2**DIGIT].
+    """
+    shift, now = 0, 0
+    while (np.int64(largest) >> shift) > 0:
+        differing, first = np.int64(0), np.int64(0)
+        for j in range(listed):
+            place = entries[now, j] & PLACE
+            part = (np.int64(bits[place] & largest) >> shift) & PART
+            first = part if j == 0 else first
+            differing |= part ^ first
+            entries[now, j] = (part << 32) | place
+        lowest, width = 0, 0
+        while differing and (differing >> lowest) & 1 == 0:
+            lowest += 1
+        while (differing >> lowest) >> width:
+            width += 1
+        digits = (width + DIGIT - 1) // DIGIT
+        for digit in range(digits):
+            size = (width + digits - 1) // digits
+            sort_digit(entries[now, :listed], entries[1 - now, :listed], 32 + lowest + digit * size, size, counts)
+            now = 1 - now
+        shift += PART_BITS
+    return now
 
 
 @jit
@@ -130,24 +182,28 @@ def mask_ranked(
     mask: Any,
     divided: Any,
     upper: Any,
+    by_rank: Any,
     probabilities: Any,
-    orders: Any,
+    entries: Any,
     counts: Any,
 ) -> None:
     """`Kernels.mask_ranked` for bits of whole rows; low and span are real, an empty `divided` stands for none.
 
-    upper: u32, the elements' random numbers. Scratch: probabilities real [row], orders i64 [2, row], counts i64
-    [2**DIGIT].
+    upper: u32, the elements' random numbers. Scratch: by_rank and probabilities real [row], entries i64 [2, row],
+    counts i64 [2**DIGIT].
     """
     kind, row = probabilities.dtype.type, probabilities.size
     steps = kind(max(row - 1, 1))
+    for rank in range(row):
+        by_rank[rank] = low + kind(rank) / steps * span
     for start in range(0, bits.size, row):
-        sorted_in = ascending(bits[start : start + row], largest, orders, counts)
-        for rank in range(row):
-            probabilities[orders[sorted_in, rank]] = low + kind(rank) / steps * span
+        own = bits[start : start + row]
+        listed = list_changes(own, largest, by_rank, probabilities, entries[0])
+        order = entries[ascending(own, largest, listed, entries, counts)]
+        for j in range(listed):
+            probabilities[order[j] & PLACE] = by_rank[row - listed + j]
+        drawn, kept, values = upper[start : start + row], mask[start : start + row], divided[start : start + row]
         for i in range(row):
-            p = probabilities[i]
-            keep = np.float64(upper[start + i]) * 2.0**-24 < np.float64(p)
-            mask[start + i] = keep
-            if keep and divided.size:
-                divided[start + i] /= p
+            kept[i] = np.float64(drawn[i]) * 2.0**-24 < np.float64(probabilities[i])
+        for i in range(values.size):
+            values[i] /= probabilities[i] if kept[i] else kind(1)
