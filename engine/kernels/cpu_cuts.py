@@ -13,6 +13,8 @@ from . import NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO
 from .compile import jit
 
 CHUNK = 2048
+GROUP = 32
+"""Elements that are looked at together, to see whether any is wanted."""
 
 
 @jit
@@ -46,11 +48,27 @@ def count_some(
 
 
 @jit
+def list_inside(bits: Any, largest: Any, low: Any, high: Any, inside: Any, number: int) -> None:
+    """Pack the keys strictly between low and high into a list that holds `number`; most groups of keys hold none."""
+    last, place = inside.size - 1, np.int64(number)
+    for start in range(0, bits.size, GROUP):
+        group = bits[start : start + GROUP]
+        some = np.uint32(0)
+        for i in range(group.size):
+            key = group[i] & largest
+            some |= np.uint32((low < key) & (key < high))
+        if some:
+            for i in range(group.size):
+                key = group[i] & largest
+                inside[min(place, last)] = key
+                place += np.int64((low < key) & (key < high))
+
+
+@jit
 def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside: Any, number: int) -> int:
     """`Kernels.count_near`, with `number` keys in `inside` already; returns how many there are now.
 
-    Counting vectorises. Only chunks that hold keys strictly between the ends are packed into the list, as in
-    `count_some`; the last place of the list is overwritten where there is no room left.
+    Counting vectorises. The last place of the list is overwritten where there is no room left.
     """
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK]
@@ -69,12 +87,7 @@ def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside
         counts[NEAR_ZERO] += np.int64(zeros)
         between = np.int64(above_low) - np.int64(from_high)  # below 0 where both ends are the same key
         if between > 0 and inside.size:
-            last = inside.size - 1
-            place: Any = number
-            for i in range(part.size):
-                key = part[i] & largest
-                inside[min(place, last)] = key
-                place += np.int64((low < key) & (key < high))
+            list_inside(part, largest, low, high, inside, number)
         number += max(int(between), 0)
     return number
 
