@@ -267,19 +267,10 @@ class _Run:
 
     def _fold(self, item: _Item, workspaces: dict[Real, Workspace]) -> None:
         turn = item.turn
-        parts = [(part, picks) for part, picks in zip(turn.job.in_turn(turn.index), turn.picks, strict=True)]
-        parts = [(part, picks) for part, picks in parts if part.needed(turn.index)]
-        outs = iter(item.outs)
-        span = turn.job.span(item.window)
-        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs if parts)):
-            for part, picks in parts:
-                window = part.state.windows[item.window]
-                own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
-                raws = [
-                    None if pick is None else _bytes_of(item.reads[pick], turn.needs[pick][1], window) for pick in picks
-                ]
-                data = WindowData(window, raws, [out.slab[: out.size] for out in own])
-                part.passes[turn.index].run(data, self._workspace(part, workspaces))
+        both = zip(turn.job.in_turn(turn.index), turn.picks, strict=True)
+        parts = [(part, picks) for part, picks in both if part.needed(turn.index)]
+        if parts:
+            self._run(item, parts, workspaces)
         if not item.keep:
             self._pool.release([slab for slab, _ in item.reads if slab is not None])
         with self._lock:
@@ -290,6 +281,21 @@ class _Run:
                 part.passes[turn.index].finish()
             self._work.over(turn.done)
         item.folded.set_result(True)
+
+    def _run(
+        self, item: _Item, parts: Sequence[tuple[Part, Sequence[int | None]]], workspaces: dict[Real, Workspace]
+    ) -> None:
+        """The passes of some parts over a window, with what each of them picks of the turn's needs."""
+        turn, outs, span = item.turn, iter(item.outs), item.turn.job.span(item.window)
+        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs)):
+            for part, picks in parts:
+                window = part.state.windows[item.window]
+                own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
+                raws = [
+                    None if pick is None else _bytes_of(item.reads[pick], turn.needs[pick][1], window) for pick in picks
+                ]
+                data = WindowData(window, raws, [out.slab[: out.size] for out in own])
+                part.passes[turn.index].run(data, self._workspace(part, workspaces))
 
     def _workspace(self, part: Part, workspaces: dict[Real, Workspace]) -> Workspace:
         """This thread's arrays for the part's tiles; made again, larger, when a part needs more than any before."""

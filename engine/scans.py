@@ -13,7 +13,7 @@ from .errors import InputError
 from .kernels import Array, LookCounts, WindowLook, fold_rows, host
 from .order import NO_BRACKET, Bracket, RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
-from .tensor import TensorState, WindowData, Workspace
+from .tensor import OptionalPass, TensorState, WindowData, Workspace
 from .windows import ROW_ELEMENTS, tiles
 
 MEDIAN, HIGH = 0.5, 0.99
@@ -285,7 +285,7 @@ class OrderPass:
             order.settle(order.search, order.level)
 
 
-class FallbackPass(OrderPass):
+class FallbackPass(OrderPass, OptionalPass):
     """The same for statistics that no pass before has settled."""
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,11 @@ class Pass(Protocol):
     def finish(self) -> None: ...
 
 
-@runtime_checkable
-class OptionalPass(Pass, Protocol):
+class OptionalPass(ABC):
     """A pass that the passes before may make superfluous: then it is neither run nor finished, and nothing is read."""
 
     @property
+    @abstractmethod
     def needed(self) -> bool:
         """Whether there is anything to do; asked when the passes before are finished."""
 
