@@ -60,6 +60,8 @@ METHODS = (
     Method("CABS + TADrop", "cabs", by_tadrop=True),
 )
 OURS = ("CABS", "CABS + TADrop")
+EMR = "EMR, own masks"
+"""A model per task instead of one for all, so it is no competitor of the others."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,30 @@ class Demo:
                 report["seconds"],
                 report["peak_rss_bytes"],
             )
-        click.echo(f"verified: every byte of {len(METHODS)} merges, and that {OURS[0]} loads")
+        yield self.own_masks(merged)
+        click.echo(f"verified: every byte of {len(METHODS) + 1} merges, and that {OURS[0]} loads")
+
+    def own_masks(self, merged: Path) -> Row:
+        """EMR-Merging: every task by the model that its mask makes of base and unified task vector."""
+        from .demo_models import TASKS, accuracies
+
+        recipe = {"merge_method": "emr", "base_model": str(self.models / "base"), "models": self._specialists()}
+        path = write_yaml(recipe, self.folder / "recipes" / "emr.yml")
+        anabranch("merge", path, merged / "emr", "--memory", MEMORY, "--json")
+        anabranch("verify", merged / "emr")
+        accuracy = {}
+        for name in TASKS:
+            model = f"{self.models / 'base'}+{merged / 'emr' / name}"
+            recipe = {"merge_method": "passthrough", "models": [{"model": model}]}
+            path = write_yaml(recipe, self.folder / "recipes" / f"emr-{name}.yml")
+            anabranch("merge", path, merged / f"emr-{name}", "--memory", MEMORY, "--json")
+            accuracy[name] = accuracies(merged / f"emr-{name}", "test")[name]
+        return Row(EMR, accuracy)
+
+    def _specialists(self) -> list[dict[str, str]]:
+        from .demo_models import TASKS
+
+        return [{"model": str(self.models / name)} for name in TASKS]
 
     def choose_factors(self) -> dict[Method, float]:
         """Merge by every method with every lambda in one command, and keep what answers most validation samples."""
@@ -218,21 +243,24 @@ class Demo:
 
     def write_recipe(self, method: Method, factor: float, path: Path) -> Path:
         """Write what a user would write: every tensor is treated alike, everything else is the method's default."""
-        from .demo_models import TASKS
-
         parameters: dict[str, object] = {"lambda": factor}
         if method.is_sparse:
             parameters["density"] = {"tadrop": {"mean": DENSITY}} if method.by_tadrop else DENSITY
         recipe = {
             "merge_method": method.merge_method,
             "base_model": str(self.models / "base"),
-            "models": [{"model": str(self.models / name)} for name in TASKS],
+            "models": self._specialists(),
             "parameters": parameters,
             "output": {"shard_size": SHARD_SIZE},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        return path
+        return write_yaml(recipe, path)
+
+
+def write_yaml(recipe: Mapping[str, Any], path: Path) -> Path:
+    """A recipe file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
+    return path
 
 
 def anabranch(*arguments: object) -> Any:
@@ -283,6 +311,9 @@ def remarks(rows: Sequence[Row], test_counts: Mapping[str, int]) -> Iterator[str
             yield f"{row.title}: {gap:.1f} points above the best other method, {others.title}."
         else:
             yield f"{row.title} does not win here: {-gap:.1f} points below {others.title}."
+    if any(row.title == EMR for row in rows):
+        made = "the base, one unified task vector for all, and a bit per parameter and a factor for the task"
+        yield f"{EMR}: each task is answered by a model of its own, made of {made}."
     spread = [best.accuracy[name] * (1 - best.accuracy[name]) / count for name, count in test_counts.items()]
     error = 100 * math.sqrt(sum(spread)) / len(spread)
     counts = ", ".join(f"{name} {count}" for name, count in test_counts.items())

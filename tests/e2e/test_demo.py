@@ -75,16 +75,19 @@ def test_a_brief_demo_from_training_to_table(
     monkeypatch.setattr(demo, "LAMBDAS", (0.3, 0.8))
     rows = demo.main(str(tmp_path / "out"), training=BRIEF)
     printed = capsys.readouterr().out
-    assert [row.title for row in rows] == ["base", *(f"{name} specialist" for name in TASKS), *(m.title for m in few)]
+    merged = [*(m.title for m in few), demo.EMR]
+    assert [row.title for row in rows] == ["base", *(f"{name} specialist" for name in TASKS), *merged]
     for row in rows:
         assert set(row.accuracy) == set(TASKS)
         assert row.title in printed
-    arithmetic, cabs = rows[-2:]
+    arithmetic, cabs, own_masks = rows[-3:]
+    assert own_masks.factor is None
+    assert f"{demo.EMR}: each task is answered by a model of its own" in printed
     assert (arithmetic.density, arithmetic.overlap) == (1.0, 1.0)
     assert cabs.density == pytest.approx(demo.DENSITY, abs=0.01)
     assert cabs.overlap is not None
     assert cabs.overlap < 0.001
-    for row in rows[-2:]:
+    for row in (arithmetic, cabs):
         assert row.factor in (0.3, 0.8)
         assert 0 < (row.peak_bytes or 0) < 1 << 30
 
@@ -131,6 +134,9 @@ def test_the_table_tells_methods_apart(tmp_path: Path) -> None:
     merges = [rows[method.title] for method in demo.METHODS]
     assert all(row.mean > 0.5 for row in merges)
     assert max(row.mean for row in merges) - min(row.mean for row in merges) > 0.04
+    for name in TASKS:  # with its own mask a task is answered nearly as well as by its specialist
+        assert rows[demo.EMR].accuracy[name] > rows[f"{name} specialist"].accuracy[name] - 0.08
+    assert rows[demo.EMR].mean > max(row.mean for row in merges)
     for row in merges:
         loaded = accuracies(tmp_path / "out" / "merged" / _method(row.title).name, "test")
         assert loaded == row.accuracy
