@@ -214,14 +214,8 @@ class TorchKernels:
         active |= t != 0
 
     def column_dots(self, a: Tensor, b: Tensor, width: int, rows: int, out: Tensor) -> None:
-        """The same row of all groups at once; the last group apart where it is shorter."""
-        products = (a.double() * b.double()).view(-1, width)
-        whole = products.shape[0] // rows
-        out.zero_()
-        for row in range(rows if whole else 0):
-            out[:whole] += products[: whole * rows].view(whole, rows, width)[:, row]
-        for product in products[whole * rows :]:
-            out[whole] += product
+        """Multiply, then add up each column of each group."""
+        torch_rows.add_groups((a.double() * b.double()).view(-1, width), rows, out)
 
     def accumulate_columns(self, acc: Tensor, t: Tensor, factors: Tensor, active: Tensor) -> None:
         """One factor per column; zeros stay out."""

@@ -48,6 +48,19 @@ def ordered_sums(terms: Tensor) -> Tensor:
     return total
 
 
+def add_groups(terms: Tensor, rows: int, out: Tensor) -> None:
+    """out [groups, width] = sums of each column of terms over groups of `rows` rows, row after row from 0.
+
+    The same row of all groups is added at once; the last group apart where it is shorter.
+    """
+    whole = terms.shape[0] // rows
+    out.zero_()
+    for row in range(rows if whole else 0):
+        out[:whole] += terms[: whole * rows].view(whole, rows, -1)[:, row]
+    for term in terms[whole * rows :]:
+        out[whole] += term
+
+
 def exp(x: Tensor) -> Tensor:
     """exp x for x <= 0; 0 below LOWEST and for NaN."""
     low = ~(x > LOWEST)

@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties": {"merge_method": "dare_ties", "parameters": {"density": 0.4}},
     "magnitude": {"merge_method": "magnitude", "parameters": {"density": 0.3, "conflict": "sequential"}},
     "linear": {"merge_method": "linear"},
+    "ramplus_tl": {"merge_method": "ramplus_tl", "parameters": {"epsilon": 0.005}},
+    "nuslerp": {"merge_method": "nuslerp", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
 }
 
 
@@ -41,6 +43,8 @@ def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gpu_writes_what_the_cpu_writes(checkpoints: Path, tmp_path: Path, method: str) -> None:
     models = [{"model": str(checkpoints / f"model{i}"), "parameters": {"weight": 0.8 - 0.3 * i}} for i in range(2)]
+    if method == "ramplus_tl":
+        models = [{"model": model["model"]} for model in models]
     recipe = METHODS[method] | {"models": models}
     if method != "linear":
         recipe["base_model"] = str(checkpoints / "base")
