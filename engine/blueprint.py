@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .checkpoint import Checkpoint
 from .errors import InputError, RecipeError
-from .layers import Config, Layers, check_layers, config_edits, declared_layers, find_layers, layer_rules
+from .layers import Config, Layers, check_layers, config_edits, declared_layers, find_layers, is_computed, layer_rules
 from .model_groups import ModelGroup, donor_of, groups_of, references_of
 from .parameters import count_layers, layer_position
 from .recipe_schema import Recipe, SliceSource
@@ -73,8 +73,8 @@ def make_blueprint(recipe: Recipe, opened: Mapping[str, Checkpoint], configs: Ma
 def _whole(recipe: Recipe, opened: Mapping[str, Checkpoint], donor: Checkpoint) -> Blueprint:
     groups = groups_of(recipe)
     models = tuple(opened[entry.model] for entry in groups[0].entries)
-    layers, times = count_layers(donor.tensors), 1 + len(models)
-    tensors = [OutputTensor(name, 0, layer_position(name, layers), (name,) * times) for name in donor.tensors]
+    counts, times = count_layers(donor.tensors), 1 + len(models)
+    tensors = [OutputTensor(name, 0, layer_position(name, counts), (name,) * times) for name in donor.tensors]
     extra = {
         model.url: [name for name in model.tensors if name not in donor.tensors]
         for model in models
@@ -236,7 +236,7 @@ class _Slices:
 
     def _differs(self, reference: Checkpoint, name: str, text: str) -> None:
         """The layers of the output would not be alike, so its configuration cannot describe them."""
-        if self._recipe.extra_tensors == "error" and not self._recipe.excludes(name):
+        if self._recipe.extra_tensors == "error" and not self._recipe.excludes(name) and not is_computed(name):
             self._problems.append(f"{reference.url} {text}")
         else:
             self._warnings.append(f"{reference.url} {text}; it is left out")

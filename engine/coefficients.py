@@ -127,6 +127,10 @@ class MultiSlerp:
         return share * (mean_norm * math.cos(self.eps) / length)
 
 
+MOST_STEPS = 1000
+"""Of an iteration that comes closer by a factor with each: after so many nothing moves but the last bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Karcher:
     """The Riemannian mean of the tensors' directions on the sphere, scaled by their mean norm (arXiv 2603.04972)."""
@@ -155,12 +159,13 @@ class Karcher:
         mean = np.full(k, 1.0 / k)
         length = _norm(mean, units)
         mean = np.eye(k)[0] if length < self.tol else mean / length
-        for _ in range(self.max_iter):
+        for _ in range(min(self.max_iter, MOST_STEPS)):
             tangent = np.zeros(k)
             for i, row in enumerate(units):
                 cosine = min(max(math.fsum(row * mean), -1.0), 1.0)
                 angle = math.acos(cosine)
-                if min(angle, math.pi - angle) < self.tol:
+                away = min(angle, math.pi - angle)
+                if away < self.tol or away == 0:
                     continue  # there already, or opposite, from where no way is the shortest
                 tangent += (angle / math.sin(angle) / k) * (np.eye(k)[i] - cosine * mean)
             step = _norm(tangent, units)

@@ -91,29 +91,38 @@ class ParameterResolver:
         return self._shared.get(tensor_name, position)
 
 
-def layer_index(tensor_name: str) -> int | None:
-    """The layer that a tensor belongs to: the first part of its dotted name that is a number."""
-    for part in tensor_name.split("."):
+def layer_of(tensor_name: str) -> tuple[str, int] | None:
+    """The layer that a tensor belongs to, as the name of its stack and its number there.
+
+    The first part of a dotted name that is a number is the layer: `encoder.layer.3.output` is (`encoder.layer`, 3).
+    """
+    parts = tensor_name.split(".")
+    for i, part in enumerate(parts):
         if part.isdecimal() and part.isascii():
-            return int(part)
+            return ".".join(parts[:i]), int(part)
     return None
 
 
-def count_layers(tensor_names: Iterable[str]) -> int:
-    """One more than the largest layer index; 0 when no name has one."""
-    return 1 + max((layer for layer in map(layer_index, tensor_names) if layer is not None), default=-1)
+def count_layers(tensor_names: Iterable[str]) -> dict[str, int]:
+    """By stack of layers, one more than its largest number: a decoder may have fewer layers than its encoder."""
+    counts: dict[str, int] = {}
+    for stack, number in filter(None, map(layer_of, tensor_names)):
+        counts[stack] = max(counts.get(stack, 0), number + 1)
+    return counts
 
 
-def layer_position(tensor_name: str, num_layers: int) -> float:
-    """Where a tensor stands on a gradient: 0.0 at the first layer, 1.0 at the last.
+def layer_position(tensor_name: str, counts: Mapping[str, int]) -> float:
+    """Where a tensor stands on a gradient: 0.0 at the first layer of its stack, 1.0 at the last.
 
-    As in mergekit 0.1.5, tensors outside the layers stand at 0.0 and the only layer of a model at 1.0.
+    As in mergekit 0.1.5, tensors outside the layers stand at 0.0 and the only layer of a stack at 1.0.
     """
-    layer = layer_index(tensor_name)
+    layer = layer_of(tensor_name)
     if layer is None:
         return 0.0
-    assert layer < num_layers, f"{tensor_name} lies beyond the {num_layers} layers that gradients were made for"
-    return layer / (num_layers - 1) if num_layers > 1 else 1.0
+    stack, number = layer
+    count = counts[stack]
+    assert number < count, f"{tensor_name} lies beyond the {count} layers that gradients were made for"
+    return number / (count - 1) if count > 1 else 1.0
 
 
 def interpolate(gradient: tuple[float, ...], position: float) -> float:

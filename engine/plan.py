@@ -17,7 +17,7 @@ from .demands import SurveyKind, selection_of, survey_kind
 from .derived import RowGather
 from .errors import InputError, RecipeError
 from .header import DTYPES, TensorInfo
-from .layers import Config
+from .layers import Config, is_computed
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .manifest import canonical_json
 from .methods import BUILDERS
@@ -235,8 +235,10 @@ def _check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> N
         extra = [name for name in blueprint.extra.get(url, ()) if not recipe.excludes(name)]
         if not extra:
             continue
-        text = f"{url} has {len(extra)} tensors that {blueprint.reference_name} does not have: {_listed(extra)}"
-        if recipe.extra_tensors == "error":
+        learned = [name for name in extra if not is_computed(name)]
+        shown = learned if learned and recipe.extra_tensors == "error" else extra
+        text = f"{url} has {len(shown)} tensors that {blueprint.reference_name} does not have: {_listed(shown)}"
+        if shown is learned:
             raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
         warnings.append(text + "; they are left out")
 

@@ -94,7 +94,7 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("t", "number"),
         Parameter("normalize_weights", "flag"),
         Parameter("eps", "number", 0, 1),
-        Parameter("max_iter", "integer", 0, 1000),
+        Parameter("max_iter", "integer", 0, 10**12),
         Parameter("tol", "number", 0, 1),
         Parameter("nuslerp_flatten", "flag"),
         Parameter("nuslerp_row_wise", "flag"),
@@ -290,23 +290,23 @@ def _read_gradient(parameter: Parameter, raw: list[Any], path: KeyPath, problems
 def _read_scalar(parameter: Parameter, raw: Any) -> Value | None:
     match parameter.kind:
         case "flag":
-            return _read_flag(raw)
+            return read_flag(raw)
         case "choice":
             return raw if isinstance(raw, str) and raw in parameter.choices else None
         case "integer":
-            raw = int(raw) if isinstance(raw, str) and re.fullmatch(r"\d{1,9}", raw) else raw
+            raw = int(raw) if isinstance(raw, str) and re.fullmatch(r"\d{1,12}", raw) else raw
             whole = isinstance(raw, int) and not isinstance(raw, bool)
             return raw if whole and parameter.lowest <= raw <= parameter.highest else None
         case _:
             return read_number(raw, parameter.lowest, parameter.highest)
 
 
-def _read_flag(raw: Any) -> bool | None:
-    """true and false, also in quotes, and 1 and 0, as mergekit takes them."""
+def read_flag(raw: Any) -> bool | None:
+    """true and false, also in quotes, and 1 and 0, as mergekit takes them; its own tools write `normalize: 1.0`."""
     if isinstance(raw, bool):
         return raw
     text = str(raw).lower()
-    return True if text in ("true", "1") else False if text in ("false", "0") else None
+    return True if text in ("true", "1", "1.0") else False if text in ("false", "0", "0.0") else None
 
 
 def read_number(raw: Any, lowest: float, highest: float) -> float | None:

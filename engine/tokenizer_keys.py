@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from .recipe_text import did_you_mean, shorten
+from .settings import read_flag
 
 MAX_MULTIPLE = 1 << 16
 MAX_CHAT_TEMPLATE = 1 << 20
@@ -142,9 +143,9 @@ def _mapping(raw: Any, known: Collection[str], where: str) -> dict[str, Any]:
 
 def _entry(raw: Any, where: str, reference: ReadReference) -> TokenEntry:
     keys = _mapping({} if raw is None else raw, ("source", "force"), where)
-    force = keys.get("force", False)
-    if not isinstance(force, bool):
-        raise ValueError(f"{where}.force: expected true or false, got {shorten(force)}")
+    force = read_flag(keys.get("force", False))
+    if force is None:
+        raise ValueError(f"{where}.force: expected true or false, got {shorten(keys['force'])}")
     source = _source(keys["source"], f"{where}.source", reference) if "source" in keys else None
     if force and source is None:
         raise ValueError(f"{where}: force needs a source: the row that all models shall have")

@@ -89,10 +89,12 @@ def write_model(
     words: Sequence[str] = WORDS,
     shards: int = 1,
     special: Mapping[str, str] | None = None,
+    tied: bool | None = None,
 ) -> None:
+    """`tied` is what config.json says; None: tied where there is no head."""
     layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers."))
     dtype = next(iter(tensors.values())).dtype
-    tied = "lm_head.weight" not in tensors
+    tied = "lm_head.weight" not in tensors if tied is None else tied
     write_checkpoint(folder, tensors, shards, config(family, layers, len(words), dtype, tied))
     write_tokenizer(folder, words, special or {})
 
@@ -135,9 +137,11 @@ def write_all(folder: Path) -> None:
     tied/base, more        the same with tied embeddings
     adapters/one, two      PEFT adapters of llama: some projections, all of them with a rank per module
     odd/extra, extra_too   one/a with a tensor that Llama does not have
+    odd/buffers            one/base changed, with the frequencies of its positions, which old versions saved
     odd/missing, nan       one/a without a tensor; with a NaN
     odd/slight_a, slight_b one/base with changes of about 0.0003
     odd/wide, wide_a       embeddings of more than a million elements
+    odd/copied_head        qwen/a with its tied head stored, too
     """
     generator = torch.Generator().manual_seed(20)
     for family, where, layers, shards in (("llama", "llama", 4, 1), ("qwen", "qwen", 2, 2), ("llama", "one", 1, 1)):
@@ -155,6 +159,8 @@ def write_all(folder: Path) -> None:
         if where == "qwen":
             head = {"lm_head.weight": made["c"]["model.embed_tokens.weight"] * 1.5}
             made["untied"] = made["c"] | head
+            copied = {"lm_head.weight": made["a"]["model.embed_tokens.weight"].clone()}
+            write_model(folder / "odd" / "copied_head", family, made["a"] | copied, tied=True)
         for name, tensors in made.items():
             write_model(folder / where / name, family, tensors, shards=shards)
     write_odd(folder / "odd", made["base"], made["a"], generator)
@@ -210,6 +216,8 @@ def write_odd(folder: Path, base: Tensors, tensors: Tensors, generator: torch.Ge
     unknown = {"model.layers.0.self_attn.q_norm.weight": torch.ones(HIDDEN // HEADS)}
     write_model(folder / "extra", "llama", dict(tensors) | unknown)
     write_model(folder / "extra_too", "llama", dict(tensors) | unknown)
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": 1 / 10_000 ** (torch.arange(0, 6, 2) / 6)}
+    write_model(folder / "buffers", "llama", fine_tuned(base, generator) | frequencies)
     write_model(folder / "missing", "llama", {n: t for n, t in tensors.items() if n != "model.norm.weight"})
     damaged = tensors["lm_head.weight"].clone()
     damaged[3, 5] = torch.nan

@@ -9,6 +9,7 @@ import pytest
 
 from ..merging import Tensors, load_output, merge
 from .checkpoints import write_all
+from .families import write_families
 from .peer import Job, run_mergekit
 from .recipes import Case
 
@@ -45,6 +46,7 @@ class Peer:
 def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
     folder = tmp_path_factory.mktemp("parity")
     write_all(folder)
+    write_families(folder)
     chosen: dict[str, Case] = {}
     for item in request.session.items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

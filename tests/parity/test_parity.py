@@ -95,7 +95,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return max(TOLERANCE, float(torch.finfo(dtype).eps))
 
 
-def sizes(checkpoint: Path) -> tuple[int, int]:
-    """Layers and tokens, as config.json has them."""
+def sizes(checkpoint: Path) -> tuple[int | None, int]:
+    """Layers and tokens, as config.json has them; an encoder-decoder has no such number of layers."""
     config = json.loads((checkpoint / "config.json").read_text())
-    return config["num_hidden_layers"], config["vocab_size"]
+    return config.get("num_hidden_layers"), config["vocab_size"]

@@ -166,6 +166,14 @@ def test_slices_of_unlike_models_do_not_fit_together(other: list[str], words: st
     assert all(t.names[0] in made.sources[made.origins[t.group][0]].tensors for t in made.tensors)
 
 
+@pytest.mark.parametrize("slices", [(of("a", 0, 2), of("b", 0, 2)), (of("b", 0, 2), of("a", 0, 2))])
+def test_buffers_that_code_computes_need_not_be_everywhere(slices: tuple[str, str]) -> None:
+    buffers = ("up.weight", "q.weight", "rotary_emb.inv_freq")
+    made = blueprint(frankenmerge(*slices), a=checkpoint("/a", names(2)), b=checkpoint("/b", names(2, buffers)))
+    assert {"model.layers.0.q.weight", "model.layers.3.q.weight"} <= {t.name for t in made.tensors}
+    assert any("rotary_emb.inv_freq" in warning and "left out" in warning for warning in made.warnings)
+
+
 @pytest.mark.parametrize("end", ["q.weight", "norm.weight"])
 def test_slices_of_models_of_other_sizes_do_not_fit_together(end: str) -> None:
     a, b = checkpoint("/a", names(2)), checkpoint("/b", names(2), SHAPES | {end: (5, 5)})

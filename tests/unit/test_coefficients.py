@@ -114,6 +114,14 @@ def test_model_stock_by_hand() -> None:
     assert solved(ModelStock(), opposite) == [0, 0]  # 1 + cos is 0: the base stays
 
 
+def test_the_karcher_mean_ends_where_no_step_is_short_enough() -> None:
+    vectors = np.random.default_rng(2).standard_normal((3, 5))
+    found = solved(Karcher(10**12, 0.0), vectors)
+    assert found == solved(Karcher(1000, 0.0), vectors)
+    assert found == pytest.approx(solved(Karcher(50, 1e-12), vectors), rel=1e-9)
+    assert solved(Karcher(10, 0.0), np.ones((2, 3))) == pytest.approx([0.5, 0.5])
+
+
 @pytest.mark.parametrize("coefficients", [NuSlerp(), MultiSlerp(True, 1e-8), Karcher(10, 1e-5)])
 def test_a_tensor_alone_is_the_result(coefficients: Coefficients) -> None:
     assert solved(coefficients, np.array([[1.0, 2.0]]), [0.3]) == [1.0]

@@ -298,6 +298,16 @@ def test_extra_tensors_are_an_error_or_left_out(place: Place) -> None:
     assert place.plan(exclude=["lm_head.*"]).warnings == ()
 
 
+def test_buffers_that_code_computes_are_left_out_without_being_asked(place: Place) -> None:
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    place.models[0] |= {buffer: torch.ones(2), "lm_head.weight": torch.zeros(3)}
+    with pytest.raises(InputError, match=r"model0 has 1 tensors that .*base does not have: lm_head.weight"):
+        place.plan()
+    plan = place.plan(exclude=["lm_head.*"])
+    assert buffer not in {task.name for task in plan.tasks}
+    assert [w for w in plan.warnings if "left out" in w and buffer in w and "model0" in w] == list(plan.warnings)
+
+
 def test_all_shapes_that_do_not_fit_are_listed_with_both_sides(place: Place) -> None:
     place.models[0]["model.norm"] = torch.zeros(5)
     place.models[1]["model.layers.0.w"] = torch.zeros(4, 6)

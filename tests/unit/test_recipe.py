@@ -302,6 +302,10 @@ def test_canonical_takes_urls_in_place_of_references() -> None:
         ("tokenizer_source: base", "tokenizer: {source: base, tokens: {}, pad_to_multiple_of: null, embeddings: []}"),
         ("tokenizer_source: union", "tokenizer: {}"),
         ("tokenizer: {tokens: {x: {source: math}}}", "tokenizer: {tokens: {x: {force: no, source: math}}}"),
+        (
+            "tokenizer: {tokens: {x: {source: math, force: yes}}}",
+            "tokenizer: {tokens: {x: {source: math, force: '1'}}}",
+        ),
     ],
 )
 def test_the_same_vocabulary_in_other_words(one: str, two: str) -> None:
@@ -591,7 +595,7 @@ models:
 
 def test_quotes_change_no_number_and_no_flag() -> None:
     quoted = parse_recipe(TIES_WITH.format("density: '5e-1', weight: ['1', \" .5 \"], normalize: 'True'"), "r.yml")
-    plain = parse_recipe(TIES_WITH.format("density: 0.5, weight: [1, 0.5], normalize: 1"), "r.yml")
+    plain = parse_recipe(TIES_WITH.format("density: 0.5, weight: [1, 0.5], normalize: 1.0"), "r.yml")
     assert quoted == plain == parse_recipe(TIES_WITH.format("density: .5, weight: [1, 5e-1], normalize: true"), "r.yml")
 
 

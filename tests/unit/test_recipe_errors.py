@@ -63,7 +63,7 @@ ADDED = [
     ("tokenizer: {tokens: [a]}", "tokenizer: tokens: expected a mapping of tokens, got ['a']"),
     ("tokenizer: {tokens: {a: b}}", "tokenizer: tokens['a']: expected a mapping of source, force, got 'b'"),
     ("tokenizer: {tokens: {a: {kind: zero}}}", "tokens['a']: unknown key 'kind'; expected one of source, force"),
-    ("tokenizer: {tokens: {a: {force: 1}}}", "tokens['a'].force: expected true or false, got 1"),
+    ("tokenizer: {tokens: {a: {force: 2}}}", "tokens['a'].force: expected true or false, got 2"),
     ("tokenizer: {tokens: {a: {force: true}}}", "tokens['a']: force needs a source"),
     (
         "tokenizer: {tokens: {a: {source: cod}}}",
@@ -166,7 +166,7 @@ IN_PARAMETERS = [
     ("density: 1\n  lambda: 1e39", "parameters.lambda: expected a finite number"),
     ("density: 1\n  lambda: " + "9" * 400, "parameters.lambda: expected a finite number"),
     ("density: 1\n  normalize: 2", "parameters.normalize: expected true or false, got 2"),
-    ("density: 1\n  normalize: 1.0", "parameters.normalize: expected true or false, got 1.0"),
+    ("density: 1\n  normalize: 2.0", "parameters.normalize: expected true or false, got 2.0"),
     ("density: 1\n  normalize: [true, false]", "parameters.normalize: expected true or false"),
     ("density: 1\n  int8_mask: maybe", "parameters.int8_mask: expected true or false, got 'maybe'"),
     ("density: 1\n  wieght: 1", "parameters.wieght: unknown parameter; cabs takes weight, lambda"),

@@ -16,7 +16,7 @@ from anabranch.engine.parameters import (
     TensorParameters,
     count_layers,
     interpolate,
-    layer_index,
+    layer_of,
     layer_position,
 )
 from anabranch.engine.recipe import Recipe, parse_recipe
@@ -28,13 +28,13 @@ class Resolver:
 
     def __init__(self, recipe: Recipe, num_layers: int) -> None:
         self._resolver = ParameterResolver(recipe, groups_of(recipe)[0])
-        self._num_layers = num_layers
+        self._counts = {"model.layers": num_layers}
 
     def model(self, index: int, name: str) -> TensorParameters:
-        return self._resolver.model(index, name, layer_position(name, self._num_layers))
+        return self._resolver.model(index, name, layer_position(name, self._counts))
 
     def shared(self, name: str) -> SharedParameters:
-        return self._resolver.shared(name, layer_position(name, self._num_layers))
+        return self._resolver.shared(name, layer_position(name, self._counts))
 
 
 def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> Resolver:
@@ -189,10 +189,11 @@ def test_a_tensor_without_a_density_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        (MLP, 3),
-        ("transformer.h.11.attn.c_attn.weight", 11),
-        ("model.layers.7.mlp.experts.3.up_proj.weight", 7),
-        ("encoder.layer.0.output", 0),
+        (MLP, ("model.layers", 3)),
+        ("transformer.h.11.attn.c_attn.weight", ("transformer.h", 11)),
+        ("model.layers.7.mlp.experts.3.up_proj.weight", ("model.layers", 7)),
+        ("encoder.layer.0.output", ("encoder.layer", 0)),
+        ("0.weight", ("", 0)),
         (EMBEDDING, None),
         ("layer3.conv1", None),
         ("layers.\u0663.x", None),
@@ -200,20 +201,26 @@ def test_a_tensor_without_a_density_is_refused_by_name() -> None:
         ("", None),
     ],
 )
-def test_the_layer_of_a_tensor(name: str, layer: int | None) -> None:
-    assert layer_index(name) == layer
+def test_the_layer_of_a_tensor(name: str, layer: tuple[str, int] | None) -> None:
+    assert layer_of(name) == layer
 
 
 def test_layers_are_counted_up_to_the_largest() -> None:
-    assert count_layers([EMBEDDING, MLP, ATTENTION]) == 4
-    assert count_layers([EMBEDDING]) == 0
-    assert count_layers([]) == 0
+    assert count_layers([EMBEDDING, MLP, ATTENTION]) == {"model.layers": 4}
+    assert count_layers([EMBEDDING]) == count_layers([]) == {}
+
+
+def test_each_stack_of_layers_has_a_gradient_of_its_own() -> None:
+    names = [f"{stack}.{i}.w" for stack, count in (("encoder", 5), ("decoder", 3), ("head", 1)) for i in range(count)]
+    counts = count_layers(names)
+    assert counts == {"encoder": 5, "decoder": 3, "head": 1}
+    assert [layer_position(name, counts) for name in names] == [0.0, 0.25, 0.5, 0.75, 1.0, 0.0, 0.5, 1.0, 1.0]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.integers(1, 200))
 def test_gradients_stay_between_their_numbers_and_meet_the_ends(numbers: list[float], num_layers: int) -> None:
     gradient = tuple(numbers)
-    positions = [layer_position(f"layers.{i}.w", num_layers) for i in range(num_layers)]
+    positions = [layer_position(f"layers.{i}.w", {"layers": num_layers}) for i in range(num_layers)]
     values = [interpolate(gradient, position) for position in positions]
     assert values[-1] == gradient[-1]
     assert num_layers == 1 or values[0] == gradient[0]
