@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .demands import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, sample_elements
 from .header import DTYPES
-from .kernels import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, NearCounts, WindowNear, host
+from .kernels import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, OF_VARIANCE, NearCounts, WindowNear, host
 from .order import LARGEST_KEY, NO_BRACKET, Bracket, RankSearch
 from .scans import FallbackPass, Order, OrderPass, add_into
 from .tensor import Pass, TensorState, WindowData, Workspace
@@ -189,13 +189,13 @@ class BracketPass:
     def _count_whole(self, data: WindowData, nonfinite: list[int]) -> NearCounts | None:
         """With one call, where the tensor is of the usual kind."""
         state = self._state
-        if any(order.of_order for order in self._orders) and not state.orders_by_change:
-            return None
         inputs = state.whole_inputs(data)
         if inputs is None:
             return None
         places = {i: place for place, i in enumerate(state.present)}
-        near = [(places[order.model], *order.bracket) for order in self._orders]
+        shared = state.selector is not None and state.selector.shares_mask
+        of = [OF_VARIANCE if order.of_order and shared else places[order.model] for order in self._orders]
+        near = [(which, *order.bracket) for which, order in zip(of, self._orders, strict=True)]
         found = state.kernels.near_window(WindowNear(inputs, near, FOUND_PER_WINDOW))
         if found is not None:
             for source, count in zip((0, *(i + 1 for i in state.present)), found.nonfinite, strict=True):

@@ -14,23 +14,21 @@ from .copying import CopyPass
 from .demands import needs_columns
 from .election import ElectPass
 from .fusion import fusion_passes
+from .kept import KeptSumsPass, divide_by_norms, weigh_by_energy
 from .kernels import WindowCounts
 from .manifest import ModelRow, TensorRow
 from .methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
 from .scans import (
-    KeptSumsPass,
     MomentsPass,
     OrderPass,
     OwnersPass,
     RowSums,
     add_into,
     check_moments,
-    divide_by_norms,
     edge_orders,
     quantile_orders,
-    weigh_by_energy,
 )
 from .select import Ranks
 from .settings import TadropDensity

@@ -18,6 +18,8 @@ Array: TypeAlias = Any
 
 Kind: TypeAlias = Literal["f32", "f64", "u8", "u16", "i64"]
 
+Selected: TypeAlias = Literal["all", "blocks", "cut", "band", "variance", "random"]
+"""Ways to select in `Kernels.fold_window`."""
 LEAST_CHANGE = 1e-6
 """Changes below it count as this large where a bound is divided by them (mergekit's nearswap)."""
 ROW = 4096
@@ -61,6 +63,7 @@ class LookCounts:
     """[histograms]"""
 
 
+OF_VARIANCE = -1
 NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, NEAR_COUNTS = range(5)
 """What `Kernels.count_near` counts: keys above, at the high end and at the low end of a bracket, and zeros."""
 
@@ -71,7 +74,7 @@ class WindowNear:
 
     inputs: WindowInputs
     near: Sequence[tuple[int, int, int]]
-    """Which of the models, low and high."""
+    """Which of the models, or OF_VARIANCE for the variance over them; low and high."""
     room: int
     """How many keys inside a bracket are wanted."""
 
@@ -110,6 +113,8 @@ class WindowSum:
     saturate: bool
     consensus: Literal["sum", "ties", "overlap_ties"]
     weights: Sequence[float]
+    voting: Sequence[float]
+    """Weights in the sum whose sign is elected, or that is all there is."""
     normalize: bool
     denominator: float
     """What the sum is divided by where there is no consensus."""
@@ -121,7 +126,8 @@ class WindowFold:
     """A window of one tensor on its way from the inputs' bytes to the outputs', for `Kernels.fold_window`.
 
     Lists of models hold those that have the tensor. Selections are the kernels of the same names: "blocks" is
-    `mask_blocks`, "cut" is `mask_top` without claims, "random" is `mask_random`, "all" has no masks.
+    `mask_blocks`, "cut" is `mask_top` without claims, "band" what lies above the first of two cuts and not above the
+    second, "variance" a cut through the variance over the models, "random" is `mask_random`, "all" has no masks.
     """
 
     first: int
@@ -129,13 +135,15 @@ class WindowFold:
     inputs: WindowInputs
     moments: bool
     """Whether sums over task vectors are wanted; `first` is then a multiple of ROW."""
-    selection: Literal["all", "blocks", "cut", "random"]
+    selection: Selected
     rules: Sequence[tuple[float, ...]]
-    """Per model. blocks: n, m, overlap_never, drop_tail. cut: level, key, keep_equal, equal_before. random: key0, key1,
-    probability. all: nothing."""
+    """Per model. blocks: n, m, overlap_never, drop_tail. cut: level, key, keep_equal, equal_before; band: two cuts;
+    variance: a cut, of which the first model's counts. random: key0, key1, probability. all: nothing."""
     divisors: Sequence[float]
     sums: Sequence[WindowSum]
     """Per output; all are made of the same masks."""
+    kept: bool = False
+    """Whether the sums over task vectors are over what masks keep of them; nothing is written then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,14 @@ PIECE_ELEMENTS = 1 << 13
 LARGEST_PIECE = 1 << 16
 """Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
 
-SELECTIONS = {"all": cpu_fold.ALL, "blocks": cpu_fold.BLOCKS, "cut": cpu_fold.CUT, "random": cpu_fold.RANDOM}
+SELECTIONS = {
+    "all": cpu_fold.ALL,
+    "blocks": cpu_fold.BLOCKS,
+    "cut": cpu_fold.CUT,
+    "band": cpu_fold.BAND,
+    "variance": cpu_fold.VARIANCE,
+    "random": cpu_fold.RANDOM,
+}
 CONSENSUSES = {"sum": cpu_fold.BY_SUM, "ties": cpu_fold.BY_SIGN, "overlap_ties": cpu_fold.BY_SHARED_SIGN}
 
 Numbers = npt.NDArray[Any]
@@ -45,14 +52,14 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
     outs = [each.out for each in fold.sums]
     m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
     elements = math.lcm(ROW, m)
-    bf16 = _in_bf16(fold.inputs) and {each.out_dtype for each in fold.sums} == {"BF16"}
+    bf16 = _in_bf16(fold.inputs) and {each.out_dtype for each in fold.sums} <= {"BF16"}
     if not bf16 or any(out.ctypes.data % 2 for out in outs):
         return None
     if elements > LARGEST_PIECE or not models:
         return None
     elements *= max(1, PIECE_ELEMENTS // elements)
-    size = len(outs[0]) // 2
-    rules = np.zeros((models, 4), np.int64)
+    size = len(fold.inputs.raws[0]) // 2
+    rules = np.zeros((models, 2 * cpu_fold.RULE), np.int64)
     for i, rule in enumerate(fold.rules):
         rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
     counts = WindowCounts(
@@ -62,7 +69,7 @@ def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None
         rows=np.empty((models, -(-size // ROW) if fold.moments else 0, 3)),
         overflowed=np.zeros(len(outs), np.int64),
     )
-    way = cpu_fold.Way(np.int64(fold.first), np.int64(size), np.int64(SELECTIONS[fold.selection]))
+    way = cpu_fold.Way(np.int64(fold.first), np.int64(size), np.int64(SELECTIONS[fold.selection]), np.bool_(fold.kept))
     cpu_fold.fold_window(
         *_spanning([raw.view(np.uint16) for raw in fold.inputs.raws]),
         *_spanning([out.view(np.uint16) for out in outs]),
@@ -155,16 +162,18 @@ def _targets(fold: WindowFold) -> tuple[Numbers, Numbers, Numbers]:
     """What `cpu_fold.fold_window` calls choices, factors and rates."""
     choices = np.empty((len(fold.sums), cpu_fold.CHOICES), np.int64)
     factors = np.empty((len(fold.sums), cpu_fold.FACTORS), np.float32)
-    rates = np.empty((len(fold.sums), len(fold.divisors), 2), np.float32)
+    rates = np.empty((len(fold.sums), len(fold.divisors), cpu_fold.RATES), np.float32)
     for i, each in enumerate(fold.sums):
         choices[i] = CONSENSUSES[each.consensus], each.normalize, each.saturate
         factors[i] = each.denominator, each.factor
-        rates[i] = [*zip(each.weights, fold.divisors, strict=True)]
+        rates[i] = [*zip(each.weights, fold.divisors, each.voting, strict=True)]
     return choices, factors, rates
 
 
 def _spanning(arrays: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
     """Memory from the first of these u16 arrays to the end of the last, and where in it each begins."""
+    if not arrays:
+        return np.empty(0, np.uint16), np.empty(0, np.int64)
     places = [array.__array_interface__["data"][0] for array in arrays]
     first, end = min(places), max(place + array.nbytes for place, array in zip(places, arrays, strict=True))
     memory = np.frombuffer((ctypes.c_uint16 * ((end - first) // 2)).from_address(first), np.uint16)

@@ -47,11 +47,12 @@ class Counting(CpuKernels):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folded = self.observed = self.near = 0
+        self.folded = self.added = self.observed = self.near = 0
 
     def fold_window(self, fold: WindowFold) -> WindowCounts | None:
         counts = super().fold_window(fold)
-        self.folded += counts is not None
+        self.folded += counts is not None and not fold.kept
+        self.added += counts is not None and fold.kept
         return counts
 
     def observe_window(self, look: WindowLook) -> LookCounts | None:
@@ -95,18 +96,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"merge_method": "dare_linear", "parameters": {"density": 0.4}},
     "random ties": {"merge_method": "dare_ties", "parameters": {"density": 0.4}},
     "energy": {"merge_method": "sce"},
+    "variance": {"merge_method": "sce", "parameters": {"select_topk": 0.3, "lambda": 0.8}},
     "bands": {"merge_method": "breadcrumbs", "parameters": {"density": 0.4}},
+    "bands with signs": {"merge_method": "breadcrumbs_ties", "parameters": {"density": 0.9, "gamma": 0.05}},
+    "norms": {"merge_method": "dare_linear", "parameters": {"density": 0.4, "rescale": True, "rescale_norm": "l2"}},
 }
-TILE_BY_TILE = {"sce", "breadcrumbs"}
-"""What no single call does."""
-BY_MAGNITUDE = {"ties", "ties as a sum", "quantiles", "nothing", "bands"}
-"""What is searched for among magnitudes of each tensor."""
+SEARCHING = {"ties", "ties as a sum", "quantiles", "nothing", "bands", "bands with signs", "variance"}
+"""What searches for keys of each tensor."""
+ADDING = {"ties as a sum", "energy", "variance", "norms"}
+"""What takes sums of what masks keep."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, method: str) -> None:
     models: list[dict[str, Any]] = [{"model": str(checkpoints / f"model{i}")} for i in range(3)]
-    for i, model in enumerate(models) if method != "energy" else ():
+    for i, model in enumerate(models) if METHODS[method]["merge_method"] != "sce" else ():
         model["parameters"] = {"weight": 0.9 - 0.4 * i}
     recipe = write_recipe(
         tmp_path / "recipe.yml", METHODS[method] | {"base_model": str(checkpoints / "base"), "models": models}
@@ -114,8 +118,8 @@ def test_one_call_and_many_give_the_same(checkpoints: Path, tmp_path: Path, meth
     kernels = Counting()
     merge(recipe, tmp_path / "whole", kernels=kernels)
     merge(recipe, tmp_path / "tiles", kernels=TileByTile())
-    assert (kernels.folded > 0) == (METHODS[method]["merge_method"] not in TILE_BY_TILE)
-    assert (kernels.near > 0) == (method in BY_MAGNITUDE)
+    assert kernels.folded == len(SHAPES) and kernels.added == len(SHAPES) * (method in ADDING)
+    assert (kernels.near > 0) == (method in SEARCHING)
     assert kernels.observed == 0  # the sample holds whole tensors, or a key that is not missed
     for name in ("model.safetensors", "anabranch.manifest.json", ".anabranch/receipts/model.safetensors.json"):
         whole, tiles = ((tmp_path / out / name) for out in ("whole", "tiles"))
@@ -155,7 +159,7 @@ def test_what_is_not_offered_is_left_alone() -> None:
     out = np.full(8, 7, np.uint8)
     raws = [np.zeros(8, np.uint8)] * 2
     inputs = WindowInputs(raws, ["F16", "F16"])
-    summed = WindowSum(out, "F16", False, "sum", [1.0], False, 1.0, 1.0)
+    summed = WindowSum(out, "F16", False, "sum", [1.0], [1.0], False, 1.0, 1.0)
     fold = WindowFold(0, inputs, False, "all", [()], [1.0], [summed])
     assert CpuKernels().fold_window(fold) is None
     assert (out == 7).all()

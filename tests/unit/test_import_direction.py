@@ -78,6 +78,7 @@ LAYERS = {
     "engine.task_sum": 8,
     "engine.survey": 9,
     "engine.whole_window": 9,
+    "engine.kept": 9,
     "engine.fold": 9,
     "engine.shard": 10,
     "engine.tables": 10,
