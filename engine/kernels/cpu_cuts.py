@@ -60,7 +60,8 @@ def list_inside(bits: Any, largest: Any, low: Any, high: Any, inside: Any, numbe
         if some:
             for i in range(group.size):
                 key = group[i] & largest
-                inside[min(place, last)] = key
+                at = min(place, last)
+                inside[at] = key if place <= last else inside[at]  # a full list keeps its last key
                 place += np.int64((low < key) & (key < high))
 
 
@@ -68,7 +69,7 @@ def list_inside(bits: Any, largest: Any, low: Any, high: Any, inside: Any, numbe
 def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside: Any, number: int) -> int:
     """`Kernels.count_near`, with `number` keys in `inside` already; returns how many there are now.
 
-    Counting vectorises. The last place of the list is overwritten where there is no room left.
+    Counting vectorises.
     """
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK]

@@ -124,6 +124,30 @@ def test_more_keys_than_are_held_are_counted_by_histograms(recipe: Path, tmp_pat
     assert outputs[0] == outputs[1]
 
 
+def test_a_window_with_just_as_many_keys_as_are_held_is_counted_alike(tmp_path: Path) -> None:
+    count = 1000
+    changes = torch.cat([torch.arange(1, count + 1), torch.zeros(96)]) / 64
+    write_checkpoint(tmp_path / "base", {"w": torch.zeros(len(changes))})
+    write_checkpoint(tmp_path / "model", {"w": changes})
+    recipe = write_recipe(
+        tmp_path / "recipe.yml",
+        {
+            "merge_method": "magnitude",
+            "base_model": str(tmp_path / "base"),
+            "models": [{"model": str(tmp_path / "model")}],
+            "parameters": {"density": 1.5 / len(changes)},
+        },
+    )
+    merge_by_histograms(recipe, tmp_path / "histograms")
+    with (
+        mock.patch.object(brackets.SamplePass, "_bracket", GUESSES["everything"]),
+        mock.patch.object(brackets, "FOUND_PER_WINDOW", count),
+    ):
+        merge(recipe, tmp_path / "bracket")
+    outputs = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("bracket", "histograms")]
+    assert outputs[0] == outputs[1]
+
+
 def test_a_sample_spares_the_histograms_also_of_fine_magnitudes(checkpoints: Path, tmp_path: Path) -> None:
     models = [{"model": str(checkpoints / f"model{i}")} for i in range(2)]
     content = METHODS["ties"] | {"base_model": str(checkpoints / "base"), "models": models}

@@ -202,8 +202,16 @@ def test_count_near(t, room, data):
         counts, inside = np.full(NEAR_COUNTS, 3), np.full(room, -1, np.int32)
         assert kernels.count_near(values, low, high, counts, inside) == len(between)
         assert counts.tolist() == expected
-        fit = len(between) if len(between) <= room else max(room - 1, 0)  # the last place is lost where room ran out
+        fit = min(len(between), room)
         np.testing.assert_array_equal(inside[:fit], between[:fit])
+
+
+def test_a_list_that_is_just_full_keeps_its_last_key():
+    keys = np.array([1, 50, 60, 1, 100, 0, 7], np.int32)
+    for kernels, t in ((CPU, keys.view(np.float32)), (TORCH, torch.from_numpy(keys.view(np.float32)))):
+        inside = np.zeros(2, np.int32)
+        assert kernels.count_near(t, 10, 100, np.zeros(NEAR_COUNTS, np.int64), inside) == 2
+        assert inside.tolist() == [50, 60]
 
 
 @examples(200)
