@@ -199,7 +199,8 @@ def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, p
     """Where the work is done: this process, or a Ray cluster."""
     if not execution.ray:
         with told_kernels(execution.device, progress) as kernels:
-            yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter)
+            cuda = execution.device == "cuda"
+            yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter, cuda)
         return
     from .ray_session import ray_session
 

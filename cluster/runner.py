@@ -191,16 +191,23 @@ class LocalRunner:
         limit_bytes: memory limit of this process.
         kernels: where the arithmetic runs.
         meter: gets seconds and bytes.
+        cuda: whether the kernels run on a CUDA device.
     """
 
     def __init__(
-        self, members: Sequence[Member], threads: int, limit_bytes: int, kernels: Kernels, meter: Meter
+        self,
+        members: Sequence[Member],
+        threads: int,
+        limit_bytes: int,
+        kernels: Kernels,
+        meter: Meter,
+        cuda: bool = False,
     ) -> None:
         self._members = members
         self._kernels = kernels
         self._meter = meter
         self._group = make_group([member.plan for member in members])
-        self.memory = plan_group_memory(self._group, limit_bytes, threads, surroundings(members))
+        self.memory = plan_group_memory(self._group, limit_bytes, threads, surroundings(members, cuda=cuda))
 
     def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
         def publish(parts: Sequence[SurveyPart]) -> None:

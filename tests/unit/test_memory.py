@@ -10,16 +10,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.cluster import commands
+from anabranch.cluster.jobs import Execution, prepare, share_readings
+from anabranch.cluster.progress import Silent
+from anabranch.cluster.runner import LocalRunner
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.group import make_group
 from anabranch.engine.inputs import open_inputs
+from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import (
     AHEAD,
     BYTES_PER_TENSOR,
@@ -32,6 +37,7 @@ from anabranch.engine.memory import (
     plan_group_memory,
     plan_memory,
 )
+from anabranch.engine.meter import Meter
 from anabranch.engine.parts import cut_parts
 from anabranch.engine.plan import Plan
 from anabranch.engine.recipe import load_recipe
@@ -137,6 +143,20 @@ def test_what_surrounds_a_merge_is_counted(folder: Path) -> None:
     assert fixed(ray=True) > fixed()
     assert fixed(cuda=True) > fixed() + (1 << 30)
     assert plan_memory(plan, 8192 * MIB, 1, Surroundings(remote_inputs=True)).slab_bytes == LARGEST_REMOTE_SLAB
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_merge_keeps_to_the_memory_that_its_plan_reports(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: Literal["cpu", "cuda"]
+) -> None:
+    monkeypatch.setattr(commands, "make_kernels", lambda _: CpuKernels())  # as if there were a device
+    plan_of(folder, density=0.5)
+    execution = Execution(workers=2, memory_bytes=4096 * MIB, device=device)
+    (reading,) = share_readings(prepare(folder / "recipe.yml", folder / "out", execution), execution)
+    members = [job.member for job in reading.jobs]
+    with commands.open_runner(members, execution, Meter(), Silent()) as runner:
+        assert isinstance(runner, LocalRunner)
+        assert runner.memory == reading.memory
 
 
 def test_surveyed_tensors_are_counted(folder: Path) -> None:
