@@ -39,7 +39,7 @@ def _own_names(store: Store) -> Iterator[str]:
         names = [str(shard["name"]) for shard in layout]
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise IntegrityError(f"{store.url}/{PLAN_NAME} is not a plan") from None
     for name in names:
         yield name

@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint, CheckpointFile, read_file_header, some_names
 from .derived import Factor, LowRank
 from .errors import InputError
 from .header import DTYPES, TensorInfo
+from .json_members import finite_number
 from .source import TensorLocation
 from .storage import Store
 from .ties import names_embedding, names_head
@@ -136,7 +137,7 @@ def read_config(store: Store) -> AdapterConfig:
     if not isinstance(raw, dict):
         raise InputError(f"{where} is not a JSON object", "Fetch the adapter again.")
     _refuse_other_kinds(raw, where)
-    rank, alpha = raw.get("r"), _number(raw.get("lora_alpha"))
+    rank, alpha = raw.get("r"), finite_number(raw.get("lora_alpha"))
     if type(rank) is not int or rank < 1:
         raise InputError(f"{where}: r is {str(rank)[:80]}, expected a positive whole number")
     if alpha is None:
@@ -151,15 +152,10 @@ def read_config(store: Store) -> AdapterConfig:
     )
 
 
-def _number(value: Any) -> float | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if fits else None
-
-
 def _patterns(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     patterns = raw.get(key) or {}
     for pattern, value in patterns.items() if isinstance(patterns, dict) else [("", None)]:
-        if _number(value) is None or (key == "rank_pattern" and (type(value) is not int or value < 1)):
+        if finite_number(value) is None or (key == "rank_pattern" and (type(value) is not int or value < 1)):
             raise InputError(f"{where}: {key} is damaged at {pattern[:80]!r}: {str(value)[:80]}")
         try:
             re.compile(pattern)

@@ -111,7 +111,7 @@ class Output:
             return str(json.loads(self.store.read_bytes(PLAN_NAME))["plan_id"])
         except FileNotFoundError:
             return ""
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return "(unreadable)"
 
     # -- receipts ------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def read_config(data: bytes, where: str) -> dict[str, Any]:
     """The content of a config.json; InputError when it is not a JSON object."""
     try:
         config = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a JSON object")
@@ -297,10 +297,17 @@ def patch_config(
         edits: other values, by path of keys that exist, joined by `/`.
 
     Raises:
-        InputError: the file is not a JSON object.
+        InputError: the file is not a JSON object, or too deeply nested.
     """
     if dtype is None and not unquantise and not edits:
         return data
+    try:
+        return _edited(data, dtype, where, unquantise, edits or {})
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply to be changed") from None
+
+
+def _edited(data: bytes, dtype: str | None, where: str, unquantise: bool, edits: Mapping[str, Any]) -> bytes:
     config = read_config(data, where)
     before = copy.deepcopy(config)
     if unquantise:
@@ -308,7 +315,7 @@ def patch_config(
     for key in ("dtype", "torch_dtype"):
         if dtype is not None and key in config:
             config[key] = TORCH_NAMES[dtype]
-    for path, value in (edits or {}).items():
+    for path, value in edits.items():
         *parents, key = path.split("/")
         holder = config
         for parent in parents:

@@ -1,10 +1,12 @@
-"""Where the members of a JSON object stand in its bytes, so that a large file need not be parsed as a whole."""
+"""Where the members of a JSON object stand in its bytes, so that a large file need not be parsed as a whole; numbers."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 Span = tuple[int, int]
 """First byte and end of a value."""
@@ -106,3 +108,13 @@ def _expect(data: bytes, at: int, wanted: bytes) -> int:
     if data[at : at + 1] != wanted:
         raise ValueError(f"expected {wanted.decode()!r} at byte {at}")
     return _after_space(data, at + 1)
+
+
+def finite_number(value: Any) -> float | None:
+    """A number that JSON gave, as fp64; None for anything else, and where fp64 ends before it."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of more than 308 digits
+        return None

@@ -6,7 +6,6 @@ W + scale * unified where the task's mask has a 1 (arXiv 2405.17461). The arithm
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from .checkpoint import Checkpoint, CheckpointFile, open_checkpoint
 from .derived import MaskedChange
 from .errors import InputError
 from .header import DTYPES, TensorInfo
+from .json_members import finite_number
 from .parts import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
 from .recipe_schema import TASK_NAME, UNIFIED
 from .source import TensorLocation
@@ -69,20 +69,16 @@ def read_part(store: Store, folder: str = "") -> PartFile:
         raise InputError(f"{where} is not what this version writes", FETCH)
     base, is_task = raw.get("base"), raw.get("part") == "task"
     task, unified_id = (raw.get("task"), raw.get("unified")) if is_task else ("", raw.get("plan_id"))
-    scale = raw.get("scale", 1.0)
+    scale = finite_number(raw.get("scale", 1.0))
     fits = isinstance(base, dict) and isinstance(base.get("url"), str) and isinstance(base.get("files"), list)
     known = not is_task or raw.get("bits") == BIT_ORDER
     named = isinstance(task, str) and isinstance(unified_id, str)
-    if not fits or not known or not named or not _is_finite(scale):
+    if not fits or not known or not named or scale is None:
         raise InputError(f"{where} is damaged", FETCH)
     tasks = raw.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(t, str) and re.fullmatch(TASK_NAME, t) for t in tasks):
         raise InputError(f"{where} is damaged", FETCH)
-    return PartFile(str(task) if is_task else None, str(unified_id), float(scale), dict(base or {}), tuple(tasks))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return PartFile(str(task) if is_task else None, str(unified_id), scale, dict(base or {}), tuple(tasks))
 
 
 def parts_below(store: Store) -> list[str]:

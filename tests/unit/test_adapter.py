@@ -177,6 +177,7 @@ def refused(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> st
         ({"r": 5}, "has rank 4, adapter_config.json says 5"),
         ({"lora_alpha": None}, "lora_alpha is None"),
         ({"lora_alpha": math.nan}, "lora_alpha is nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"rank_pattern": {"q": 2.5}}, "rank_pattern is damaged"),
         ({"alpha_pattern": {"(": 2}}, "unreadable pattern '('"),
         ({"alpha_pattern": [1]}, "alpha_pattern is damaged"),

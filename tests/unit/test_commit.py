@@ -268,6 +268,9 @@ def test_the_config_says_the_output_dtype() -> None:
     assert both == {"dtype": "float16", "torch_dtype": "float16"}
     neither = b'{"hidden_size": 4}'
     assert patch_config(neither, "F16", "c") == neither
-    for bad in (b"[]", b"{", b"\xff"):
+    for bad in (b"[]", b"{", b"\xff", b'{"a": ' + b"[" * 100_000):
         with pytest.raises(InputError, match="not a JSON object"):
             patch_config(bad, "F16", "base/config.json")
+    deep = b'{"dtype": "float32", "a": ' + b"[" * 900 + b"]" * 900 + b"}"  # what can be read, but not written again
+    with pytest.raises(InputError, match="nested too deeply"):
+        patch_config(deep, "F16", "base/config.json")

@@ -180,6 +180,7 @@ def test_a_unified_vector_of_another_merge(merged: Path) -> None:
     ("change", "said"),
     [
         ({"scale": "1"}, "is damaged"),
+        ({"scale": 10**400}, "is damaged"),
         ({"bits": "most significant first"}, "is damaged"),
         ({"base": {}}, "is damaged"),
         ({"version": 2}, "is not what this version writes"),
