@@ -233,8 +233,9 @@ def fingerprint() -> str:
 def folders() -> list[Path]:
     """Where machine code is looked for, and kept in the first that can be written."""
     named = os.environ.get(CACHE_VARIABLE)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [*([Path(named)] if named else []), SHIPPED, home / "anabranch" / "kernels"]
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    own = [Path(caches, "anabranch", "kernels")] if os.path.isabs(caches) else []  # some users have no home
+    return [*([Path(named)] if named else []), SHIPPED, *own]
 
 
 def _find(kernel: Kernel, kinds: tuple[Kind, ...]) -> _Entry:
@@ -270,13 +271,22 @@ def _keep(name: str, data: bytes) -> None:
     for folder in folders():
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=folder)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, folder / name)
+            _write(folder / name, data)
             _remove_stale(folder)
             return
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file or, where it does not fit, none."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _remove_stale(folder: Path) -> None:

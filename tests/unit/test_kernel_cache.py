@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from anabranch.engine.kernels import compile as machine_code
 from anabranch.engine.kernels.compile import CACHE_VARIABLE, _address, announced, folders, jit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +75,33 @@ def test_the_named_folder_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert folders()[0] == tmp_path
     monkeypatch.delenv(CACHE_VARIABLE)
     assert folders()[0].name == "compiled"
+
+
+def test_who_has_no_home_has_one_folder_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a container whose user is only a number; its cache would lie below whatever directory it starts in."""
+    for name in ("HOME", "XDG_CACHE_HOME", CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    nobody = mock.Mock(side_effect=KeyError("uid not found"))
+    with mock.patch("pwd.getpwuid", nobody):
+        assert [folder.name for folder in folders()] == ["compiled"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert folders()[-1] == tmp_path / ".cache" / "anabranch" / "kernels"
+
+
+def test_what_does_not_fit_a_folder_leaves_nothing_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "full"))
+    monkeypatch.setattr(machine_code, "SHIPPED", tmp_path / "next")
+
+    def replace(source: str, target: Path) -> None:
+        if target.parent.name == "full":
+            raise OSError(errno.ENOSPC, "no space")
+        rename(source, target)
+
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    machine_code._keep("x.bin", b"code")
+    assert list((tmp_path / "full").iterdir()) == []
+    assert [path.name for path in (tmp_path / "next").iterdir()] == ["x.bin"]
 
 
 def test_a_kernel_that_allocates_says_what_to_do() -> None:
