@@ -1,4 +1,4 @@
-"""Where the members of a JSON object stand in its bytes, so that a large file need not be parsed as a whole; numbers."""
+"""Where the members of a JSON object stand in its bytes, so that a large file is not parsed as a whole; numbers."""
 
 from __future__ import annotations
 

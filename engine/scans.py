@@ -72,9 +72,10 @@ class RowSums:
         self._rows[i][first : first + len(rows)] = rows
 
     def total(self) -> list[NDArray[np.float64] | None]:
-        """Per model: f64 [3], or None for a model without the tensor."""
+        """Per model: f64 [3], or None for a model without the tensor. Asked once: the rows are let go."""
         assert not self._parts, "every element was added"
-        return [fold_rows(self._rows[i]) if i in self._rows else None for i in range(len(self._state.task.models))]
+        rows, self._rows = self._rows, {}
+        return [fold_rows(rows[i]) if i in rows else None for i in range(len(self._state.task.models))]
 
 
 @dataclass(slots=True)

@@ -152,7 +152,6 @@ class TensorState:
         self.windows = cut_windows(task.numel, elements, self.grain)
         self.tile = tile_elements(self.grain)
         self.tally = Tally([0] * (models + 1), [0] * models)
-        self.rows: list[NDArray[np.float64] | None] = [None] * models
         self.moments: list[NDArray[np.float64] | None] = [None] * models
         """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
         self.divisors = [1.0] * models

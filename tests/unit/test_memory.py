@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from anabranch.cluster import commands
 from anabranch.cluster.jobs import Execution, prepare, share_readings
 from anabranch.cluster.progress import Silent
 from anabranch.cluster.runner import LocalRunner
+from anabranch.engine import kernels, scans
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.group import make_group
 from anabranch.engine.inputs import open_inputs
@@ -43,7 +46,7 @@ from anabranch.engine.plan import Plan
 from anabranch.engine.recipe import load_recipe
 from anabranch.engine.windows import ROW_ELEMENTS, cut_windows, least_window_elements, tile_elements, window_elements
 
-from ..merging import MIB, write_checkpoint, write_recipe
+from ..merging import MIB, merge, write_checkpoint, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,23 @@ def test_only_methods_that_look_twice_keep_a_tensor_in_memory(folder: Path) -> N
     assert memory.peak_bytes < 500 * MIB  # and no more than that
     small = plan_memory(twice, least(twice) * MIB, 2)
     assert small.peak_bytes <= least(twice) * MIB  # less where the limit says so: then inputs are read again
+
+
+def test_sums_of_rows_are_let_go_before_the_next_are_added_up(folder: Path, tmp_path: Path) -> None:
+    """The plan counts those of one pass, for the tensor that is folded and the next one."""
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def fold_rows(rows: Any) -> Any:
+        nonlocal most
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(rows)]
+        most = max(most, len(alive))
+        return kernels.fold_rows(rows)
+
+    plan_of(folder, method="dare_linear", density=0.5, rescale_norm="l1")
+    with mock.patch.object(scans, "fold_rows", fold_rows):
+        merge(folder / "recipe.yml", tmp_path / "out", threads=1)
+    assert most == 2  # of two models
 
 
 def test_what_surrounds_a_merge_is_counted(folder: Path) -> None:
