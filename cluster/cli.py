@@ -37,6 +37,17 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size such as 2GiB, 512MiB or 1.5GB", param, ctx)
 
 
+class Recipes(click.Argument):
+    """RECIPE... before OUT: where only one of the two was given, click would call the wrong one missing."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            example = f"anabranch {ctx.info_name} recipe.yml out/"
+            raise click.UsageError(f"Expected a recipe and the place of the output: `{example}`", ctx) from None
+
+
 def reported(command: Command) -> Command:
     """Add --debug, and turn every way to end badly into a message and an exit code."""
 
@@ -97,7 +108,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
@@ -132,7 +143,7 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[J
 
 
 @cli.command()
-@click.argument("recipes", metavar="RECIPE...", nargs=-1, required=True)
+@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
 @click.argument("out")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Fold threads, or actors with --ray; default: all that fit."

@@ -126,7 +126,7 @@ def _problem(details: ErrorDetails) -> Problem:
     got = shorten(details["input"])
     if kind == "extra_forbidden":
         known = _known_keys(path[:-1])
-        near = MISPLACED.get(str(path[-1])) or did_you_mean(path[-1], known)
+        near = MISPLACED.get(str(path[-1])) or _as_parameter(path) or did_you_mean(path[-1], known)
         return Problem(path, f"unknown key; expected one of {', '.join(known)}{near}")
     if kind == "missing":
         return Problem(path, "the key is missing")
@@ -137,8 +137,17 @@ def _problem(details: ErrorDetails) -> Problem:
         return Problem(
             path, f"expected one of {', '.join(choices)}, got {got}{did_you_mean(details['input'], choices)}"
         )
+    if kind == "model_type" and isinstance(details["input"], str) and path[-2:-1] in (("models",), ("sources",)):
+        return Problem(path, f"expected a mapping such as {{model: {details['input'][:100]}}}, got {got}")
     expected = _EXPECTED.get(kind)
     return Problem(path, f"expected {expected}, got {got}" if expected else details["msg"])
+
+
+def _as_parameter(path: KeyPath) -> str:
+    """What to say about `weight: 1` beside `model`, where its `parameters` belong; "" about other keys."""
+    if path[-1] in PARAMETERS and path[0] != "output":
+        return f"; did you mean `parameters: {{{path[-1]}: ...}}`?"
+    return ""
 
 
 _SEED = "a whole number from 0 to 9223372036854775807"

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from .recipe_text import did_you_mean, shorten
-from .settings import read_flag
+from .settings import read_flag, read_number
 
 MAX_MULTIPLE = 1 << 16
 MAX_CHAT_TEMPLATE = 1 << 20
@@ -95,11 +95,12 @@ def read_tokenizer_keys(raw: Any, reference: ReadReference) -> TokenizerKeys:
         if not isinstance(token, str) or not token:
             raise ValueError(f"tokens: expected texts as keys, got {shorten(token)}")
     entries = {token: _entry(entry, f"tokens[{token!r}]", reference) for token, entry in tokens.items()}
-    multiple = keys.get("pad_to_multiple_of")
-    if multiple is not None and not (_is_whole(multiple) and 1 <= multiple <= MAX_MULTIPLE):
-        raise ValueError(
-            f"pad_to_multiple_of: expected a whole number from 1 to {MAX_MULTIPLE}, got {shorten(multiple)}"
-        )
+    multiple = None
+    if "pad_to_multiple_of" in keys:
+        multiple = _whole(keys["pad_to_multiple_of"], 1, MAX_MULTIPLE)
+        if multiple is None:
+            got = shorten(keys["pad_to_multiple_of"])
+            raise ValueError(f"pad_to_multiple_of: expected a whole number from 1 to {MAX_MULTIPLE}, got {got}")
     patterns = keys.get("embeddings", [])
     if not isinstance(patterns, list) or not all(isinstance(item, str) and item for item in patterns):
         raise ValueError(f"embeddings: expected a list of tensor name patterns, got {shorten(patterns)}")
@@ -164,11 +165,14 @@ def _source(raw: Any, where: str, reference: ReadReference) -> TokenSource:
         raise ValueError(f"{where}: expected a model, {{kind: zero}} or {{kind: model_token, ...}}, got {shorten(raw)}")
     if "model" not in keys or ("token" in keys) == ("token_id" in keys):
         raise ValueError(f"{where}: model_token needs a model, and either token or token_id")
-    token, token_id = keys.get("token"), keys.get("token_id")
+    token = keys.get("token")
+    token_id: int | None = None
     if token is not None and not isinstance(token, str):
         raise ValueError(f"{where}.token: expected text, got {shorten(token)}")
-    if token_id is not None and not (_is_whole(token_id) and token_id >= 0):
-        raise ValueError(f"{where}.token_id: expected a whole number, at least 0, got {shorten(token_id)}")
+    if "token_id" in keys:
+        token_id = _whole(keys["token_id"], 0, 1 << 53)
+        if token_id is None:
+            raise ValueError(f"{where}.token_id: expected a whole number, at least 0, got {shorten(keys['token_id'])}")
     return TokenSource(model=_reference(keys["model"], f"{where}.model", reference), token=token, token_id=token_id)
 
 
@@ -179,8 +183,10 @@ def _reference(raw: Any, where: str, reference: ReadReference) -> str:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(raw: Any, lowest: int, highest: int) -> int | None:
+    """A whole number, also in quotes; None when it is none, or outside the range."""
+    number = None if isinstance(raw, float) else read_number(raw, lowest, highest)
+    return None if number is None or number != int(number) else int(number)
 
 
 def _plain_entry(entry: TokenEntry, url: Callable[[str], str]) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def read_manifest(store: Store) -> Manifest:
     try:
         data = store.read_bytes(MANIFEST_NAME, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
+        if not store.list():
+            raise IntegrityError(f"{store.url} is not finished: there are no files", "check the path") from None
         raise IntegrityError(
             f"{store.url} is not finished: it has no {MANIFEST_NAME}",
             "run the merge again; it goes on where it stopped",

@@ -82,12 +82,20 @@ def _open_hub(parts: list[str], endpoint: str | None = None) -> FsspecStore:
     try:
         info = Retry().call(lambda: _translated(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
     except FileNotFoundError as error:
-        raise InputError(f"hf://{text}: the hub knows no such model or revision", "Check the name.") from error
+        raise InputError(
+            f"hf://{text}: the hub knows no such model or revision", "Check the name. " + _NO_FOLDER
+        ) from error
+    except TemporaryError as error:
+        raise TemporaryError(error.message, f"{error.hint} {_NO_FOLDER}") from error
     commit = str(info.sha)
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise InputError(f"hf://{text}: the hub names no commit for this revision")
     root = f"{repository}@{commit}"
     return FsspecStore(f"hf://{root}", HfFileSystem(endpoint=endpoint), root, immutable=True)
+
+
+_NO_FOLDER = "If a directory was meant, there is none of that name."
+"""A name on the hub looks like a relative path."""
 
 
 class FsspecStore:

@@ -10,10 +10,11 @@ import fsspec
 import pytest
 
 from anabranch.engine.checkpoint import open_checkpoint
-from anabranch.engine.errors import InputError, ResourceError
+from anabranch.engine.errors import InputError, ResourceError, TemporaryError
 from anabranch.engine.header import build_header
 from anabranch.engine.storage import open_store
 from anabranch.engine.storage.remote import FsspecStore, _open_hub
+from anabranch.engine.storage.wrap import Retry
 
 from .store_contract import StoreContract
 
@@ -176,8 +177,16 @@ def test_the_hub_sends_only_the_bytes_asked_for(hub):
 
 
 def test_an_unknown_revision_is_an_input_error(hub):
-    with pytest.raises(InputError, match="no such model or revision"):
+    with pytest.raises(InputError, match="no such model or revision") as caught:
         _open_hub(["owner", "name@nope"], hub.endpoint)
+    assert "If a directory was meant, there is none of that name." in caught.value.hint
+
+
+def test_a_hub_that_nobody_reaches_may_be_a_directory_that_is_missing(hub, monkeypatch):
+    monkeypatch.setattr("anabranch.engine.storage.remote.Retry", lambda: Retry(attempts=1))
+    with pytest.raises(TemporaryError) as caught:
+        _open_hub(["models", "nmae"], "http://127.0.0.1:9")
+    assert "If a directory was meant, there is none of that name." in caught.value.hint
 
 
 def test_offline_mode_is_explained_at_once(hub, monkeypatch):

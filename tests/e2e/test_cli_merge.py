@@ -234,6 +234,16 @@ def test_wrong_usage_is_exit_2(anabranch: Command, arguments: tuple[str, ...]) -
     assert anabranch(*arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["plan", "merge"])
+@pytest.mark.parametrize("given", [(), ("r.yml",)])
+def test_without_an_output_the_usage_says_what_is_expected(
+    anabranch: Command, command: str, given: tuple[str, ...]
+) -> None:
+    result = anabranch(command, *given)
+    assert result.exit_code == 2
+    assert f"Expected a recipe and the place of the output: `anabranch {command} recipe.yml out/`" in result.stderr
+
+
 def test_a_truncated_input_is_exit_3(anabranch: Command, workplace: Workplace, llamas: Path) -> None:
     damaged = workplace.folder / "damaged"
     shutil.copytree(llamas / "model1", damaged)

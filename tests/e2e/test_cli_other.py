@@ -187,6 +187,9 @@ def test_an_unfinished_output_is_exit_4(anabranch: Command, workplace: Workplace
     result = anabranch("verify", workplace.out)
     assert result.exit_code == 4
     assert "is not finished" in result.stderr
+    elsewhere = anabranch("verify", workplace.out.parent / "elsewhere")
+    assert elsewhere.exit_code == 4
+    assert "elsewhere is not finished: there are no files\n  check the path" in elsewhere.stderr
 
 
 @pytest.mark.slow

@@ -302,6 +302,11 @@ def test_canonical_takes_urls_in_place_of_references() -> None:
         ("tokenizer_source: base", "tokenizer: {source: base, tokens: {}, pad_to_multiple_of: null, embeddings: []}"),
         ("tokenizer_source: union", "tokenizer: {}"),
         ("tokenizer: {tokens: {x: {source: math}}}", "tokenizer: {tokens: {x: {force: no, source: math}}}"),
+        ("tokenizer: {pad_to_multiple_of: 64}", "tokenizer: {pad_to_multiple_of: '64'}"),
+        (
+            "tokenizer: {tokens: {x: {source: {kind: model_token, model: math, token_id: 7}}}}",
+            "tokenizer: {tokens: {x: {source: {kind: model_token, model: math, token_id: '7'}}}}",
+        ),
         (
             "tokenizer: {tokens: {x: {source: math, force: yes}}}",
             "tokenizer: {tokens: {x: {source: math, force: '1'}}}",

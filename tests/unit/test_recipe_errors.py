@@ -34,6 +34,8 @@ parameters:
 ADDED = [
     ("densty: 1", "r.yml:10: densty: unknown key; expected one of merge_method, "),
     ("exclud: [a]", "did you mean 'exclude'?"),
+    ("weight: 1", "r.yml:10: weight: unknown key; "),
+    ("weight: 1", "; did you mean `parameters: {weight: ...}`?"),
     ("seed: 1.5", "r.yml:10: seed: expected a whole number from 0 to 9223372036854775807, got 1.5"),
     ("seed: -1", "seed: expected a whole number from 0"),
     ("seed: true", "got true"),
@@ -230,7 +232,7 @@ OTHERS = [
         "base_model: linear merges what `models` lists",
     ),
     ("merge_method: linear\nmodels: m", "models: expected a list, got 'm'"),
-    ("merge_method: linear\nmodels: [m]", "models[0]: expected a mapping, got 'm'"),
+    ("merge_method: linear\nmodels: [m]", "models[0]: expected a mapping such as {model: m}, got 'm'"),
     (
         "merge_method: linear\nmodels: [{modle: m}]",
         "models[0].modle: unknown key; expected one of model, adapter, param",
