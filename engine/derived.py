@@ -413,9 +413,7 @@ class RowGather:
 
     def _pad(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end), all of them padding."""
-        main = self.parts[0]
-        key = (main.file, main.info.offset, True)
-        mean = reads.held(key, 4 * self.columns, lambda: reads.kernels.load(self._mean_row(reads)))
+        mean = reads.held(self, 4 * self.columns, lambda: reads.kernels.load(self._mean_row(reads)))
         row = np.empty(4 * self.columns, np.uint8)
         reads.kernels.store(mean, row)
         into.view(np.float32)[:] = row.view(np.float32)[np.arange(begin, end) % self.columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -127,9 +127,9 @@ class SourceReader:
         """See `Reads.computing`."""
         return self._meter.measure("read")
 
-    def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
+    def held(self, key: Hashable, size_bytes: int, make: Callable[[], Array]) -> Array:
         """See `Reads.held`."""
-        return self._held.get((self._source, *key), size_bytes, make)
+        return self._held.get((self._source, key), size_bytes, make)
 
     def scratch(self, slot: str, elements: int) -> Array:
         """See `Reads.scratch`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,8 +35,8 @@ class Reads(Protocol):
     def computing(self) -> AbstractContextManager[None]:
         """Counts what is computed inside as time of the reader threads."""
 
-    def held(self, key: tuple[int, int, bool], size_bytes: int, make: Callable[[], Array]) -> Array:
-        """What `make` returns, kept as long as there is room; `key` is (file, offset, transposed)."""
+    def held(self, key: Hashable, size_bytes: int, make: Callable[[], Array]) -> Array:
+        """What `make` returns, kept as long as there is room; `key` says all that it depends on in this checkpoint."""
 
     def scratch(self, slot: str, elements: int) -> Array:
         """An f32 array [elements] of this thread, the same memory whenever the slot is asked for again."""

@@ -185,6 +185,19 @@ def test_padding_is_the_mean_of_all_rows(opened: Opened, parts: None, window: in
     torch.testing.assert_close(found, torch.cat([plain, mean.expand(3, -1)]), rtol=0, atol=0)
 
 
+def test_each_matrix_has_padding_of_its_own(opened: Opened) -> None:
+    """Also beside computed ones in the same file, and where two recipes take other rows of one matrix."""
+    factors = Factor(opened["b"], 0), Factor(opened["a"], 1)
+    computed = [opened.location(LowRank(opened["weight"], *factors, scale)) for scale in (0.5, 2.0)]
+    for rows, location in [([0, 1], opened["weight"]), ([2, 3], opened["weight"]), *(([0, 1], c) for c in computed)]:
+        entries = np.array(rows, np.int32)
+        offsets, part = np.arange(3, dtype=np.int32), np.zeros(2, np.int32)
+        made = RowGather((location,), (opened.checkpoint.url,), offsets, part, entries, 1, "F32", "BF16")
+        found = opened.whole(opened.location(made, 3), 10**6)
+        mean = found[:2].double().sum(0) / 2
+        torch.testing.assert_close(found[2], mean.float(), rtol=0, atol=0)
+
+
 def test_rows_of_another_source_are_read_there(opened: Opened) -> None:
     other = Opened(CpuKernels())
     other.store.replace("model.safetensors", save(STORED | {"weight": STORED["weight"] + 1}))
