@@ -41,7 +41,7 @@ def _declared(files: Mapping[str, bytes], where: str) -> Iterator[AddedToken]:
     config = _object(files, CONFIG_NAME, where)
     listed = config.get("added_tokens_decoder")
     if isinstance(listed, dict):
-        for key in sorted(listed, key=lambda key: int(key) if key.isdecimal() else -1):
+        for key in sorted(listed, key=lambda key: int(key) if key.isdecimal() and len(key) <= 18 else -1):
             yield added_token(listed[key], f"{where}/{CONFIG_NAME}")
     else:
         config = {**config, **_object(files, MAP_NAME, where)}

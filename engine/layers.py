@@ -31,6 +31,7 @@ LAYER_RULES = (
     "decoder_sparse_step",
 )
 """Numbers from which a model's code derives what a layer is like."""
+MAX_DIGITS = 18
 _NOT_BY_LAYER = re.compile(r"architectures|.*(ids?|tokens)")
 _HEADS = re.compile(
     r"lm_head|embed_out|output|output_layer|score|classifier|pre_classifier|pooler|cls|head|qa_outputs|v_head|vocab_.*"
@@ -60,7 +61,7 @@ class Layers:
         if not name.startswith(self.prefix):
             return None
         number, dot, rest = name[len(self.prefix) :].partition(".")
-        return (int(number), rest) if dot and _is_number(number) else None
+        return (int(number), rest) if dot and is_number(number) else None
 
     def name(self, number: int, rest: str) -> str:
         return f"{self.prefix}{number}.{rest}"
@@ -88,7 +89,7 @@ def find_layers(names: Iterable[str], declared: int | None, where: str) -> Layer
     found: dict[str, set[int]] = defaultdict(set)
     for name in names:
         parts = name.split(".")
-        at = next((i for i, part in enumerate(parts[:-1]) if _is_number(part)), 0)
+        at = next((i for i, part in enumerate(parts[:-1]) if is_number(part)), 0)
         if at:
             found[".".join(parts[:at]) + "."].add(int(parts[at]))
     whole = {prefix: len(numbers) for prefix, numbers in found.items() if numbers == set(range(len(numbers)))}
@@ -121,8 +122,9 @@ def check_layers(names: Iterable[str], prefix: str, declared: int | None, where:
     return Layers(prefix, len(numbers))
 
 
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and text.isascii()
+def is_number(text: str) -> bool:
+    """Whether a part of a tensor's name may be the number of a layer: digits, few enough for a number of 64 bits."""
+    return text.isdecimal() and text.isascii() and len(text) <= MAX_DIGITS
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------

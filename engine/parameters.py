@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from .errors import RecipeError
+from .layers import is_number
 from .model_groups import ModelGroup, rules_of
 from .recipe_schema import ModelEntry, Recipe
 from .recipe_text import shorten
@@ -98,7 +99,7 @@ def layer_of(tensor_name: str) -> tuple[str, int] | None:
     """
     parts = tensor_name.split(".")
     for i, part in enumerate(parts):
-        if part.isdecimal() and part.isascii():
+        if is_number(part):
             return ".".join(parts[:i]), int(part)
     return None
 

@@ -47,6 +47,15 @@ def test_ids_are_those_of_transformers(tmp_path: Path, files: dict[str, Any]) ->
     assert dict(found.tokens()) == AutoTokenizer.from_pretrained(tmp_path).get_vocab()
 
 
+def test_an_id_that_is_no_number_comes_first(tmp_path: Path) -> None:
+    """Digits without end are none, either."""
+    write(tmp_path)
+    plain = read_tokenizer((tmp_path / "tokenizer.json").read_bytes(), "t")
+    listed = {"5": {"content": "x"}, "9" * 5000: {"content": "y"}}
+    files = {"tokenizer_config.json": json.dumps({"added_tokens_decoder": listed}).encode()}
+    assert dict(with_declared(plain, files, "m").beyond) == {"<s>": 3, "y": 4, "x": 5}
+
+
 def test_older_files_count_where_the_configuration_lists_no_ids(tmp_path: Path) -> None:
     write(tmp_path)
     plain = read_tokenizer((tmp_path / "tokenizer.json").read_bytes(), "t")

@@ -210,6 +210,12 @@ def test_layers_are_counted_up_to_the_largest() -> None:
     assert count_layers([EMBEDDING]) == count_layers([]) == {}
 
 
+def test_digits_without_end_are_no_layer() -> None:
+    name = f"model.layers.{'9' * 5000}.w"
+    assert layer_of(name) is None
+    assert layer_position(name, count_layers([name])) == 0.0
+
+
 def test_each_stack_of_layers_has_a_gradient_of_its_own() -> None:
     names = [f"{stack}.{i}.w" for stack, count in (("encoder", 5), ("decoder", 3), ("head", 1)) for i in range(count)]
     counts = count_layers(names)
