@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -214,6 +215,8 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 
     meter = Meter()
     folder, slash, name = out.rpartition("/")
+    if not name or os.path.isdir(out):
+        raise click.UsageError(f"--out {out} is a folder, expected the name of a file, such as survey.parquet")
     store = open_store(folder + slash or ".", create=True)
     with open_progress(folded_bytes(meter), as_json) as progress:
         report = take_survey(recipe, memory_bytes=memory, workers=workers, progress=progress, meter=meter)

@@ -154,6 +154,13 @@ def test_survey_gives_numbers_and_local_densities_too(anabranch: Command, workpl
         assert row["density"] == pytest.approx(expected)
 
 
+def test_survey_into_a_folder_is_refused_before_it_is_taken(anabranch: Command, workplace: Workplace) -> None:
+    for out in (workplace.folder, f"{workplace.folder}/new/"):
+        result = anabranch("survey", workplace.recipe_path, "--out", out)
+        assert result.exit_code == 2 and "expected the name of a file" in result.stderr
+        assert "survey part" not in result.stderr
+
+
 def test_survey_of_a_method_without_task_vectors_is_refused(anabranch: Command, workplace: Workplace) -> None:
     recipe = workplace.write(merge_method="linear", parameters={}, base_model=None)
     result = anabranch("survey", recipe, "--out", workplace.folder / "survey.parquet")
