@@ -32,7 +32,7 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
     """The outputs of a plan: the unified task vector and one part per task for EMR-Merging, else the plan itself.
 
     Raises:
-        InputError: tensors that EMR-Merging cannot merge, or none that it can.
+        InputError: tensors that EMR-Merging cannot merge, or none that it can; a base that is more than one folder.
     """
     if plan.recipe.merge_method != "emr":
         return (plan,)
@@ -47,6 +47,11 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
 
 
 def _check(plan: Plan) -> None:
+    if len(plan.base.folders) > 1:
+        raise InputError(
+            f"emr: its base {plan.base.url} is a model with an adapter or masks, on which no masks can be named",
+            "write that model first (passthrough), and take the result as the base of all",
+        )
     doubles = [task.name for task in plan.tasks if task.settings is not None and task.is_double]
     if doubles:
         raise InputError(

@@ -215,6 +215,19 @@ def test_tensors_that_cannot_be_merged(tmp_path: Path) -> None:
         parts(write(tmp_path, BASE, {"a": BASE}, exclude=["*"]))
 
 
+def test_a_base_on_which_no_masks_can_be_named(merged: Path) -> None:
+    """BASE+ADAPTER+TASK is no model: what such a merge wrote could never be used."""
+    factors = {"w.lora_A.weight": torch.ones(1, 5), "w.lora_B.weight": torch.ones(2, 1)}
+    write_checkpoint(merged / "matrix", {"w.weight": torch.ones(2, 5)})
+    write_adapter(merged / "adapter", factors, r=1, lora_alpha=1)
+    for base, model in (("base+out/math", "math"), ("matrix+adapter", "matrix")):
+        first, _, second = base.partition("+")
+        content = {"merge_method": "emr", "base_model": f"{merged / first}+{merged / second}"}
+        recipe = write_recipe(merged / "again.yml", content | {"models": [{"model": str(merged / model)}]})
+        with pytest.raises(InputError, match="is a model with an adapter or masks"):
+            parts(recipe)
+
+
 def test_names_of_tasks() -> None:
     text = "merge_method: emr\nbase_model: b\nmodels: [{model: org/a@v2}, {model: s3://x/c/}, {model: d, name: e}]"
     assert [task_name(entry) for entry in parse_recipe(text, "r").models] == ["a", "c", "e"]
