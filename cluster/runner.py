@@ -162,7 +162,7 @@ def group_fold_bytes(group: Group, shards: Iterable[Shard]) -> int:
                 if kind not in passes:
                     passes[kind] = passes_over(task.settings, task.is_double)
                 turns = max(turns, passes[kind])
-            total += group.read_bytes(position, shard.members) * turns
+            total += group.folded_bytes(position, shard.members) * turns
     return total
 
 

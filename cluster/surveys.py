@@ -40,7 +40,7 @@ def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:
     """Bytes of inputs that a round of the survey looks at in one shard."""
     passes = QUANTILES_PASSES if round_.kind == "quantiles" else 1
     tasks = (plan.tasks[i] for i in plan.shards[shard].tasks)
-    return sum(passes * task.read_bytes for task in tasks if task.has_task_vectors)
+    return sum(passes * task.folded_bytes for task in tasks if task.has_task_vectors)
 
 
 def _alike(members: Sequence[Member], missing: Sequence[int]) -> list[list[int]]:

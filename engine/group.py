@@ -37,6 +37,12 @@ class Group:
             return self.plans[members[0]].tasks[position].read_bytes
         return sum(location.read_bytes for _, location in self.reads(position, members))
 
+    def folded_bytes(self, position: int, members: Sequence[int]) -> int:
+        """As `read_bytes`, in windows: see `TensorTask.folded_bytes`."""
+        if len(members) == 1:
+            return self.plans[members[0]].tasks[position].folded_bytes
+        return sum(location.info.nbytes for _, location in self.reads(position, members))
+
     @cached_property
     def most_reads(self) -> int:
         """The largest number of tensors that are read for one of the output."""

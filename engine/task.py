@@ -80,6 +80,12 @@ class TensorTask:
         return (self.base if self.reads_base else None, *self.models)
 
     @property
+    def folded_bytes(self) -> int:
+        """Bytes of all inputs in windows, looked at once: derived ones as they are computed, not as they are stored."""
+        derived = [source for source in self.sources if source is not None and source.derived is not None]
+        return self.read_bytes + sum(source.info.nbytes - source.read_bytes for source in derived)
+
+    @property
     def has_task_vectors(self) -> bool:
         """Whether differences to the reference are merged."""
         return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge | Elect)

@@ -10,9 +10,10 @@ from unittest import mock
 import pytest
 import torch
 
-from anabranch.cluster.runner import LocalRunner, Member, run
+from anabranch.cluster.runner import LocalRunner, Member, group_fold_bytes, run
 from anabranch.engine import brackets
 from anabranch.engine.commit import Output
+from anabranch.engine.group import make_group
 from anabranch.engine.inputs import open_inputs
 from anabranch.engine.kernels import (
     LookCounts,
@@ -26,11 +27,14 @@ from anabranch.engine.kernels import (
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import AHEAD, LARGEST_SLAB, BufferPool
 from anabranch.engine.meter import Meter
+from anabranch.engine.model import Opened
 from anabranch.engine.order import NO_BRACKET
 from anabranch.engine.recipe import load_recipe
+from anabranch.engine.shard import Shard
 from anabranch.engine.storage import open_store
 from anabranch.engine.windows import TILE_ELEMENTS
 
+from ..adapters import write_adapter
 from ..merging import MIB, Quiet, write_checkpoint, write_recipe
 
 ROWS, COLUMNS = 1024, 1536
@@ -156,6 +160,26 @@ def test_tile_by_tile_every_pass_decodes_once(
     assert calls["histogram"] == calls["count_equal"] == 0
     assert calls["task_vector"] == 2 * calls["decode"]
     assert calls["finish"] == TILES
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_progress_counts_what_is_computed_while_it_is_read_as_it_is_then(tmp_path: Path, together: bool) -> None:
+    """A total of stored bytes would be reached too early, or never."""
+    weight = torch.randn(64, 64).to(torch.bfloat16)
+    write_checkpoint(tmp_path / "base", {"l.weight": weight})
+    write_adapter(tmp_path / "adapter", {"l.lora_A.weight": torch.randn(4, 64), "l.lora_B.weight": torch.randn(64, 4)})
+    members, opened = [], Opened()
+    for weighted in range(1 + together):
+        entry = {"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}", "parameters": {"weight": 1 + weighted}}
+        recipe = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": [entry]}
+        inputs = open_inputs(load_recipe(write_recipe(tmp_path / "recipe.yml", recipe)), tmp_path, opened)
+        store = open_store(str(tmp_path / f"out{weighted}"), create=True)
+        members.append(Member(inputs, Output(inputs.plan, store)))
+    meter = Meter()
+    run(members, LocalRunner(members, 2, 1024 * MIB, CpuKernels(), meter), Quiet())
+    group = make_group([member.plan for member in members])
+    counted = group_fold_bytes(group, [Shard(0, tuple(range(len(members))))])
+    assert meter.usage["fold"].bytes == counted == (2 + 4) * weight.numel()
 
 
 @pytest.mark.parametrize("missed", [False, True])
