@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .demands import grain
+from .errors import AnabranchError
 from .fold import TensorFold
 from .group import Group
 from .job import Job, Part
@@ -84,7 +86,9 @@ class ShardSink:
         )
 
     def discard(self) -> None:
-        self._writer.discard()
+        """Remove what was written. What led here is what a user must hear of, so a failure leaves the file to `gc`."""
+        with suppress(AnabranchError):
+            self._writer.discard()
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,16 @@ def test_a_run_that_fails_at_any_change_is_resumed_to_the_same_bytes(
             assert not leftovers(inner), (verb, number)
 
 
+@pytest.mark.parametrize("verb", ["write", "commit"])
+def test_what_stops_a_merge_is_said_also_where_its_file_cannot_be_removed(
+    recipe: Path, tmp_path: Path, verb: str
+) -> None:
+    inner = LocalStore(str(tmp_path / "out"), create=True)
+    faults = Fault(verb, 2, error=ResourceError("no room")), Fault("discard", 1, error=TemporaryError("no answer"))
+    with pytest.raises(ResourceError, match="no room"):
+        merge(recipe, FaultStore(inner, *faults))
+
+
 def test_a_damaged_or_foreign_receipt_is_not_trusted(recipe: Path) -> None:
     expected, _ = undisturbed(recipe)
     store = MemoryStore()
