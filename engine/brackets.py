@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from .demands import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, sample_elements
 from .header import DTYPES
-from .kernels import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, OF_VARIANCE, NearCounts, WindowNear, host
+from .kernels import host
+from .kernels.window_calls import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, OF_VARIANCE, NearCounts, WindowNear
 from .order import LARGEST_KEY, NO_BRACKET, Bracket, RankSearch
 from .scans import FallbackPass, Order, OrderPass, add_into
 from .tensor import Pass, TensorState, WindowData, Workspace

@@ -15,7 +15,7 @@ from .demands import needs_columns
 from .election import ElectPass
 from .fusion import fusion_passes
 from .kept import KeptSumsPass, divide_by_norms, weigh_by_energy
-from .kernels import WindowCounts
+from .kernels.window_calls import WindowCounts
 from .manifest import ModelRow, TensorRow
 from .methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import WindowCounts
+from .kernels.window_calls import WindowCounts
 from .scans import RowSums, add_into
 from .tensor import TensorState, WindowData, Workspace
 from .whole_window import fold_whole

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .kernels import Array, LookCounts, WindowLook, fold_rows, host
+from .kernels import Array, fold_rows, host
+from .kernels.window_calls import LookCounts, WindowLook
 from .order import NO_BRACKET, Bracket, RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
 from .tensor import OptionalPass, TensorState, WindowData, Workspace

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .demands import grain
 from .errors import InputError
 from .header import DTYPES
-from .kernels import Array, Kernels, WindowInputs
+from .kernels import Array, Kernels
+from .kernels.window_calls import WindowInputs
 from .methods.stages import TaskVectorMerge, Variance
 from .order import LEVELS_32, LEVELS_64
 from .plan import Plan

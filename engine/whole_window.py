@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .average import normalizer
-from .kernels import ROW, Selected, WindowCounts, WindowFold, WindowSum
+from .kernels import ROW
+from .kernels.window_calls import Selected, WindowCounts, WindowFold, WindowSum
 from .methods.stages import All, Band, Blocks, ModelThreshold, Random, TaskVectorMerge, Top, Variance
 from .select import Edge, Ranks, block_keep
 from .tensor import Target, TensorState, WindowData

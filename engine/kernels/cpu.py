@@ -15,12 +15,6 @@ from . import (
     ROW,
     WINDOW_ROWS,
     Kind,
-    LookCounts,
-    NearCounts,
-    WindowCounts,
-    WindowFold,
-    WindowLook,
-    WindowNear,
     cpu_blocks,
     cpu_codec,
     cpu_cuts,
@@ -32,6 +26,7 @@ from . import (
     philox,
 )
 from .cpu_codec import NARROW, RAW, TABLES, WIDE
+from .window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
 
 KINDS = {"f32": np.float32, "f64": np.float64, "u8": np.uint8, "u16": np.uint16, "i64": np.int64}
 NOTHING = np.empty(0, np.uint8)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO
 from .compile import jit
+from .window_calls import NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO
 
 CHUNK = 2048
 GROUP = 32

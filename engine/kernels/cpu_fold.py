@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import OF_VARIANCE, ROW
+from . import ROW
 from .compile import jit
 from .cpu_blocks import mask_next_blocks, start_search
 from .cpu_codec import read_bf16, write_narrow
@@ -27,6 +27,7 @@ from .cpu_sums import (
     scale,
 )
 from .philox import mask_random
+from .window_calls import OF_VARIANCE
 
 BASE, SUM, SIGNS, WEIGHTS, REALS = range(5)
 """Rows of `reals`; task vectors follow."""

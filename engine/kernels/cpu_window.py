@@ -11,22 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import (
-    ROW,
-    LookCounts,
-    NearCounts,
-    WindowCounts,
-    WindowFold,
-    WindowInputs,
-    WindowLook,
-    WindowNear,
-    cpu_blocks,
-    cpu_cuts,
-    cpu_fold,
-    cpu_sums,
-    philox,
-)
+from . import ROW, cpu_blocks, cpu_cuts, cpu_fold, cpu_sums, philox
 from .cpu_codec import NARROW
+from .window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 
 PIECE_ELEMENTS = 1 << 13
 """Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""

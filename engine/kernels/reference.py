@@ -10,19 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import (
-    LEAST_CHANGE,
-    ROW,
-    Kind,
-    LookCounts,
-    NearCounts,
-    WindowCounts,
-    WindowFold,
-    WindowLook,
-    WindowNear,
-    torch_election,
-    torch_rows,
-)
+from . import LEAST_CHANGE, ROW, Kind, torch_election, torch_rows
+from .window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
 
 KINDS = {
     "f32": torch.float32,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -64,10 +65,14 @@ class Nodes:
 
     @staticmethod
     def _processes(title: str) -> list[psutil.Process]:
-        """Those of Ray with this in their title, without those that have ended already."""
-        running = (p for p in psutil.process_iter(["cmdline", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE)
-        titles = ((p, " ".join(p.info["cmdline"] or [])) for p in running)
-        return [p for p, found in titles if found.startswith("ray::") and title in found]
+        """Those of this cluster's living nodes with this in their title; another Ray may run on the machine."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                shown = " ".join(process.cmdline())  # empty for a process that has ended
+                if shown.startswith("ray::") and title in shown:
+                    found.append(process)
+        return found
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

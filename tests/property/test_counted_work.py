@@ -15,16 +15,16 @@ from anabranch.engine import brackets
 from anabranch.engine.commit import Output
 from anabranch.engine.group import make_group
 from anabranch.engine.inputs import open_inputs
-from anabranch.engine.kernels import (
+from anabranch.engine.kernels import cpu_window
+from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.kernels.window_calls import (
     LookCounts,
     NearCounts,
     WindowCounts,
     WindowFold,
     WindowLook,
     WindowNear,
-    cpu_window,
 )
-from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.memory import AHEAD, LARGEST_SLAB, BufferPool
 from anabranch.engine.meter import Meter
 from anabranch.engine.model import Opened

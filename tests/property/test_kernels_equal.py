@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.engine.kernels import NEAR_COUNTS
 from anabranch.engine.kernels.cpu import CpuKernels
 from anabranch.engine.kernels.reference import TorchKernels
+from anabranch.engine.kernels.window_calls import NEAR_COUNTS
 
 from .kernel_cases import DTYPES, REALS, SIZES, codes, examples, tiles
 

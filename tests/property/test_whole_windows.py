@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.engine.kernels import (
+from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.kernels.window_calls import (
     LookCounts,
     NearCounts,
     WindowCounts,
@@ -19,7 +20,6 @@ from anabranch.engine.kernels import (
     WindowNear,
     WindowSum,
 )
-from anabranch.engine.kernels.cpu import CpuKernels
 
 from ..merging import merge, merge_together, write_checkpoint, write_recipe
 

@@ -117,7 +117,7 @@ def test_the_canonical_recipe_has_every_value_where_it_counts() -> None:
         (
             "layer_range: [2, 3]",
             "layers: [2, 3]",
-            "layers: unknown key; expected one of model, adapter, parameters, activations, layer_range",
+            "layers: unknown key; expected one of model, adapter, parameters, activations,",
         ),
         (
             "  - sources:\n      - {model: a, layer_range: [2, 3]}",
