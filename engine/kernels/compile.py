@@ -198,10 +198,15 @@ def _spelled(kinds: Sequence[Kind]) -> str:
 
 @functools.cache
 def _engine() -> Any:
-    """LLVM's linker of machine code into this process."""
+    """LLVM's linker of machine code into this process.
+
+    llvmlite's own memory manager reserves the sections of an object side by side. LLVM's looks for a place for each:
+    once large buffers have come and gone, code and constants may lie more than 2 GiB apart. No address in small code
+    reaches so far, and LLVM aborts the process.
+    """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(), use_lmm=True)
 
 
 @functools.cache

@@ -25,11 +25,34 @@ assert CpuKernels().decode(np.full(10000, 63, np.uint8), "BF16", out) == 0 and (
 print("numba" in sys.modules, "scipy" in sys.modules)
 """
 
+CROWDED = """
+import mmap, random
+import numpy as np
+from anabranch.engine.kernels import compile, cpu_blocks, cpu_codec, philox
+from anabranch.engine.kernels.cpu import CpuKernels
+kernels, values, mask = CpuKernels(), np.empty(4096, np.float32), np.empty(4096, np.uint8)
+kernels.decode(np.zeros(8192, np.uint8), "BF16", values)
+kernels.mask_random(1, 2, 0, 0.5, mask)
+kernels.mask_blocks(values, 64, 256, np.zeros(4096, np.uint8), mask, False, False)
+known = [k for module in (cpu_codec, cpu_blocks, philox) for k in vars(module).values()]
+found = [(k, kinds) for k in known if isinstance(k, compile.Kernel) for kinds in k._entries]
+random.seed(SEED)
+held = []
+for _ in range(2000):
+    compile._find(*random.choice(found))
+    held += [mmap.mmap(-1, mmap.PAGESIZE * random.randint(1, 12), 34, 0) for _ in range(3)]
+    if random.random() < 0.05:
+        held.append(mmap.mmap(-1, 3 << 30, 34, 0))  # 34: private, anonymous
+    random.shuffle(held)
+    del held[60:]
+print(len(found))
+"""
 
-def start(cache: Path) -> list[str]:
-    """Call a kernel in a new process; returns whether numba and scipy were imported, as text."""
+
+def start(cache: Path, script: str = SCRIPT) -> list[str]:
+    """Call a kernel in a new process; returns what it printed: whether numba and scipy were imported."""
     environment = os.environ | {CACHE_VARIABLE: str(cache), "PYTHONPATH": str(ROOT), "NUMBA_CPU_NAME": "x86-64-v3"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -68,6 +91,12 @@ def test_a_damaged_file_is_made_again(cache: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in damaged.iterdir()} == {
         path.name: path.read_bytes() for path in cache.iterdir()
     }
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6])
+def test_kernels_are_loaded_where_memory_is_in_pieces(cache: Path, seed: int) -> None:
+    """Code and constants stay near each other when only gaps are left near what was loaded before."""
+    assert start(cache, CROWDED.replace("SEED", str(seed))) == ["3"]
 
 
 def test_the_named_folder_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
