@@ -45,6 +45,9 @@ _TEMPORARY = re.compile(
     re.escape(TEMPORARY_PREFIX) + r"(?P<name>.+)-[A-Za-z0-9_]+\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX)
 )
 
+_PROBE = "probe"
+"""Of an empty temporary file that shows whether the folder can be written."""
+
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -57,9 +60,9 @@ class LocalStore:
         if create:
             with translated(self._root):
                 make_folder(self._root)
-                probe = self._temporary("probe", "probe")
+                probe = self._temporary(_PROBE, "probe")
                 os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
-                os.unlink(probe)
+                unlink(probe)
 
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
@@ -162,8 +165,8 @@ class LocalStore:
             unlink(path)
 
     def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
-        """See `Store.leftovers`: temporary files of these names."""
-        wanted = set(names)
+        """See `Store.leftovers`: temporary files of these names, and probes that a kill left."""
+        wanted = {*names, _PROBE}
         found = []
         for folder in sorted({os.path.dirname(name) for name in wanted}):
             path = os.path.join(self._root, folder)

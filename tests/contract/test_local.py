@@ -248,3 +248,12 @@ def test_concurrent_first_writes_share_a_new_folder(tmp_path):
         thread.join()
     assert failures == []
     assert len(store.list("deep/er")) == 8
+
+
+def test_a_probe_that_a_kill_left_is_found_with_what_a_merge_left(tmp_path: Path) -> None:
+    killed = tmp_path / ".anabranch-probe-probe.0123abcd.tmp"
+    killed.touch()
+    store = LocalStore(str(tmp_path), create=True)
+    (leftover,) = store.leftovers(["model.safetensors"])
+    store.delete_leftover(leftover)
+    assert not list(tmp_path.iterdir())
