@@ -15,8 +15,7 @@ from .errors import InputError
 from .kernels import ROW, WINDOW_ROWS, Array, fold_rows, host, on_device
 from .methods.stages import CombinationMerge
 from .results import check_overflow, out_bytes, write_merged
-from .scans import add_into
-from .tensor import Pass, Target, TensorState, WindowData, Workspace
+from .tensor import Pass, Target, TensorState, WindowData, Workspace, add_into
 from .windows import tiles
 
 

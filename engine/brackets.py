@@ -19,8 +19,8 @@ from .header import DTYPES
 from .kernels import host
 from .kernels.window_calls import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, OF_VARIANCE, NearCounts, WindowNear
 from .order import LARGEST_KEY, NO_BRACKET, Bracket, RankSearch
-from .scans import FallbackPass, Order, OrderPass, add_into
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .scans import FallbackPass, Order, OrderPass
+from .tensor import Pass, TensorState, WindowData, Workspace, add_into
 from .windows import Window, tiles
 
 CHUNK = 16
@@ -199,8 +199,7 @@ class BracketPass:
         near = [(which, *order.bracket) for which, order in zip(of, self._orders, strict=True)]
         found = state.kernels.near_window(WindowNear(inputs, near, FOUND_PER_WINDOW))
         if found is not None:
-            for source, count in zip((0, *(i + 1 for i in state.present)), found.nonfinite, strict=True):
-                nonfinite[source] += int(count)
+            state.add_nonfinite(nonfinite, found.nonfinite)
         return found
 
     def _count_tiles(self, data: WindowData, workspace: Workspace, nonfinite: list[int]) -> NearCounts:

@@ -11,8 +11,7 @@ from .average import CombinationPass, Operands, beyond_fp64
 from .demands import column_rows
 from .kernels import Array, host, on_device
 from .methods.stages import CombinationMerge
-from .scans import add_into
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .tensor import Pass, TensorState, WindowData, Workspace, add_into
 from .windows import tiles
 
 SOLVED_AT_ONCE = 4096

@@ -15,8 +15,8 @@ from .errors import InputError
 from .manifest import ElectedRow, TensorRow
 from .methods.stages import Elect
 from .results import check_overflow, out_bytes
-from .scans import RowSums, add_into
-from .tensor import Target, TensorState, WindowData, Workspace
+from .scans import RowSums
+from .tensor import Target, TensorState, WindowData, Workspace, add_into
 from .windows import tiles
 
 
@@ -42,22 +42,15 @@ class ElectPass:
             self._elect(workspace, length)
             for place in range(len(state.targets)):
                 overflowed[place] += self._write(data, workspace, begin, end, place)
-            masks = {i: workspace.masks[i][:length] for i in state.present}
-            for i, mask in masks.items():
-                kept[i] += state.kernels.count(mask)
+            state.count_masks(workspace, length, kept, overlaps)
+            for i in state.present:
                 t = workspace.task_vectors[i][:length]
                 t[:] = workspace.weight_sum[:length]
-                t *= mask
-            for a, b in overlaps:
-                overlaps[a, b] += state.kernels.pair_overlap(masks[a], masks[b])
+                t *= workspace.masks[i][:length]
             self._selected.add(workspace, begin, end)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
-            add_into(state.tally.kept, kept)
-            for pair, count in overlaps.items():
-                state.tally.overlaps[pair] = state.tally.overlaps.get(pair, 0) + count
-            for target, count in zip(state.targets, overflowed, strict=True):
-                target.overflowed += count
+            state.add_counts(kept, overlaps, overflowed)
 
     def _elect(self, workspace: Workspace, length: int) -> None:
         """Leaves the unified task vector in the workspace's `weight_sum`, and a mask for each model."""

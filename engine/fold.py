@@ -20,20 +20,11 @@ from .manifest import ModelRow, TensorRow
 from .methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
 from .nearswap import NearSwapPass
 from .results import check_overflow, write_merged
-from .scans import (
-    MomentsPass,
-    OrderPass,
-    OwnersPass,
-    RowSums,
-    add_into,
-    check_moments,
-    edge_orders,
-    quantile_orders,
-)
+from .scans import MomentsPass, OrderPass, OwnersPass, RowSums, check_moments, edge_orders, quantile_orders
 from .select import Ranks
 from .settings import TadropDensity
 from .task_sum import TaskVectorSum
-from .tensor import Pass, Target, TensorState, WindowData, Workspace
+from .tensor import Pass, Target, TensorState, WindowData, Workspace, add_into
 from .whole_window import fold_whole
 from .windows import tiles
 
@@ -67,11 +58,7 @@ class FoldPass:
                 overflowed[place] += write_merged(state, data, workspace, begin, end, place)
         with state.lock:
             add_into(self._nonfinite, nonfinite)
-            add_into(state.tally.kept, kept)
-            for pair, count in overlaps.items():
-                state.tally.overlaps[pair] = state.tally.overlaps.get(pair, 0) + count
-            for target, count in zip(state.targets, overflowed, strict=True):
-                target.overflowed += count
+            state.add_counts(kept, overlaps, overflowed)
 
     def _take(
         self,
@@ -83,10 +70,9 @@ class FoldPass:
         overflowed: list[int],
     ) -> None:
         """What a call for a whole window counted."""
-        nonfinite[0] += int(counts.nonfinite[0])
+        self._state.add_nonfinite(nonfinite, counts.nonfinite)
         add_into(overflowed, counts.overflowed.tolist())
         for place, i in enumerate(self._state.present):
-            nonfinite[i + 1] += int(counts.nonfinite[1 + place])
             kept[i] += int(counts.kept[place])
             if self._sums:
                 self._sums.put(i, data.window.own_begin, counts.rows[place])
@@ -111,10 +97,7 @@ class FoldPass:
                 overlaps[pair] += length
             return
         state.mask_tile(workspace, begin, end, state.present, ranks)
-        for i in state.present:
-            kept[i] += state.kernels.count(workspace.masks[i][:length])
-        for a, b in overlaps:
-            overlaps[a, b] += state.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
+        state.count_masks(workspace, length, kept, overlaps)
 
     def finish(self) -> None:
         state = self._state

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from .kernels import Array, host, on_device
 from .order import RankSearch, key_value, quantile_rank
 from .results import check_overflow, write_merged
-from .scans import add_into
 from .select import KEEP_ALL_EQUAL
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .tensor import Pass, TensorState, WindowData, Workspace, add_into
 from .windows import tiles
 
 QUARTILES = (0.25, 0.5, 0.75)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kernels.window_calls import WindowCounts
-from .scans import RowSums, add_into
-from .tensor import TensorState, WindowData, Workspace
+from .scans import RowSums
+from .tensor import TensorState, WindowData, Workspace, add_into
 from .whole_window import fold_whole
 from .windows import tiles
 
@@ -49,9 +49,8 @@ class KeptSumsPass:
 
     def _take(self, whole: WindowCounts, data: WindowData, counts: list[int]) -> None:
         """What a call for a whole window added up."""
-        counts[0] += int(whole.nonfinite[0])
+        self._state.add_nonfinite(counts, whole.nonfinite)
         for place, i in enumerate(self._state.present):
-            counts[i + 1] += int(whole.nonfinite[1 + place])
             self._sums.put(i, data.window.own_begin, whole.rows[place])
 
     def finish(self) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from .methods.stages import NearSwap
 from .results import check_overflow, write_merged
-from .scans import add_into
-from .tensor import TensorState, WindowData, Workspace
+from .tensor import TensorState, WindowData, Workspace, add_into
 from .windows import tiles
 
 

@@ -14,7 +14,7 @@ from .kernels import Array, fold_rows, host
 from .kernels.window_calls import LookCounts, WindowLook
 from .order import NO_BRACKET, Bracket, RankSearch, key_value, quantile_rank
 from .select import Cut, cut_from
-from .tensor import OptionalPass, TensorState, WindowData, Workspace
+from .tensor import OptionalPass, TensorState, WindowData, Workspace, add_into
 from .windows import ROW_ELEMENTS, tiles
 
 MEDIAN, HIGH = 0.5, 0.99
@@ -120,12 +120,6 @@ def check_moments(state: TensorState, i: int) -> None:
             "density",
             "exclude the tensor or give it a number as density",
         )
-
-
-def add_into(total: list[int], more: list[int]) -> None:
-    """total += more, element by element."""
-    for i, value in enumerate(more):
-        total[i] += value
 
 
 @dataclass(slots=True)
@@ -237,8 +231,7 @@ class OrderPass:
 
     def _take(self, counts: LookCounts, nonfinite: list[int]) -> tuple[list[Array], list[int]]:
         """Histograms and zeros of a call for a whole window."""
-        for source, count in zip((0, *(i + 1 for i in self._state.present)), counts.nonfinite, strict=True):
-            nonfinite[source] += int(count)
+        self._state.add_nonfinite(nonfinite, counts.nonfinite)
         return list(counts.histograms), [int(count) for count in counts.zeros]
 
     def _observe(

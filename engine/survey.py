@@ -26,12 +26,12 @@ from .methods.stages import ModelThreshold
 from .order import LEVELS_32, RankSearch
 from .pipeline import Pipeline
 from .plan import Plan
-from .scans import RowSums, add_into, check_moments, quantile_orders
+from .scans import RowSums, check_moments, quantile_orders
 from .select import KEEP_ALL_EQUAL, Cut, Edge
 from .settings import TadropDensity
 from .storage import Store
 from .task import TensorSettings, TensorTask
-from .tensor import Pass, TensorState, WindowData, Workspace
+from .tensor import Pass, TensorState, WindowData, Workspace, add_into
 from .windows import tiles, window_elements
 
 

@@ -109,6 +109,12 @@ class Tally:
     """Per pair of models, elements that both masks kept."""
 
 
+def add_into(total: list[int], more: list[int]) -> None:
+    """total += more, element by element."""
+    for i, value in enumerate(more):
+        total[i] += value
+
+
 @dataclass(slots=True)
 class Target:
     """What one recipe makes of a tensor: recipes that select alike share everything else."""
@@ -248,7 +254,7 @@ class TensorState:
         if self.plan.keep_base_where_nonfinite or self.real != "f32" or not length:
             return None
         raws, dtypes = [], []
-        for source in (0, *(i + 1 for i in self.present)):
+        for source in self.present_sources:
             raw, location = self.bytes_of(data, source, data.window.own_begin, length), self.task.sources[source]
             assert location is not None
             if raw is None or len(raw) != length * DTYPES[location.info.dtype].size:
@@ -256,6 +262,24 @@ class TensorState:
             raws.append(raw)
             dtypes.append(location.info.dtype)
         return WindowInputs(raws, dtypes)
+
+    @property
+    def present_sources(self) -> tuple[int, ...]:
+        """The sources that have the tensor, the reference first; calls for whole windows know no others."""
+        return 0, *(i + 1 for i in self.present)
+
+    def add_nonfinite(self, nonfinite: list[int], counts: NDArray[np.int64]) -> None:
+        """Add what a call for a whole window counted to numbers per source."""
+        for source, count in zip(self.present_sources, counts, strict=True):
+            nonfinite[source] += int(count)
+
+    def add_counts(self, kept: list[int], overlaps: dict[tuple[int, int], int], overflowed: list[int]) -> None:
+        """Add what one window counted to the tallies of tensor and targets; the caller holds the lock."""
+        add_into(self.tally.kept, kept)
+        for pair, count in overlaps.items():
+            self.tally.overlaps[pair] = self.tally.overlaps.get(pair, 0) + count
+        for target, count in zip(self.targets, overflowed, strict=True):
+            target.overflowed += count
 
     def settle_nonfinite(self, counts: list[int]) -> None:
         """Keep what a whole pass counted; stop the run unless the recipe says what to do with such values.
@@ -327,6 +351,15 @@ class TensorState:
         for i in models[1:] if shared else ():
             workspace.masks[i][:length] = workspace.masks[models[0]][:length]
         return claims
+
+    def count_masks(
+        self, workspace: Workspace, length: int, kept: list[int], overlaps: dict[tuple[int, int], int]
+    ) -> None:
+        """Add what the masks of a tile keep, per model and per pair of models."""
+        for i in self.present:
+            kept[i] += self.kernels.count(workspace.masks[i][:length])
+        for a, b in overlaps:
+            overlaps[a, b] += self.kernels.pair_overlap(workspace.masks[a][:length], workspace.masks[b][:length])
 
     @property
     def orders_by_change(self) -> bool:

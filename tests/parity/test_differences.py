@@ -346,8 +346,7 @@ def test_theirs_takes_the_mean_with_a_base_that_is_not_listed_ours_asks(case: Ca
     """,
 )
 def test_theirs_divides_by_weights_that_add_up_to_0_ours_does_not(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     a, b = checkpoint(peer, "one/a"), checkpoint(peer, "one/b")
     assert not any(differs(ours[name], a[name] - b[name]).any() for name in a)
     assert not any(t.isfinite().any() for t in theirs.values())

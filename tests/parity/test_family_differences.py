@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..merging import load_output, merge
 from .conftest import Peer
 from .recipes import Case, recipe
 from .test_differences import checkpoint
@@ -26,8 +25,7 @@ pytestmark = pytest.mark.parity
     """,
 )
 def test_theirs_writes_the_copy_of_a_tied_embedding_ours_leaves_it_out(case: Case, peer: Peer, tmp_path: Path) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     assert set(theirs) - set(ours) == {"lm_head.weight"}
     assert not any(differs(ours[name], theirs[name]).any() for name in ours)
 
@@ -45,8 +43,7 @@ def test_theirs_writes_the_copy_of_a_tied_embedding_ours_leaves_it_out(case: Cas
 def test_where_theirs_guesses_the_layers_the_end_is_the_first_slices_and_the_count_is_old(
     case: Case, peer: Peer, tmp_path: Path
 ) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     base, a = checkpoint(peer, "nemotron/base"), checkpoint(peer, "nemotron/a")
     behind = {"lm_head.weight", "model.norm.weight", "model.norm.bias"}
     assert set(ours) == set(theirs)
@@ -73,8 +70,7 @@ def test_where_theirs_guesses_the_layers_the_end_is_the_first_slices_and_the_cou
 def test_theirs_joins_experts_as_transformers_holds_them_ours_keeps_their_names(
     case: Case, peer: Peer, tmp_path: Path
 ) -> None:
-    merge(peer.recipe(case), tmp_path / "out")
-    ours, theirs = load_output(tmp_path / "out"), load_output(peer.output(case))
+    ours, theirs = peer.both(case, tmp_path / "out")
     assert set(ours) == set(checkpoint(peer, "mixtral/base"))
     for layer in range(3):
         experts = [

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +20,7 @@ from anabranch.engine.kernels.reference import TorchKernels
 
 from ..merging import load_output, merge, merge_parts, write_checkpoint, write_recipe
 from .emr_oracle import emr, task_model
-from .test_determinism import EXECUTIONS, everything
+from .test_determinism import EXECUTIONS, everything, reading
 from .test_merge_oracle import assert_same_bytes
 
 SHAPES = [(300, 401), (70_001,), (3,), (), (0, 4), (257, 256), (1 << 17, 2)]
@@ -103,9 +102,7 @@ def run(
     keep_inputs: bool = True,
     limit_mib: int = 1024,
 ) -> dict[str, Any]:
-    del keep_inputs  # there is one pass
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch("anabranch.engine.memory.LARGEST_SLAB", slab_kib << 10))
+    with reading(slab_kib, keep_inputs):
         merge_parts(recipe, out, threads, limit_mib + 100, kernels())
     return everything(out)
 

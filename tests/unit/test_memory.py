@@ -252,6 +252,16 @@ def empty_tensor(folder: Path, name: str, *shape: int) -> None:
         file.truncate(8 + len(header) + 2 * elements)
 
 
+def assert_refused_for_rows_of(elements: int, plan: Plan) -> None:
+    """1 GiB is too little for it, and what the refusal says it needs is enough."""
+    with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
+        plan_memory(plan, 1024 * MIB, 2)
+    assert f"'long' has rows of {elements} elements" in refused.value.hint
+    said = re.search(r"needs (\d+) MiB", str(refused.value))
+    assert said is not None
+    assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [("della", {"density": 0.5}), ("model_stock", {"filter_wise": True}), ("arcee_fusion", {})],
@@ -261,12 +271,7 @@ def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path, method: str, p
         empty_tensor(tmp_path, name, 40_000_000)
     assert plan_memory(plan_of(tmp_path, density=0.5), 512 * MIB, 1).threads == 1
     plan = plan_of(tmp_path, method=method, models=1 if method == "arcee_fusion" else 2, **parameters)
-    with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
-        plan_memory(plan, 1024 * MIB, 2)
-    assert "'long' has rows of 40000000 elements" in refused.value.hint
-    said = re.search(r"needs (\d+) MiB", str(refused.value))
-    assert said is not None
-    assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1
+    assert_refused_for_rows_of(40_000_000, plan)
 
 
 COLUMNS = {"weight": 1.0, "nuslerp_flatten": False, "nuslerp_row_wise": True}
@@ -276,12 +281,7 @@ def test_columns_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     for name in ("base", "model0", "model1"):
         empty_tensor(tmp_path, name, 4, 10_000_000)
     plan = plan_of(tmp_path, method="nuslerp", models=2, **COLUMNS)
-    with pytest.raises(ResourceError, match="the limit is 1024 MiB") as refused:
-        plan_memory(plan, 1024 * MIB, 2)
-    assert "'long' has rows of 10000000 elements" in refused.value.hint
-    said = re.search(r"needs (\d+) MiB", str(refused.value))
-    assert said is not None
-    assert plan_memory(plan, int(said[1]) * MIB, 2).threads == 1
+    assert_refused_for_rows_of(10_000_000, plan)
 
 
 def test_longer_columns_cost_more_memory(tmp_path: Path) -> None:
