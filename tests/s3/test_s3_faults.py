@@ -131,14 +131,15 @@ def test_all_requests_share_one_retry_budget(moto, store, direct, proxy):
     ids=["empty", "truncated", "stalled", "slow", "reset", "lost", "shifted", "short", "whole"],
 )
 def test_bad_bodies_are_asked_for_again(moto, store, direct, proxy, misfortune):
-    direct.replace("x", DATA)
+    data = pattern(4 * MIB)  # whole pieces: a short one may be over before a fault shows
+    direct.replace("x", data)
     version = direct.info("x").version
     limits = quick_limits(idle_seconds=0.4, answer_seconds=1.0, slowest_bytes_per_second=10 * MIB)
     careful = through(moto, proxy, direct, limits=limits, retry=quick_retry(4))
     proxy.script(HttpFault("GET", "/x", times=2, **misfortune))
     started = time.monotonic()
-    assert read(careful, version=version) == DATA
-    assert -(-DATA_BYTES // MIB) < proxy.count("GET") <= 8
+    assert read(careful, len(data), version=version) == data
+    assert 6 <= proxy.count("GET") <= 8
     proxy.script(HttpFault("GET", "/x", times=1000, **misfortune))
     with pytest.raises(TemporaryError, match=r"s3://.*/x"):
         read(careful, MIB, 0, version)
