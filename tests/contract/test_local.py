@@ -65,6 +65,18 @@ class TestLocalStore(StoreContract):
         assert self.read(store, "x", 2, 2, version) == b"aa"
         assert store.read_bytes("x") == b"bbbb"
 
+    def test_the_disk_is_asked_once_for_what_comes_later_in_a_file(self, store, monkeypatch):
+        """Whoever reads a file in order, with whatever descriptors, has every byte but the first few announced."""
+        asked = []
+        monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size, advice: asked.append((offset, size, advice)))
+        monkeypatch.setattr(local, "READ_AHEAD_BYTES", 300)
+        store.replace("file", bytes(1000))
+        version = store.info("file").version
+        for offset in range(0, 1000, 100):
+            store.read_into("file", offset, memoryview(bytearray(100)), version=version)
+        store.read_into("file", 0, memoryview(bytearray(100)))  # no merge: nothing is said about what comes next
+        assert asked == [(offset + 300, 100, os.POSIX_FADV_WILLNEED) for offset in range(0, 1000, 100)]
+
     def test_open_files_are_bounded(self, store, monkeypatch):
         monkeypatch.setattr(local, "MAX_IDLE_FILES", 3)
         for number in range(10):
