@@ -81,7 +81,7 @@ class Plan:
     @cached_property
     def most_models(self) -> int:
         """The largest number of models that are merged into one tensor."""
-        return max(len(task.models) for task in self.tasks)
+        return max((len(task.models) for task in self.tasks), default=0)
 
     @property
     def output_layers(self) -> int | None:

@@ -133,12 +133,15 @@ class MethodSchema:
 ORDERED = ("magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
 """Methods whose masks follow an order of magnitudes, in which activations may take part."""
 
+MOST_COUNTED = 255
+"""Models at most where a byte counts how many of them have kept, or change, an element."""
+
 _COMMON: Mapping[str, Value | None] = {"weight": 1.0, "lambda": 1.0, "normalize": False, "rescale": False}
 _SPARSE = {**_COMMON, "rescale_norm": "none"}
 
 METHODS: Mapping[str, MethodSchema] = {
     "task_arithmetic": MethodSchema(_COMMON),
-    "magnitude": MethodSchema({**_SPARSE, "density": REQUIRED, "conflict": "none"}),
+    "magnitude": MethodSchema({**_SPARSE, "density": REQUIRED, "conflict": "none"}, most=MOST_COUNTED),
     "cabs": MethodSchema(
         {
             **_SPARSE,
@@ -147,7 +150,8 @@ METHODS: Mapping[str, MethodSchema] = {
             "tail": "keep",
             "overlap": "allow",
             "overlap_merge": "sum",
-        }
+        },
+        most=MOST_COUNTED,
     ),
     # `rescale: true` means mergekit's ratio of norms where mergekit users write it.
     "ties": MethodSchema({**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}),
@@ -169,9 +173,8 @@ METHODS: Mapping[str, MethodSchema] = {
     "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
     "nearswap": MethodSchema({"t": REQUIRED}, most=1),
     "arcee_fusion": MethodSchema({}, differences=False, most=1),
-    # A byte counts the models that change an element.
-    "ram": MethodSchema({"epsilon": 1e-5}, most=255, one_for_all=("epsilon",)),
-    "ramplus_tl": MethodSchema({"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, most=255, one_for_all=("epsilon",)),
+    "ram": MethodSchema({"epsilon": 1e-5}, most=MOST_COUNTED, one_for_all=("epsilon",)),
+    "ramplus_tl": MethodSchema({"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, most=MOST_COUNTED, one_for_all=("epsilon",)),
     "emr": MethodSchema({}),
 }
 

@@ -365,6 +365,14 @@ def test_a_recipe_that_is_wrong_as_a_whole(text: str, words: str) -> None:
     assert words in message(text)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "cabs", "ram"])
+def test_more_models_than_a_byte_counts_are_refused(method: str) -> None:
+    models = ", ".join(f"{{model: m{i}}}" for i in range(256))
+    density = "" if method == "ram" else "\nparameters: {density: 0.5}"
+    said = message(f"merge_method: {method}\nbase_model: base\nmodels: [{models}]{density}\n")
+    assert "models: expected at most 255 models to merge, besides the base, got 256" in said
+
+
 def test_aliases_cannot_multiply_without_bound() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     for i in range(1, 12):
