@@ -120,7 +120,8 @@ class MergeReport:
             yield f"{self.out} is already complete; nothing was done (`anabranch verify` reads it again)"
             return
         yield f"merged into {self.out}"
-        resumed = f" ({len(self.outcome.resumed_shards)} were there)" if self.outcome.resumed_shards else ""
+        there = len(self.outcome.resumed_shards)
+        resumed = f" ({there} {'was' if there == 1 else 'were'} there)" if there else ""
         copied = "copied" if self.plan.part is None else "left to the base"
         yield (
             f"  {manifest.merged_tensors} tensors merged, {manifest.copied_tensors} {copied}, "
