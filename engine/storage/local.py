@@ -40,7 +40,11 @@ __all__ = ["LocalStore", "LocalWriter", "translate"]
 
 READ_AHEAD_BYTES = 16 << 20
 """How far ahead of a read the disk is asked to work. Several threads read one file in turns, each through a descriptor
-of its own, so none of them looks sequential to the kernel; measured better than 4 or 8 MiB, and than 32 or 64."""
+of its own, so none of them looks sequential to the kernel. Measured from 4 to 64 MiB: all of them better than nothing,
+none clearly better than another."""
+LEAST_STREAMED_BYTES = 256 << 10
+"""Smaller reads say nothing about what comes next: they are headers, which a plan reads alone, and single rows. The
+kernel's own reading ahead covers small tensors that lie side by side."""
 MAX_IDLE_FILES = 64
 """Open files kept for the next read; far below the usual limit of 1024 descriptors per process."""
 
@@ -99,8 +103,8 @@ class LocalStore:
     def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
         """See `Store.read_into`.
 
-        Reads of a given version are those of a merge, in the order of the file: it stays open for the next read, and
-        the disk is asked for what comes later.
+        A file of a given version stays open for the next read, and where a read is large, one of a stream, the disk is
+        asked for what comes later in the file.
         """
         path = self.path(name)
         with translated(path):
@@ -112,7 +116,8 @@ class LocalStore:
                     os.close(descriptor)
                 return
             with self._files.borrow(path, version) as descriptor:
-                os.posix_fadvise(descriptor, offset + READ_AHEAD_BYTES, into.nbytes, os.POSIX_FADV_WILLNEED)
+                if into.nbytes >= LEAST_STREAMED_BYTES:
+                    os.posix_fadvise(descriptor, offset + READ_AHEAD_BYTES, into.nbytes, os.POSIX_FADV_WILLNEED)
                 _read_fully(descriptor, offset, into, path)
                 _check_version(_file_info(os.fstat(descriptor), path), version, path)
 

@@ -70,11 +70,13 @@ class TestLocalStore(StoreContract):
         asked = []
         monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size, advice: asked.append((offset, size, advice)))
         monkeypatch.setattr(local, "READ_AHEAD_BYTES", 300)
+        monkeypatch.setattr(local, "LEAST_STREAMED_BYTES", 100)
         store.replace("file", bytes(1000))
         version = store.info("file").version
         for offset in range(0, 1000, 100):
             store.read_into("file", offset, memoryview(bytearray(100)), version=version)
-        store.read_into("file", 0, memoryview(bytearray(100)))  # no merge: nothing is said about what comes next
+        store.read_into("file", 0, memoryview(bytearray(100)))  # of no version: nothing is said about what comes next
+        store.read_into("file", 0, memoryview(bytearray(99)), version=version)  # such as a header
         assert asked == [(offset + 300, 100, os.POSIX_FADV_WILLNEED) for offset in range(0, 1000, 100)]
 
     def test_open_files_are_bounded(self, store, monkeypatch):
