@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cluster.commands import merge, merge_all, plan, survey, verify
-    from .cluster.jobs import Execution
+    from .cluster.prepare import Execution
 
 __all__ = ["Execution", "merge", "merge_all", "plan", "survey", "verify"]
 

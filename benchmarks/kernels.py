@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from anabranch.engine.kernels.cpu import CpuKernels
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 
 N, M = 64, 256
 WEIGHTS = (1.2, 0.7)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from anabranch.cluster.events import (
+from anabranch.cluster.ray.events import (
     Action,
     Event,
     Finish,
@@ -41,9 +41,9 @@ from anabranch.cluster.events import (
     WorkerJoined,
     WorkerLost,
 )
-from anabranch.cluster.scheduler import Scheduler
+from anabranch.cluster.ray.scheduler import Scheduler
 from anabranch.engine.errors import TemporaryError
-from anabranch.engine.layout import cut_shards
+from anabranch.engine.plan.layout import cut_shards
 
 SHARD_BYTES = 2_000_000_000  # the default of recipes
 TRAFFIC = 4  # bytes moved per output byte: base and two models read, one output written

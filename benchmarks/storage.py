@@ -23,9 +23,9 @@ import obstore
 import s3fs
 from obstore.store import S3Store as ObstoreS3
 
+from anabranch.engine.storage.retry import Retry
 from anabranch.engine.storage.s3 import S3Store
 from anabranch.engine.storage.s3_client import Limits
-from anabranch.engine.storage.wrap import Retry
 from tests.s3.ceph import ceph_server, missing_programs
 from tests.s3.servers import Server, moto_server
 

@@ -16,9 +16,9 @@ import click
 from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
-    from ..engine.verify import Loading, Problem, Verification
-    from .jobs import Execution, Job
-    from .merge_report import MergeReport
+    from ..engine.output.verify import Loading, Problem, Verification
+    from .prepare import Execution, Job
+    from .reports.merge import MergeReport
 
 Command = TypeVar("Command", bound=Callable[..., None])
 RESUMES = "the same command goes on where it stopped"
@@ -120,7 +120,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
 
     Of several recipes it also says which of them would share a reading of their inputs, and why others would not.
     """
-    from .jobs import Execution, check_disk, share_readings
+    from .prepare import Execution, check_disk, share_readings
 
     execution = Execution(workers, memory)
     jobs = _prepare(recipes, out, execution)
@@ -138,7 +138,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
 
 def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[Job]:
     """One recipe goes to OUT itself, several go to folders of their names."""
-    from .jobs import outputs_of, prepare_all
+    from .prepare import outputs_of, prepare_all
 
     return prepare_all(recipes, [out] if len(recipes) == 1 else outputs_of(recipes, out), execution)
 
@@ -167,12 +167,12 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
     Several recipes go into OUT/<name of the recipe file> each. Those whose outputs are laid out alike share one reading
     of their inputs, and the masks that are the same for them.
     """
-    from ..engine.meter import Meter
+    from ..engine.run.meter import Meter
     from .commands import merge_reading
-    from .jobs import Execution, check_disk, share_readings
     from .machine import process_began
-    from .progress import folded_bytes, open_progress
-    from .trace import write_trace
+    from .prepare import Execution, check_disk, share_readings
+    from .reports.progress import folded_bytes, open_progress
+    from .reports.trace import write_trace
 
     execution = Execution(memory_bytes=options.pop("memory"), **options)
     jobs = _prepare(recipes, out, execution)
@@ -207,11 +207,11 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
 @reported
 def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> None:
     """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
-    from ..engine.meter import Meter
-    from ..engine.storage import open_store
-    from ..engine.tables import write_table
+    from ..engine.output.tables import write_table
+    from ..engine.run.meter import Meter
+    from ..engine.storage.protocol import open_store
     from .commands import survey as take_survey
-    from .progress import folded_bytes, open_progress
+    from .reports.progress import folded_bytes, open_progress
 
     meter = Meter()
     folder, slash, name = out.rpartition("/")
@@ -234,9 +234,9 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @reported
 def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
-    from ..engine.verify import check_loading, problems_error
+    from ..engine.output.verify import check_loading, problems_error
     from .machine import available_cores
-    from .progress import Tally, open_progress
+    from .reports.progress import Tally, open_progress
     from .verifying import check_is_model, open_outputs, verify_outputs
 
     outputs, tally = open_outputs(out), Tally()
@@ -279,7 +279,7 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
 @reported
 def gc(out: str, yes: bool, as_json: bool) -> None:
     """List what killed runs left in OUT more than a day ago, and with --yes remove it."""
-    from ..engine.storage import open_store
+    from ..engine.storage.protocol import open_store
     from .leftovers import find_leftovers
 
     store = open_store(out)
@@ -305,7 +305,7 @@ def gc(out: str, yes: bool, as_json: bool) -> None:
 @reported
 def demo(out: str | None, fresh: bool) -> None:
     """Train small models on real data, merge them several ways and print the accuracy of each."""
-    from .demo import main as run_demo  # type: ignore[import-not-found, unused-ignore]
+    from .demo.demo import main as run_demo  # type: ignore[import-not-found, unused-ignore]
 
     run_demo(out=out, fresh=fresh)
 

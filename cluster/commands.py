@@ -8,18 +8,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..engine.commit import Output
 from ..engine.errors import RecipeError, ResourceError
-from ..engine.inputs import open_inputs
-from ..engine.kernels import Kernels
-from ..engine.manifest import SurveyPart
-from ..engine.memory import Surroundings, plan_memory
-from ..engine.meter import Meter
-from ..engine.recipe import load_recipe
-from ..engine.storage import open_store
-from ..engine.survey import Round, SurveyWorker
-from ..engine.verify import Verification
-from .jobs import (
+from ..engine.kernels.protocol import Kernels
+from ..engine.output.commit import Output
+from ..engine.output.manifest import SurveyPart
+from ..engine.output.verify import Verification
+from ..engine.plan.inputs import open_inputs
+from ..engine.recipe.parse import load_recipe
+from ..engine.run.memory import Surroundings, plan_memory
+from ..engine.run.meter import Meter
+from ..engine.run.survey import Round, SurveyWorker
+from ..engine.storage.protocol import open_store
+from .machine import available_cores, peak_rss_bytes
+from .prepare import (
     DEFAULT_MEMORY_BYTES,
     Execution,
     Job,
@@ -30,13 +31,12 @@ from .jobs import (
     prepare_all,
     share_readings,
 )
-from .machine import available_cores, peak_rss_bytes
-from .merge_report import MergeReport
-from .plan_report import PlanReport
-from .progress import Silent
+from .reports.merge import MergeReport
+from .reports.plan import PlanReport
+from .reports.progress import Silent
+from .reports.survey import SurveyReport, make_survey_report
 from .runner import LocalRunner, Member, Progress, Runner, run
 from .stages import Stages
-from .survey_report import SurveyReport, make_survey_report
 from .surveys import survey_bytes
 from .verifying import open_outputs, verify_outputs
 
@@ -202,10 +202,10 @@ def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, p
             cuda = execution.device == "cuda"
             yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter, cuda)
         return
-    from .ray_session import ray_session
+    from .ray.session import ray_session
 
     with ray_session(execution.ray, execution.insecure_cluster):
-        from .ray_runner import RayRunner
+        from .ray.driver import RayRunner
 
         yield RayRunner(members, execution.workers, execution.memory_bytes, execution.device, meter, progress.note)
 
@@ -213,7 +213,7 @@ def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, p
 @contextmanager
 def told_kernels(device: str, progress: Progress) -> Iterator[Kernels]:
     """The arithmetic of a device, and a note when it has to be compiled first: a merge stands still meanwhile."""
-    from ..engine.kernels.compile import announced
+    from ..engine.kernels.cpu.compile import announced
 
     kernels = make_kernels(device)
     with announced(lambda: progress.note(COMPILING)):
@@ -227,12 +227,12 @@ def make_kernels(device: str) -> Kernels:
         ResourceError: no CUDA device is usable here.
     """
     if device == "cpu":
-        from ..engine.kernels.cpu import CpuKernels
+        from ..engine.kernels.cpu.tile_kernels import CpuKernels
 
         return CpuKernels()
     import torch
 
-    from ..engine.kernels.reference import TorchKernels
+    from ..engine.kernels.torch.reference import TorchKernels
 
     if not torch.cuda.is_available():
         raise ResourceError(

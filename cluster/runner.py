@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..engine.commit import Output
-from ..engine.demands import passes_over
-from ..engine.group import Group, make_group
-from ..engine.inputs import Inputs
-from ..engine.kernels import Kernels
-from ..engine.manifest import Manifest, Receipt, SurveyPart
-from ..engine.memory import Surroundings, crosses_network, plan_group_memory
-from ..engine.meter import Meter
-from ..engine.plan import Plan
-from ..engine.shard import Shard, ShardWorker
-from ..engine.storage import Store
-from ..engine.survey import Round, Survey, SurveyWorker
+from ..engine.kernels.protocol import Kernels
+from ..engine.output.commit import Output
+from ..engine.output.manifest import Manifest, Receipt, SurveyPart
+from ..engine.plan.demands import passes_over
+from ..engine.plan.inputs import Inputs
+from ..engine.plan.plan import Plan
+from ..engine.plan.shared_reading import Group, make_group
+from ..engine.run.memory import Surroundings, crosses_network, plan_group_memory
+from ..engine.run.meter import Meter
+from ..engine.run.shard import Shard, ShardWorker
+from ..engine.run.survey import Round, Survey, SurveyWorker
+from ..engine.storage.protocol import Store
 from .surveys import take_surveys
 
 Phase = Literal["survey", "merge", "commit"]

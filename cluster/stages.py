@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..engine.meter import Meter, Stage
+from ..engine.run.meter import Meter, Stage
 from .runner import Phase, Progress
 
 

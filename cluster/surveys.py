@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..engine.manifest import SurveyPart
-from ..engine.memory import QUANTILES_PASSES
-from ..engine.plan import Plan
-from ..engine.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
+from ..engine.output.manifest import SurveyPart
+from ..engine.plan.plan import Plan
+from ..engine.run.memory import QUANTILES_PASSES
+from ..engine.run.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
 
 if TYPE_CHECKING:
     from .runner import Member, Progress, Runner

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engine.errors import RecipeError
-from ..engine.manifest import MANIFEST_NAME, Manifest
-from ..engine.storage import Store, open_store
-from ..engine.task_model import is_part, parts_below
-from ..engine.verify import Verification, read_manifest, verify
+from ..engine.models.task_masks import is_part, parts_below
+from ..engine.output.manifest import MANIFEST_NAME, Manifest
+from ..engine.output.verify import Verification, read_manifest, verify
+from ..engine.storage.protocol import Store, open_store
 
 
 @dataclass(frozen=True)

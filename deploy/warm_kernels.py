@@ -9,8 +9,8 @@ import numpy as np
 import yaml
 
 import anabranch
-from anabranch.engine.header import build_header
-from anabranch.engine.settings import METHODS
+from anabranch.engine.models.header import build_header
+from anabranch.engine.recipe.parameters import METHODS
 
 SHAPES = {"layers.0.mlp.weight": (64, 512), "norm.weight": (512,)}
 DTYPES = {"BF16": ("bfloat16", np.uint16), "F16": ("float16", np.float16), "F32": ("float32", np.float32)}

@@ -12,14 +12,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from anabranch.cluster.runner import LocalRunner, Member, Outcome, run
-from anabranch.engine.commit import Output
-from anabranch.engine.group import why_apart
-from anabranch.engine.inputs import inputs_of_parts, open_inputs
-from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.meter import Meter
-from anabranch.engine.model import Opened
-from anabranch.engine.recipe import load_recipe
-from anabranch.engine.storage import Store, open_store
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.models.opening import Opened
+from anabranch.engine.output.commit import Output
+from anabranch.engine.plan.inputs import inputs_of_parts, open_inputs
+from anabranch.engine.plan.shared_reading import why_apart
+from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.meter import Meter
+from anabranch.engine.storage.protocol import Store, open_store
 
 Tensors = Mapping[str, torch.Tensor]
 MIB = 1 << 20

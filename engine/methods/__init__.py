@@ -8,11 +8,11 @@ from .averages import linear, passthrough, task_arithmetic
 from .emr import emr
 from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
 from .pairs import arcee_fusion, nearswap
+from .ram import ram, ramplus_tl
 from .random import dare_linear, dare_ties, della, della_linear
-from .sharing import ram, ramplus_tl
+from .sce import sce
 from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
 from .stages import Method
-from .variance import sce
 
 BUILDERS: dict[str, Callable[..., Method]] = {
     "task_arithmetic": task_arithmetic,

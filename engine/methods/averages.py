@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..coefficients import Weights
+from .coefficients import Weights
 from .stages import All, CombinationMerge, TaskVectorMerge
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..coefficients import Karcher, ModelStock, MultiSlerp, NuSlerp, Slerp
+from .coefficients import Karcher, ModelStock, MultiSlerp, NuSlerp, Slerp
 from .stages import CombinationMerge
 
 

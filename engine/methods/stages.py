@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ..coefficients import Coefficients
+from .coefficients import Coefficients
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from . import Store
-from .wrap import WrappedStore
+from .protocol import Store
+from .retry import WrappedStore
 
 Result = TypeVar("Result")
 

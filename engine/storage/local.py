@@ -15,14 +15,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 
 from ..errors import InputError
-from . import (
-    DEFAULT_READ_LIMIT_BYTES,
-    TEMPORARY_PREFIX,
-    TEMPORARY_SUFFIX,
-    FileInfo,
-    Leftover,
-    check_name,
-)
 from .local_files import (
     FILE_MODE,
     MAX_CALL_BYTES,
@@ -35,6 +27,7 @@ from .local_files import (
     write_fully,
 )
 from .local_writer import LocalWriter
+from .protocol import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, check_name
 
 __all__ = ["LocalStore", "LocalWriter", "translate"]
 

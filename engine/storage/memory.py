@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import ClassVar, NamedTuple
 
 from ..errors import InputError, IntegrityError
-from . import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
 
 
 class _File(NamedTuple):

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError, TemporaryError
-from . import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
 from .coalesce import Coalescer
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
 from .s3_client import RefusedError, S3Client, shared_client
 from .s3_writer import IDENTITY_ATTRIBUTE, S3Writer, from_metadata
 

@@ -18,7 +18,7 @@ import botocore.parsers
 import s3fs
 
 from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
-from .wrap import Retry
+from .retry import Retry
 
 Result = TypeVar("Result")
 

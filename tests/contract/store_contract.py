@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from anabranch.engine.errors import InputError, IntegrityError
-from anabranch.engine.storage import Store, Writer
+from anabranch.engine.storage.protocol import Store, Writer
 
 RUN_ID = "run1"
 

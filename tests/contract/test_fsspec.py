@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from anabranch.engine.checkpoint import open_checkpoint
 from anabranch.engine.errors import InputError, ResourceError, TemporaryError
-from anabranch.engine.header import build_header
-from anabranch.engine.storage import open_store
-from anabranch.engine.storage.remote import FsspecStore, _open_hub
-from anabranch.engine.storage.wrap import Retry
+from anabranch.engine.models.checkpoint import open_checkpoint
+from anabranch.engine.models.header import build_header
+from anabranch.engine.storage.fsspec_store import FsspecStore, _open_hub
+from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.retry import Retry
 
 from .store_contract import StoreContract
 
@@ -183,7 +183,7 @@ def test_an_unknown_revision_is_an_input_error(hub):
 
 
 def test_a_hub_that_nobody_reaches_may_be_a_directory_that_is_missing(hub, monkeypatch):
-    monkeypatch.setattr("anabranch.engine.storage.remote.Retry", lambda: Retry(attempts=1))
+    monkeypatch.setattr("anabranch.engine.storage.fsspec_store.Retry", lambda: Retry(attempts=1))
     with pytest.raises(TemporaryError) as caught:
         _open_hub(["models", "nmae"], "http://127.0.0.1:9")
     assert "If a directory was meant, there is none of that name." in caught.value.hint

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from anabranch.engine.errors import InputError, ResourceError, TemporaryError
-from anabranch.engine.storage import local, open_store
+from anabranch.engine.storage import local
 from anabranch.engine.storage.local import LocalStore
+from anabranch.engine.storage.protocol import open_store
 
 from .store_contract import RUN_ID, StoreContract
 

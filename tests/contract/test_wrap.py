@@ -6,7 +6,7 @@ import pytest
 
 from anabranch.engine.errors import InputError, TemporaryError
 from anabranch.engine.storage.memory import MemoryStore
-from anabranch.engine.storage.wrap import Fault, FaultStore, Retry, RetryBudget, RetryStore
+from anabranch.engine.storage.retry import Fault, FaultStore, Retry, RetryBudget, RetryStore
 
 from .store_contract import RUN_ID, StoreContract
 

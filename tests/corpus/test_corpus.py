@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from anabranch.engine.errors import RecipeError
-from anabranch.engine.recipe import load_recipe
-from anabranch.engine.settings import METHODS
+from anabranch.engine.recipe.parameters import METHODS
+from anabranch.engine.recipe.parse import load_recipe
 
 from .files import FILES, RecipeFile
 

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anabranch.cluster.runner import LocalRunner, Member, run
-from anabranch.engine.commit import Output
 from anabranch.engine.errors import InputError
-from anabranch.engine.inputs import open_inputs
-from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.meter import Meter
-from anabranch.engine.recipe import load_recipe
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.output.commit import Output
+from anabranch.engine.plan.inputs import open_inputs
+from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.meter import Meter
 from anabranch.engine.storage.local import LocalStore
-from anabranch.engine.storage.wrap import Fault, FaultStore
+from anabranch.engine.storage.retry import Fault, FaultStore
 
 from ..merging import Quiet, load_output, merge, write_checkpoint, write_recipe
 from .conftest import Command

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import anabranch as package
-from anabranch.engine.density import budget_densities
+from anabranch.engine.methods.tadrop import budget_densities
 
 from ..merging import load_output
 from .conftest import Command, Workplace
@@ -245,7 +245,7 @@ def test_the_kernels_of_both_kinds_agree_from_the_command_line(
 ) -> None:
     """The torch kernels on the CPU stand in for a CUDA device, where there is none."""
     from anabranch.cluster import commands
-    from anabranch.engine.kernels.reference import TorchKernels
+    from anabranch.engine.kernels.torch.reference import TorchKernels
 
     assert anabranch("merge", workplace.recipe_path, workplace.out).exit_code == 0
     if not torch.cuda.is_available():

@@ -10,16 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anabranch.cluster import demo
-from anabranch.cluster.demo_models import (
-    TASKS,
-    VIEWS,
-    Training,
-    accuracies,
-    load_tasks,
-    train_base,
-    train_specialist,
-)
+from anabranch.cluster.demo import demo
+from anabranch.cluster.demo.models import TASKS, VIEWS, Training, accuracies, load_tasks, train_base, train_specialist
 from anabranch.engine.errors import OutputConflictError
 
 BRIEF = Training(base_steps=20, base_batch=32, steps=15, batch=32)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import anabranch as package
-from anabranch.cluster.jobs import Execution, prepare, share_readings
+from anabranch.cluster.prepare import Execution, prepare, share_readings
 
 from ..merging import load_output, write_recipe
 from .conftest import Command, Workplace

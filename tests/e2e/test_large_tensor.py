@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from anabranch.engine.header import build_header
+from anabranch.engine.models.header import build_header
 
 from ..merging import write_recipe
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 
-from anabranch.engine.inputs import open_inputs
-from anabranch.engine.recipe import load_recipe
+from anabranch.engine.plan.inputs import open_inputs
+from anabranch.engine.recipe.parse import load_recipe
 
 from ..adapters import product, write_adapter
 from ..merging import load_output, write_recipe

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anabranch.cluster.runner import LocalRunner, Member, run
-from anabranch.engine.commit import Output
-from anabranch.engine.inputs import open_inputs
-from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.meter import Meter
-from anabranch.engine.recipe import load_recipe
-from anabranch.engine.storage import Store
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.output.commit import Output
+from anabranch.engine.plan.inputs import open_inputs
+from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.meter import Meter
 from anabranch.engine.storage.local import LocalStore
-from anabranch.engine.storage.wrap import Fault, FaultStore
+from anabranch.engine.storage.protocol import Store
+from anabranch.engine.storage.retry import Fault, FaultStore
 
 
 class Quiet:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anabranch.engine.storage import Store
 from anabranch.engine.storage.local import LocalStore
-from anabranch.engine.storage.wrap import Fault, FaultStore
+from anabranch.engine.storage.protocol import Store
+from anabranch.engine.storage.retry import Fault, FaultStore
 
 from ..merging import merge_together
 from .sweep import files_of, finished, in_child

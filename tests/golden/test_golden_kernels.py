@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from anabranch.engine.kernels import fold_rows, host
-from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.kernels.reference import TorchKernels
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.kernels.protocol import fold_rows, host
+from anabranch.engine.kernels.torch.reference import TorchKernels
 
 DATA = Path(__file__).parent / "data"
 

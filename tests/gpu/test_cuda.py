@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from anabranch.engine.kernels.cpu import CpuKernels
-from anabranch.engine.kernels.reference import TorchKernels
+from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.kernels.torch.reference import TorchKernels
 
 from ..merging import merge, merge_parts, write_checkpoint, write_recipe
 

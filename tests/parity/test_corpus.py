@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.engine.settings import METHODS
+from anabranch.engine.recipe.parameters import METHODS
 
 from ..corpus.files import FILES
 from ..corpus.test_corpus import OURS_ALONE

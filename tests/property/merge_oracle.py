@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 
-from anabranch.engine.kernels.torch_rows import divergence
+from anabranch.engine.kernels.torch.rowwise import divergence
 
 from .coefficient_oracle import SPHERES, NoDirection
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anabranch.engine.storage.retry import Retry, RetryBudget
 from anabranch.engine.storage.s3 import S3Store
 from anabranch.engine.storage.s3_client import Limits, S3Client
-from anabranch.engine.storage.wrap import Retry, RetryBudget
 
 READY_SECONDS = 60.0
 

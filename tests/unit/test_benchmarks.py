@@ -13,7 +13,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from anabranch.engine.recipe import parse_recipe
+from anabranch.engine.recipe.parse import parse_recipe
 from benchmarks import differences, generate, measure, merge, planning, table
 
 

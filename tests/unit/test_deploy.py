@@ -24,7 +24,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from anabranch.cluster.cli import cli
 from anabranch.engine import errors
-from anabranch.engine.recipe import parse_recipe
+from anabranch.engine.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

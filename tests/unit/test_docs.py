@@ -15,8 +15,8 @@ import anabranch
 from anabranch.cluster.cli import cli
 from anabranch.engine import errors
 from anabranch.engine.methods import BUILDERS
-from anabranch.engine.recipe import parse_recipe
-from anabranch.engine.settings import METHODS
+from anabranch.engine.recipe.parameters import METHODS
+from anabranch.engine.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("docs", "benchmarks", "configs", "deploy")

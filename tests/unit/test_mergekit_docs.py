@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anabranch.engine.settings import METHODS
+from anabranch.engine.recipe.parameters import METHODS
 
 from .test_docs import rows, section
 

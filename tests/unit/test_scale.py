@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from anabranch.cluster.events import Task
+from anabranch.cluster.ray.events import Task
 from benchmarks.scale import FAULTS, WORKER_BYTES_PER_SECOND, Faults, Replay, ceiling, llama_405b, main, plan
 
 

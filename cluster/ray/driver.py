@@ -1,0 +1,374 @@
+"""Ray actors do the work, the scheduler decides: Ray's events go in, its actions come out. Weights never travel."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter
+
+from ...engine.errors import AnabranchError, ResourceError, TemporaryError
+from ...engine.output.manifest import Receipt
+from ...engine.plan.shared_reading import Group, make_group
+from ...engine.run.memory import plan_group_memory
+from ...engine.run.meter import Meter, Phase
+from ...engine.run.shard import Shard
+from ...engine.run.survey import Round, Survey
+from ..runner import Member, group_fold_bytes, surroundings
+from .actor import Done, Failed, WorkerOptions, make_worker
+from .events import (
+    Action,
+    Event,
+    Finish,
+    LookedUp,
+    LookUp,
+    LookUpFailed,
+    SlotsChanged,
+    StartTask,
+    StartWorker,
+    Stop,
+    StopWorker,
+    Task,
+    TaskDone,
+    TaskFailed,
+    TaskProgress,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from .incidents import Incidents
+from .limits import Limits
+from .scheduler import Scheduler
+
+PROGRESS_POLL_SECONDS = 5.0
+"""How often busy workers are asked how far they are: what lags behind its peers gets a twin early."""
+NODES_POLL_SECONDS = 1.0
+"""How often the cluster is asked for its nodes: new ones are used and lost ones are noticed this soon."""
+LOOKS_AT_ONCE = 8
+"""Receipts read at the same time while outcomes are unknown."""
+
+
+class RayRunner:
+    """Surveys and merges shards on Ray actors, one shard at a time each.
+
+    Args:
+        members: recipes that share a reading, each with an output directory that every node must reach under its URL.
+        workers: actors at most; None: as many as the cluster holds.
+        limit_bytes: memory limit of each actor.
+        device: `cpu` or `cuda`.
+        meter: gets the seconds and bytes of all actors.
+        note: gets a line for each thing that goes wrong on the way.
+        limits: deadlines and retries.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        workers: int | None,
+        limit_bytes: int,
+        device: str,
+        meter: Meter,
+        note: Callable[[str], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self._members = members
+        self._group = make_group([member.plan for member in members])
+        self._workers = workers
+        self._meter = meter
+        self._note = note
+        self._retries = Counter("anabranch_retries", "Shards handed out again.")
+        self._limits = limits or Limits()
+        around = surroundings(members, ray=True, cuda=device == "cuda")
+        self.memory = plan_group_memory(self._group, limit_bytes, 1, around)
+        urls = tuple(member.output.store.url for member in members)
+        self._options = WorkerOptions(urls, self.memory, device)
+        self._spare: list[Any] = []
+        self._check_fits()
+
+    def _check_fits(self) -> None:
+        # Ray would wait without a word for resources that no node has. A head without cores is no such node: its first
+        # workers may still be starting.
+        has_workers = any(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"])
+        if has_workers and cluster_slots(self._options) < 1:
+            need = f"{self._options.num_cpus} CPU and {self.memory.limit_bytes >> 20} MiB"
+            raise ResourceError(
+                f"no node of the Ray cluster holds a worker: each needs {need}" + self._options.gpu_text,
+                "lower --memory or add larger nodes",
+            )
+
+    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
+        round_ref, outputs = ray.put(round_), [self._members[member].output for member in members]
+
+        def look(shard: int) -> bool | None:
+            return True if all(output.survey_parts(round_, shard) is not None for output in outputs) else None
+
+        _Drive(
+            [self._task(Shard(shard, tuple(members))) for shard in shards],
+            self,
+            start=lambda worker, shard: worker.survey.remote(shard, round_ref, tuple(members)),
+            look=look,
+            done=lambda shard, _: done(shard),
+        ).run()
+
+    def merge(
+        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
+    ) -> None:
+        surveys_ref, by_index = ray.put(tuple(surveys)), {shard.index: shard for shard in shards}
+
+        def look(index: int) -> Mapping[int, Receipt] | None:
+            found: dict[int, Receipt] = {}
+            for member in by_index[index].members:
+                receipt = self._members[member].output.receipt(index)
+                if receipt is None:
+                    return None
+                found[member] = receipt
+            return found
+
+        def settle(_index: int, receipts: Mapping[int, Receipt]) -> None:
+            for member, receipt in receipts.items():
+                done(member, receipt)
+
+        _Drive(
+            [self._task(shard) for shard in shards],
+            self,
+            start=lambda worker, index: worker.merge.remote(by_index[index], surveys_ref),
+            look=look,
+            done=settle,
+        ).run()
+
+    def _task(self, shard: Shard) -> Task:
+        files = [self._group.plans[member].shards[shard.index] for member in shard.members]
+        size = group_fold_bytes(self._group, [shard]) + sum(file.size for file in files)
+        return Task(shard.index, size, files[0].name)
+
+    @property
+    def group(self) -> Group:
+        return self._group
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def incidents(self, tasks: Sequence[Task]) -> Incidents:
+        return Incidents(tasks, self._note, self._retries.inc)
+
+    def slots(self) -> int:
+        """Workers that the cluster holds now, within the user's limit."""
+        slots = cluster_slots(self._options)
+        return slots if self._workers is None else min(slots, self._workers)
+
+    def start_worker(self, group_ref: Any, number: int, run_id: str) -> Any:
+        """An actor that an earlier phase left idle, or a new one."""
+        if self._spare:
+            return self._spare.pop()
+        name = f"anabranch-{self._group.plans[0].plan_id[:8]}-{run_id}-{number}"
+        return make_worker(self._options, name).remote(group_ref, self._options)
+
+    def spare_workers(self, actors: Sequence[Any]) -> None:
+        """Keep idle actors for the next phase: each has its kernels loaded and its inputs open."""
+        self._spare += actors
+
+    def add_usage(self, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
+        for phase, (seconds, size, calls) in usage.items():
+            total = self._meter.usage[phase]
+            total.seconds, total.bytes, total.calls = total.seconds + seconds, total.bytes + size, total.calls + calls
+
+
+def cluster_slots(options: WorkerOptions) -> int:
+    """Workers that fit the resources of all living nodes."""
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            slots += int(min(resources.get(name, 0.0) / amount for name, amount in options.resources.items()))
+    return slots
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call to an actor that is not answered yet."""
+
+    worker: int
+    task: int | None
+    """None: the worker's first sign of life."""
+    run: int = 0
+
+
+class _Drive:
+    """One run of the scheduler over some shards.
+
+    Args:
+        tasks: one per shard.
+        runner: what workers are made of.
+        start: hands a shard to a worker.
+        look: the shard's receipt in the output, or None.
+        done: called once per shard with its receipt.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        runner: RayRunner,
+        start: Callable[[Any, int], Any],
+        look: Callable[[int], Any],
+        done: Callable[[int, Any], None],
+    ) -> None:
+        self._scheduler = Scheduler(tasks, limits=runner.limits)
+        self._incidents = runner.incidents(tasks)
+        self._runner = runner
+        self._start = start
+        self._look = look
+        self._done = done
+        self._finished: set[int] = set()
+        self._actors: dict[int, Any] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._watches: dict[Any, _Call] = {}
+        self._looks: dict[Future[Any], LookUp] = {}
+        self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
+        self._group_ref = ray.put(runner.group)
+        self._run_id = secrets.token_hex(3)
+        self._error: AnabranchError | None = None
+        self._over = False
+
+    def run(self) -> None:
+        """Returns when every shard has its receipt; raises what the scheduler stops with."""
+        nodes_at, watch_at = 0.0, time.monotonic() + PROGRESS_POLL_SECONDS
+        try:
+            while not self._over:
+                if time.monotonic() >= nodes_at:
+                    self._tell(SlotsChanged(time.monotonic(), self._runner.slots()))
+                    nodes_at = time.monotonic() + NODES_POLL_SECONDS
+                if time.monotonic() >= watch_at:
+                    self._watch()
+                    watch_at = time.monotonic() + PROGRESS_POLL_SECONDS
+                self._wait(min(nodes_at, self._scheduler.wake_at or nodes_at))
+                self._tell(Tick(time.monotonic()))
+        finally:
+            self._release_workers()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._error is not None:
+            raise self._error
+
+    def _release_workers(self) -> None:
+        busy = {call.worker for call in self._calls.values()}
+        finished = self._over and self._error is None
+        self._runner.spare_workers([a for n, a in self._actors.items() if finished and n not in busy])
+        for number, actor in self._actors.items():
+            if not finished or number in busy:
+                ray.kill(actor)
+
+    def _wait(self, until: float) -> None:
+        timeout = min(max(until - time.monotonic(), 0.0), 0.05 if self._looks else NODES_POLL_SECONDS)
+        if self._calls:
+            ready, _ = ray.wait([*self._calls, *self._watches], num_returns=1, timeout=timeout)
+            for ref in ready:
+                if ref in self._watches:
+                    self._progressed(ref, self._watches.pop(ref))
+                else:
+                    self._answered(ref, self._calls.pop(ref))
+        else:
+            time.sleep(timeout)
+        for future in [f for f in self._looks if f.done()]:
+            self._looked(future, self._looks.pop(future))
+
+    def _watch(self) -> None:
+        """Ask busy workers how far they are, unless an earlier question is still open."""
+        asked = {call.worker for call in self._watches.values()}
+        for call in self._calls.values():
+            if call.task is not None and call.worker not in asked:
+                self._watches[self._actors[call.worker].moved_bytes.remote()] = call
+
+    def _progressed(self, ref: Any, call: _Call) -> None:
+        with contextlib.suppress(RayError):  # a worker that died is noticed by its own call
+            moved = ray.get(ref, timeout=10)
+            if call.task is not None and call in self._calls.values():
+                self._tell(TaskProgress(time.monotonic(), call.task, call.run, moved))
+
+    # -- answers become events -----------------------------------------------------------------------------------
+
+    def _answered(self, ref: Any, call: _Call) -> None:
+        now = time.monotonic()
+        try:
+            answer = ray.get(ref, timeout=10)
+        except RayTaskError as error:
+            answer = Failed(TemporaryError(_first_line(error)) if call.task is None else _bug(error))
+        except RayError as error:  # died, cannot be reached, or never started: the outcome is unknown
+            self._tell(WorkerLost(now, call.worker, loss_reason(error)))
+            return
+        if call.task is None:
+            lost = isinstance(answer, Failed)
+            self._tell(WorkerLost(now, call.worker, str(answer)) if lost else WorkerJoined(now, call.worker))
+        elif isinstance(answer, Failed):
+            self._tell(TaskFailed(now, call.task, call.run, answer.error))
+        else:
+            assert isinstance(answer, Done)
+            self._runner.add_usage(answer.usage)
+            self._settle(call.task, answer.receipts)
+            self._tell(TaskDone(now, call.task, call.run))
+
+    def _looked(self, future: Future[Any], look: LookUp) -> None:
+        now = time.monotonic()
+        try:
+            receipt = future.result()
+        except AnabranchError as error:
+            self._tell(LookUpFailed(now, look.task, look.look, error))
+            return
+        if receipt is not None:
+            self._settle(look.task, receipt)
+        self._tell(LookedUp(now, look.task, look.look, receipt is not None))
+
+    def _settle(self, shard: int, receipt: Any) -> None:
+        if shard not in self._finished:
+            self._finished.add(shard)
+            self._done(shard, receipt)
+
+    # -- actions become calls ------------------------------------------------------------------------------------
+
+    def _tell(self, event: Event) -> None:
+        self._incidents.event(event)
+        for action in self._scheduler.handle(event):
+            self._incidents.action(action)
+            self._carry_out(action)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case StartWorker(worker=number):
+                actor = self._runner.start_worker(self._group_ref, number, self._run_id)
+                self._actors[number] = actor
+                self._calls[actor.ready.remote()] = _Call(number, None)
+            case StartTask(task=task, worker=number, run=run):
+                self._calls[self._start(self._actors[number], task)] = _Call(number, task, run)
+            case StopWorker(worker=number):
+                ray.kill(self._actors.pop(number))
+                self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
+                self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
+            case LookUp(task=task):
+                self._looks[self._pool.submit(self._look, task)] = action
+            case Stop(error=error):
+                self._error, self._over = error, True
+            case Finish():
+                self._over = True
+
+
+def loss_reason(error: RayError) -> str:
+    """Why a worker is lost: of Ray's many lines the sentence that says so, with the actor's name and its node."""
+    first, *more = str(error).splitlines() or [type(error).__name__]
+    facts = dict(line.strip().partition(": ")[::2] for line in more if line.startswith("\t"))
+    reason = next((line for line in more if not line.startswith("\t")), first).split(". ")[0].rstrip(".")
+    where = f" ({facts['name']} on {facts['ip']})" if {"name", "ip"} <= facts.keys() else ""
+    return reason + where
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _bug(error: RayTaskError) -> AnabranchError:
+    return AnabranchError(f"a worker failed in a way that is not foreseen: {error.cause!r}", "please report this")

@@ -1,0 +1,500 @@
+"""Which worker does which task next: a pure state machine, (state, event) -> actions.
+
+No Ray, no clock, no I/O: time enters as `event.now`, the caller carries out the actions and reports what came
+of them. An unknown outcome (worker lost, no answer) is settled by a look at the task's receipt in the output.
+Nothing is kept here that a rerun could not rebuild from those receipts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from typing import assert_never
+
+from ...engine.errors import AnabranchError, ResourceError, TemporaryError
+from .events import (
+    Action,
+    Event,
+    Finish,
+    LookedUp,
+    LookUp,
+    LookUpFailed,
+    SlotsChanged,
+    StartTask,
+    StartWorker,
+    Stop,
+    StopWorker,
+    Task,
+    TaskDone,
+    TaskFailed,
+    TaskProgress,
+    Tick,
+    WorkerJoined,
+    WorkerLeaving,
+    WorkerLost,
+)
+from .limits import Limits, Pace
+
+
+@dataclass(slots=True)
+class _Worker:
+    joined: bool = False
+    leaving: bool = False
+    run: int | None = None
+    bytes_per_second: float = 0.0
+    """Its best run so far."""
+
+
+@dataclass(slots=True)
+class _Run:
+    task: int
+    worker: int
+    started: float
+    done_bytes: int = 0
+    projected_seconds: float = 0.0
+    late: bool = False
+    overdue: bool = False
+    looked: bool = False
+
+
+_Entry = tuple[bool, int, int]  # (yields to others, -size_bytes, id): largest first
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of one task.
+
+    `entry` is its place in the ready heap, or in the timers until `not_before`; another entry of the task in
+    the heap is stale. `look` is the open look-up, 0 for none.
+    """
+
+    task: Task
+    runs: list[int] = field(default_factory=list)
+    done: bool = False
+    failures: int = 0
+    resource_failures: int = 0
+    timeouts: int = 0
+    not_before: float = -inf
+    entry: _Entry | None = None
+    look: int = 0
+    error: AnabranchError | None = None
+
+
+# Timers: (when, what, id). All due ones fire in this order.
+_RETRY, _LOOK, _CHECK, _WORKERS = range(4)
+
+
+class Scheduler:
+    """Hands tasks to workers, largest first, until each has a receipt or the run has failed.
+
+    Call `handle` with each event, first SlotsChanged, and carry out the actions it returns; all is over with
+    Finish or Stop, later events are ignored. Between events wait until `wake_at`, then send Tick. The same
+    events give the same actions. Late, doubled and reordered answers do no harm.
+
+    Args:
+        tasks: what is still to be done (tasks with a valid receipt left out).
+        limits: see Limits.
+        seed: of the jitter of backoffs.
+    """
+
+    def __init__(self, tasks: Iterable[Task], *, limits: Limits | None = None, seed: int = 0) -> None:
+        self._limits = limits or Limits()
+        self._seed = seed
+        self._states = {task.id: _State(task) for task in tasks}
+        self._pace = Pace(self._limits, max((s.task.size_bytes for s in self._states.values()), default=0))
+        self._unfinished = len(self._states)
+        self._done_bytes = 0
+        self._workers: dict[int, _Worker] = {}  # asked for, idle, busy; never a lost or stopped one
+        self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
+        self._runs: dict[int, _Run] = {}
+        self._ready: list[_Entry] = []
+        self._timers: list[tuple[float, int, int]] = []
+        self._now = -inf
+        self._slots = 0
+        self._joined = 0
+        self._failed_starts = 0
+        self._start_after = -inf
+        self._empty_since: float | None = None
+        self._loss = "none has started"
+        self._last_worker = self._last_run = self._last_look = 0
+        self._actions: list[Action] = []
+        self._over = False
+        for state in self._states.values():
+            self._queue(state, yields=False)
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next Tick is due; None: nothing to wait for but events."""
+        return self._timers[0][0] if self._timers and not self._over else None
+
+    @property
+    def done_tasks(self) -> int:
+        """Tasks that have a receipt."""
+        return len(self._states) - self._unfinished
+
+    @property
+    def done_bytes(self) -> int:
+        """Their sizes together."""
+        return self._done_bytes
+
+    @property
+    def joined_workers(self) -> int:
+        """Workers that are ready or busy."""
+        return self._joined
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event in and say what to do."""
+        if self._over:
+            return []
+        self._actions = []
+        self._now = max(self._now, event.now)
+        self._apply(event)
+        self._fire_timers()
+        self._go_on()
+        return self._actions
+
+    def _apply(self, event: Event) -> None:
+        match event:
+            case TaskDone():
+                self._task_done(event)
+            case TaskFailed():
+                self._task_failed(event)
+            case TaskProgress():
+                self._task_progress(event)
+            case LookedUp():
+                self._looked_up(event)
+            case LookUpFailed():
+                self._look_up_failed(event)
+            case WorkerJoined(worker=number):
+                self._worker_joined(number)
+            case WorkerLost(worker=number, reason=reason):
+                self._worker_lost(number, reason)
+            case WorkerLeaving(worker=number):
+                self._worker_leaving(number)
+            case SlotsChanged(slots=slots):
+                self._slots = slots
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+
+    def _go_on(self) -> None:
+        if self._unfinished == 0:
+            self._end(Finish())
+        if not self._over:
+            self._start_tasks()
+            self._start_workers()
+            self._drop_stale_timers()
+
+    # Answers about tasks.
+
+    def _task_done(self, event: TaskDone) -> None:
+        run = self._end_run(event.run)
+        state = self._states[event.task]
+        if run is not None:
+            rate = self._pace.learn(state.task.size_bytes, self._now - run.started)
+            if (worker := self._workers.get(run.worker)) is not None:
+                worker.bytes_per_second = max(worker.bytes_per_second, rate)
+        self._set_done(state)
+
+    def _set_done(self, state: _State) -> None:
+        """Take a receipt as proof, whoever brings it and however late; other runs of the task are stopped."""
+        if state.done:
+            return
+        state.done, state.entry, state.look = True, None, 0
+        self._unfinished -= 1
+        self._done_bytes += state.task.size_bytes
+        for run in tuple(state.runs):
+            worker = self._runs[run].worker
+            self._end_run(run)
+            self._stop_worker(worker)
+
+    def _task_failed(self, event: TaskFailed) -> None:
+        state = self._states[event.task]
+        if not isinstance(event.error, TemporaryError | ResourceError):
+            if not state.done:
+                self._end(Stop(event.error))
+            return
+        run = self._end_run(event.run)
+        if run is None:
+            return
+        if isinstance(event.error, ResourceError):
+            # The next try must be another process, if possible on another node.
+            self._stop_worker(run.worker)
+            state.resource_failures += 1
+        self._count_failure(state, event.error)
+        state.not_before = self._now + self._backoff(state.failures, state.task.name)
+        if state.resource_failures >= self._limits.resource_attempts:
+            self._end(Stop(event.error))
+        else:
+            self._settle(state)
+
+    def _task_progress(self, event: TaskProgress) -> None:
+        run = self._runs.get(event.run)
+        # The first seconds go into opening files and say little.
+        if run is None or self._now < run.started + self._limits.deadline_floor_seconds or event.done_bytes <= 0:
+            return
+        size = self._states[run.task].task.size_bytes
+        run.projected_seconds = (self._now - run.started) * size / event.done_bytes
+        if event.done_bytes > run.done_bytes:
+            # Slow is what is slower than the others now. A run that stands still must not teach patience.
+            run.done_bytes = event.done_bytes
+            self._pace.learn(size, run.projected_seconds)
+        self._judge(event.run)
+
+    def _looked_up(self, event: LookedUp) -> None:
+        state = self._states[event.task]
+        if event.found:
+            self._set_done(state)
+        elif event.look == state.look:
+            state.look = 0
+            self._settle(state)
+
+    def _look_up_failed(self, event: LookUpFailed) -> None:
+        state = self._states[event.task]
+        if event.look != state.look:
+            return
+        if not isinstance(event.error, TemporaryError):
+            self._end(Stop(event.error))
+        elif state.runs:
+            # Somebody still works on it, the look was only to save a twin.
+            state.look = 0
+            self._settle(state)
+        else:
+            self._count_failure(state, event.error)
+            if state.failures >= self._limits.attempts:
+                self._give_up(state)
+            else:
+                self._at(self._now + self._backoff(state.failures, state.task.name), _LOOK, state.task.id)
+
+    def _count_failure(self, state: _State, error: AnabranchError) -> None:
+        state.failures += 1
+        state.error = error
+        state.entry = None  # if it waited for a twin, `_settle` decides anew
+
+    def _settle(self, state: _State) -> None:
+        """Queue the task if it needs a run, or a twin because its only run is late."""
+        if state.done or state.look:
+            return
+        assert state.entry is None
+        spent = state.failures >= self._limits.attempts
+        if not state.runs:
+            if spent:
+                self._give_up(state)
+            else:
+                self._queue(state, yields=False)
+        elif len(state.runs) == 1 and self._runs[state.runs[0]].late and not spent:
+            self._queue(state, yields=not self._runs[state.runs[0]].overdue)
+
+    def _queue(self, state: _State, *, yields: bool) -> None:
+        state.entry = (yields, -state.task.size_bytes, state.task.id)
+        if state.not_before > self._now:
+            self._at(state.not_before, _RETRY, state.task.id)
+        else:
+            heappush(self._ready, state.entry)
+
+    def _give_up(self, state: _State) -> None:
+        last = state.error.message if state.error else "unknown"
+        self._end(
+            Stop(
+                TemporaryError(
+                    f"{state.task.name}: failed {state.failures} times; last: {last}",
+                    hint="Run the same command again: it goes on where it stopped.",
+                )
+            )
+        )
+
+    # Workers.
+
+    def _worker_joined(self, number: int) -> None:
+        worker = self._workers.get(number)
+        if worker is None or worker.joined:
+            return
+        worker.joined = True
+        self._joined += 1
+        self._idle[number] = None
+        self._failed_starts = 0
+
+    def _worker_leaving(self, number: int) -> None:
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        worker.leaving = True
+        if worker.run is None:
+            self._stop_worker(number)
+
+    def _worker_lost(self, number: int, reason: str) -> None:
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        self._loss = reason
+        if not worker.joined:
+            self._failed_starts += 1
+            self._start_after = self._now + self._backoff(self._failed_starts, "workers")
+            self._at(self._start_after, _WORKERS, 0)
+        number_of_run = worker.run
+        self._forget_worker(number)
+        if number_of_run is not None:
+            state = self._states[self._runs[number_of_run].task]
+            self._end_run(number_of_run)
+            self._lose_run(state, f"worker {number} was lost: {reason}")
+
+    def _start_workers(self) -> None:
+        """Ask for as many as there is room and use for, and one spare for a twin of the last task."""
+        missing = min(self._slots, self._unfinished + 1) - len(self._workers)
+        if self._now >= self._start_after:
+            for _ in range(missing):
+                self._last_worker += 1
+                self._workers[self._last_worker] = _Worker()
+                self._actions.append(StartWorker(self._last_worker))
+        if self._joined:
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = self._now
+            self._at(self._now + self._limits.no_worker_seconds, _WORKERS, 0)
+
+    def _stop_worker(self, number: int) -> None:
+        if number in self._workers:
+            self._forget_worker(number)
+            self._actions.append(StopWorker(number))
+
+    def _forget_worker(self, number: int) -> None:
+        self._joined -= self._workers.pop(number).joined
+        self._idle.pop(number, None)
+
+    # Runs.
+
+    def _start_tasks(self) -> None:
+        while self._idle and self._ready:
+            entry = heappop(self._ready)
+            state = self._states[entry[2]]
+            if state.entry != entry:
+                continue
+            if state.runs:
+                self._judge(state.runs[0])
+                if state.entry != entry:
+                    continue  # it was late by a measure that has changed
+            state.entry = None
+            self._stop_if_hopeless(state)
+            worker, _ = self._idle.popitem(last=False)
+            self._last_run += 1
+            self._runs[self._last_run] = _Run(state.task.id, worker, self._now)
+            self._workers[worker].run = self._last_run
+            state.runs.append(self._last_run)
+            self._at(self._now + self._limits.deadline_floor_seconds, _CHECK, self._last_run)
+            self._actions.append(StartTask(state.task.id, worker, self._last_run))
+
+    def _stop_if_hopeless(self, state: _State) -> None:
+        """Before its twin starts, stop a run that would surely lose: its worker has better things to do."""
+        for number in tuple(state.runs):
+            run = self._runs[number]
+            left = run.started + run.projected_seconds - self._now
+            if left > self._limits.hopeless_factor * self._pace.expected_seconds(state.task.size_bytes):
+                self._end_run(number)
+                self._stop_worker(run.worker)
+                self._count_failure(state, TemporaryError(f"worker {run.worker} was too slow"))
+
+    def _end_run(self, number: int) -> _Run | None:
+        """Close a run and free its worker; None if it was closed before (a late or doubled answer)."""
+        run = self._runs.pop(number, None)
+        if run is None:
+            return None
+        self._states[run.task].runs.remove(number)
+        worker = self._workers.get(run.worker)
+        if worker is not None:
+            worker.run = None
+            if worker.leaving:
+                self._stop_worker(run.worker)
+            else:
+                self._idle[run.worker] = None
+        return run
+
+    def _lose_run(self, state: _State, what: str) -> None:
+        self._count_failure(state, TemporaryError(what))
+        self._look_up(state)
+
+    def _check_run(self, number: int) -> None:
+        """Look at a run's age from time to time; a hung one is given up."""
+        run = self._runs[number]
+        state = self._states[run.task]
+        hung = run.started + self._pace.hung_seconds(state.task.size_bytes, state.timeouts)
+        if self._now >= hung:
+            state.timeouts += 1
+            self._end_run(number)
+            self._stop_worker(run.worker)
+            self._lose_run(state, f"worker {run.worker} gave no answer in {self._now - run.started:.0f} s")
+            return
+        marks = (*self._judge(number), hung, self._now + self._limits.deadline_floor_seconds)
+        self._at(min(when for when in marks if when > self._now), _CHECK, number)
+
+    def _judge(self, number: int) -> tuple[float, float]:
+        """When a run is late (it may have a twin) and overdue (it needs one), seen by its age and by its progress."""
+        run = self._runs[number]
+        state = self._states[run.task]
+        size = state.task.size_bytes
+        late = run.started + self._pace.late_seconds(size)
+        overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
+        reached = max(self._now, run.started + run.projected_seconds)
+        before = run.late, run.overdue
+        run.late, run.overdue = reached >= late, reached >= overdue
+        if run.late and not run.looked:
+            run.looked = True
+            self._look_up(state)  # perhaps only the answer was lost
+        elif (run.late, run.overdue) != before:
+            state.entry = None
+            self._settle(state)
+        return late, overdue
+
+    def _look_up(self, state: _State) -> None:
+        self._last_look += 1
+        state.look = self._last_look
+        self._actions.append(LookUp(state.task.id, state.look))
+
+    # Time.
+
+    def _at(self, when: float, what: int, key: int) -> None:
+        heappush(self._timers, (when, what, key))
+
+    def _fire_timers(self) -> None:
+        while not self._over and self._timers and self._timers[0][0] <= self._now:
+            _, what, key = heappop(self._timers)
+            if what == _CHECK and key in self._runs:
+                self._check_run(key)
+            elif what == _RETRY:
+                self._retry(self._states[key])
+            elif what == _LOOK and self._states[key].look:
+                self._look_up(self._states[key])
+            elif what == _WORKERS:
+                self._check_workers()
+
+    def _retry(self, state: _State) -> None:
+        if state.entry and state.not_before <= self._now:
+            heappush(self._ready, state.entry)
+
+    def _check_workers(self) -> None:
+        if self._empty_since is None or self._now < self._empty_since + self._limits.no_worker_seconds:
+            return
+        self._end(
+            Stop(
+                TemporaryError(
+                    f"no worker for {self._limits.no_worker_seconds:.0f} s (room for {self._slots}); "
+                    f"last loss: {self._loss}",
+                    hint="Run the same command again when the cluster has room: it goes on where it stopped.",
+                )
+            )
+        )
+
+    def _drop_stale_timers(self) -> None:
+        while self._timers and self._timers[0][1] == _CHECK and self._timers[0][2] not in self._runs:
+            heappop(self._timers)
+
+    def _backoff(self, failures: int, what: str) -> float:
+        return self._limits.wait_seconds(failures, f"{self._seed}/{what}")
+
+    def _end(self, action: Stop | Finish) -> None:
+        if not self._over:
+            self._over = True
+            self._actions.append(action)

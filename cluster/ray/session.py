@@ -1,0 +1,71 @@
+"""Connecting to Ray: an embedded cluster of this machine, or a running one; with a token unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...engine.errors import RecipeError, TemporaryError
+
+
+@contextmanager
+def ray_session(address: str, insecure: bool) -> Iterator[None]:
+    """Connect to Ray for the time of a merge.
+
+    Args:
+        address: `local` starts an embedded Ray with a token of its own, `auto` and others use a running cluster.
+        insecure: accept a cluster without token authentication.
+
+    Raises:
+        RecipeError: the cluster has no authentication and `insecure` is not set, or it has and there is no token.
+        TemporaryError: the cluster cannot be reached.
+    """
+    if address == "local":
+        _protect_embedded()
+    elif os.environ.get("RAY_AUTH_MODE") != "token" and not insecure:
+        raise RecipeError(
+            f"--ray {address}: this cluster is used without token authentication, so anyone who reaches its ports can "
+            "run code on it",
+            "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
+        )
+    # Ray would print its words on dying nodes on our standard output, among the report or JSON.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except AuthenticationError:
+        raise RecipeError(
+            f"--ray {address}: no token to show to the cluster",
+            "put the cluster's token into ~/.ray/auth_token, or its file's name into RAY_AUTH_TOKEN_PATH",
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}") from None
+    if callable(on_terminate) and signal.getsignal(signal.SIGTERM) is not on_terminate:
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler would end this process with 1
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _protect_embedded() -> None:
+    """Let the embedded Ray ask for a token that only this process and its children know.
+
+    Ray's ports listen on all interfaces. It reads these variables when it is imported, so a program that imported Ray
+    itself decides for itself.
+    """
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,170 @@
+"""`Kernels.fold_window` on the CPU: what `window_fold` is handed, and the scratch that it works in."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protocol import ROW
+from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
+from . import blocks, cuts, philox, sums, window_fold
+from .codec import NARROW
+
+PIECE_ELEMENTS = 1 << 13
+"""Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""
+LARGEST_PIECE = 1 << 16
+"""Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
+
+SELECTIONS = {
+    "all": window_fold.ALL,
+    "blocks": window_fold.BLOCKS,
+    "cut": window_fold.CUT,
+    "band": window_fold.BAND,
+    "variance": window_fold.VARIANCE,
+    "random": window_fold.RANDOM,
+}
+CONSENSUSES = {"sum": window_fold.BY_SUM, "ties": window_fold.BY_SIGN, "overlap_ties": window_fold.BY_SHARED_SIGN}
+
+Numbers = npt.NDArray[Any]
+
+
+def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None:
+    """See `Kernels.fold_window`; for tensors and outputs in bf16. `local` keeps each thread's scratch."""
+    models = len(fold.divisors)
+    outs = [each.out for each in fold.sums]
+    m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
+    elements = math.lcm(ROW, m)
+    bf16 = _in_bf16(fold.inputs) and {each.out_dtype for each in fold.sums} <= {"BF16"}
+    if not bf16 or any(out.ctypes.data % 2 for out in outs):
+        return None
+    if elements > LARGEST_PIECE or not models:
+        return None
+    elements *= max(1, PIECE_ELEMENTS // elements)
+    size = len(fold.inputs.raws[0]) // 2
+    rules = np.zeros((models, 2 * window_fold.RULE), np.int64)
+    for i, rule in enumerate(fold.rules):
+        rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
+    counts = WindowCounts(
+        nonfinite=np.zeros(1 + models, np.int64),
+        kept=np.zeros(models, np.int64),
+        shared=np.zeros((models, models), np.int64),
+        rows=np.empty((models, -(-size // ROW) if fold.moments else 0, 3)),
+        overflowed=np.zeros(len(outs), np.int64),
+    )
+    way = window_fold.Way(
+        np.int64(fold.first), np.int64(size), np.int64(SELECTIONS[fold.selection]), np.bool_(fold.kept)
+    )
+    window_fold.fold_window(
+        *_spanning([raw.view(np.uint16) for raw in fold.inputs.raws]),
+        *_spanning([out.view(np.uint16) for out in outs]),
+        way, rules, *_targets(fold),
+        counts.rows, counts.nonfinite, counts.kept, counts.shared, counts.overflowed,
+        NARROW["BF16"], *_scratch(local, models, elements, m),
+    )  # fmt: skip
+    return counts
+
+
+def observe_window(look: WindowLook, local: threading.local) -> LookCounts | None:
+    """See `Kernels.observe_window`; for tensors in bf16."""
+    models = len(look.inputs.raws) - 1
+    if not _in_bf16(look.inputs) or not models:
+        return None
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in look.inputs.raws])
+    wanted = np.array([*zip(look.models, look.prefixes, strict=True)], np.int64).reshape(-1, 2)
+    counts = LookCounts(
+        nonfinite=np.zeros(1 + models, np.int64),
+        histograms=np.zeros((len(wanted), 1 << look.bits), np.int64),
+        zeros=np.zeros(len(wanted), np.int64),
+    )
+    scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
+    window_fold.observe_window(
+        inputs, starts, len(look.inputs.raws[0]) // 2, wanted, look.shift, look.bits, look.zeros,
+        counts.nonfinite, counts.histograms, counts.zeros, scratch.reals, np.empty(cuts.CHUNK, np.uint16),
+    )  # fmt: skip
+    return counts
+
+
+def near_window(near: WindowNear, local: threading.local) -> NearCounts | None:
+    """See `Kernels.near_window`; for tensors in bf16."""
+    models = len(near.inputs.raws) - 1
+    if not _in_bf16(near.inputs) or not models:
+        return None
+    inputs, starts = _spanning([raw.view(np.uint16) for raw in near.inputs.raws])
+    wanted = np.array(near.near, np.int64).reshape(-1, 3)
+    found = NearCounts.empty(models, len(wanted), near.room)
+    scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
+    window_fold.near_window(
+        inputs, starts, len(near.inputs.raws[0]) // 2, wanted,
+        found.nonfinite, found.counts, found.inside, found.numbers, scratch.reals,
+    )  # fmt: skip
+    return found
+
+
+def _in_bf16(inputs: WindowInputs) -> bool:
+    """Whether all are whole numbers of bf16 that begin where such numbers may."""
+    return {*inputs.dtypes} == {"BF16"} and all(raw.ctypes.data % 2 == 0 for raw in inputs.raws)
+
+
+def _scratch(local: threading.local, *sizes: int) -> FoldScratch:
+    """This thread's scratch, made again only where sizes change."""
+    if getattr(local, "sizes", None) != sizes:
+        local.sizes, local.scratch = sizes, fold_scratch(*sizes)
+    scratch: FoldScratch = local.scratch
+    return scratch
+
+
+class FoldScratch(NamedTuple):
+    """What `window_fold.fold_window` works in: one piece of a window with all its models."""
+
+    reals: Numbers
+    flags: Numbers
+    keys: Numbers
+    taken: Numbers
+    memory: Numbers
+    words: Numbers
+    packed: Numbers
+    sums: Numbers
+    padded: Numbers
+
+
+def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
+    """Scratch for pieces of so many elements and blocks of m; some 100 bytes for each model and element."""
+    return FoldScratch(
+        np.empty((window_fold.REALS + models, elements), np.float32),
+        np.empty((window_fold.FLAGS + models, elements), np.uint8),
+        np.empty((2, m), np.int32),
+        np.empty((2, -(-m // 8) * 8), np.uint8),
+        np.empty((models, blocks.LEVELS, 3), np.int64),
+        np.empty((4, philox.COUNTERS), np.uint64),
+        np.empty(philox.COUNTERS, np.uint32),
+        np.empty((3, sums.EIGHTH)),
+        np.empty(ROW, np.float32),
+    )
+
+
+def _targets(fold: WindowFold) -> tuple[Numbers, Numbers, Numbers]:
+    """What `window_fold.fold_window` calls choices, factors and rates."""
+    choices = np.empty((len(fold.sums), window_fold.CHOICES), np.int64)
+    factors = np.empty((len(fold.sums), window_fold.FACTORS), np.float32)
+    rates = np.empty((len(fold.sums), len(fold.divisors), window_fold.RATES), np.float32)
+    for i, each in enumerate(fold.sums):
+        choices[i] = CONSENSUSES[each.consensus], each.normalize, each.saturate
+        factors[i] = each.denominator, each.factor
+        rates[i] = [*zip(each.weights, fold.divisors, each.voting, strict=True)]
+    return choices, factors, rates
+
+
+def _spanning(arrays: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
+    """Memory from the first of these u16 arrays to the end of the last, and where in it each begins."""
+    if not arrays:
+        return np.empty(0, np.uint16), np.empty(0, np.int64)
+    places = [array.__array_interface__["data"][0] for array in arrays]
+    first, end = min(places), max(place + array.nbytes for place, array in zip(places, arrays, strict=True))
+    memory = np.frombuffer((ctypes.c_uint16 * ((end - first) // 2)).from_address(first), np.uint16)
+    return memory, np.array([(place - first) // 2 for place in places], np.int64)

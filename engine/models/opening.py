@@ -1,0 +1,90 @@
+"""Models as a recipe names them: checkpoints, as they are stored or quantised, with an adapter or masks of a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..storage.joined import JoinedStore
+from ..storage.protocol import Store, open_store
+from .checkpoint import Checkpoint, open_checkpoint
+from .lora import with_adapter
+from .quantised import with_scales
+from .references import ModelUrl
+from .task_masks import is_part, refuse_part, unified_url, with_masks
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was opened so far, each once."""
+
+    stores: dict[str, Store] = field(default_factory=dict)
+    """By folder."""
+    bases: dict[str, Checkpoint] = field(default_factory=dict)
+    """Without adapters, by URL."""
+    models: dict[ModelUrl, tuple[Checkpoint, Store]] = field(default_factory=dict)
+
+    def folder(self, url: str) -> Store:
+        if url not in self.stores:
+            self.stores[url] = open_store(url)
+        return self.stores[url]
+
+
+def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mapping[ModelUrl, tuple[Checkpoint, Store]]:
+    """Read the headers of every model, adapter and mask, each once.
+
+    Args:
+        urls: the models.
+        opened: what other recipes have opened already; gets these models, too.
+
+    Returns:
+        Per model the checkpoint, and the store from which its files are read.
+
+    Raises:
+        InputError: see `open_checkpoint`, `with_scales`, `with_adapter` and `with_masks`.
+    """
+    opened, urls = opened or Opened(), list(urls)
+    for url in urls:
+        if url in opened.models:
+            continue
+        store = opened.folder(url.base)
+        if url.base not in opened.bases:
+            opened.bases[url.base] = _open_base(url.base, store)
+        base = opened.bases[url.base]
+        if url.adapter is None:
+            opened.models[url] = base, store
+        else:
+            adapter = opened.folder(url.adapter)
+            if is_part(adapter):
+                checkpoint = with_masks(base, adapter, opened.folder(unified_url(adapter)))
+            else:
+                checkpoint = with_adapter(base, adapter)
+            others = [opened.folder(folder) for folder in checkpoint.folders[1:]]
+            opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, others)
+    return {url: opened.models[url] for url in urls}
+
+
+def _open_base(url: str, store: Store) -> Checkpoint:
+    if is_part(store):
+        refuse_part(store)
+    checkpoint = open_checkpoint(url, store)
+    config = _read_config(checkpoint, store)
+    texts = [config, config.get("text_config")]
+    said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
+    ties = said[0] if said and isinstance(said[0], bool) else None
+    return with_scales(replace(checkpoint, ties=ties), config)
+
+
+def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
+    """config.json; {} where there is none, or one that nobody could use."""
+    if CONFIG_FILE not in checkpoint.side_files:
+        return {}
+    try:
+        config = json.loads(store.read_bytes(CONFIG_FILE))
+    except (ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

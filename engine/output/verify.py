@@ -1,0 +1,351 @@
+"""A finished output against its manifest: every byte read again and hashed, headers, index and plan id compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, IntegrityError, RecipeError, ResourceError
+from ..models.checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES
+from ..models.header import Header, check_file_name, header_length, parse_header, parse_index
+from ..storage.protocol import Store
+from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, canonical_json, decode_manifest
+
+CHUNK_BYTES = 8 << 20
+"""Read and hashed at a time; each thread reuses one buffer of this size."""
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with one file."""
+
+    file: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found."""
+
+    url: str
+    plan_id: str
+    files: int
+    """Files of the manifest."""
+    size_bytes: int
+    problems: tuple[Problem, ...]
+    """By file; empty when the output is whole."""
+
+
+def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
+    """What to raise when an output is not whole."""
+    return IntegrityError(
+        f"{url}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found",
+        "remove the damaged files and anabranch.manifest.json, then run the merge again: it makes what is gone",
+    )
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a finished output.
+
+    Raises:
+        IntegrityError: there is none, so the output is not finished; or it cannot be read.
+    """
+    try:
+        data = store.read_bytes(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        if not store.list():
+            raise IntegrityError(f"{store.url} is not finished: there are no files", "check the path") from None
+        raise IntegrityError(
+            f"{store.url} is not finished: it has no {MANIFEST_NAME}",
+            "run the merge again; it goes on where it stopped",
+        ) from None
+    manifest = decode_manifest(data, f"{store.url}/{MANIFEST_NAME}")
+    try:
+        for name in (*manifest.files, *manifest.tables):
+            check_file_name(name, f"{store.url}/{MANIFEST_NAME}")
+    except InputError as error:
+        raise IntegrityError(error.message) from None
+    return manifest
+
+
+def verify(
+    store: Store, threads: int = 1, progress: Callable[[int], None] = lambda _: None, manifest: Manifest | None = None
+) -> Verification:
+    """Read every file of an output again.
+
+    Args:
+        store: the output directory.
+        threads: files that are read at the same time.
+        progress: called from any thread with the number of bytes that were just read.
+        manifest: the manifest, when it has been read already.
+
+    Raises:
+        IntegrityError: the output is not finished, or its manifest cannot be read.
+        TemporaryError: a file cannot be read now.
+    """
+    manifest = manifest or read_manifest(store)
+    buffers = threading.local()
+
+    def check(name: str) -> Problem | None:
+        if not hasattr(buffers, "chunk"):
+            buffers.chunk = memoryview(bytearray(CHUNK_BYTES))
+        return check_file(store, name, manifest.files[name], buffers.chunk, progress)
+
+    largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        futures = [pool.submit(check, name) for name in largest_first]
+        try:
+            problems = [problem for future in futures if (problem := future.result()) is not None]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    damaged = {problem.file for problem in problems}
+    problems += _check_structure(store, manifest, damaged)
+    return Verification(
+        url=store.url,
+        plan_id=manifest.plan_id,
+        files=len(manifest.files),
+        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        problems=tuple(sorted(problems, key=lambda problem: problem.file)),
+    )
+
+
+def check_file(
+    store: Store, name: str, entry: FileEntry, chunk: memoryview, progress: Callable[[int], None]
+) -> Problem | None:
+    """Size and SHA-256 of one file."""
+    try:
+        info = store.info(name)
+        if info.size != entry.size:
+            progress(entry.size)
+            return Problem(name, f"damaged: {info.size} bytes, expected {entry.size}")
+        digest = hashlib.sha256()
+        for offset in range(0, entry.size, len(chunk)):
+            part = chunk[: entry.size - offset]
+            store.read_into(name, offset, part, info.version)
+            digest.update(part)
+            progress(len(part))
+    except FileNotFoundError:
+        progress(entry.size)
+        return Problem(name, "missing")
+    except InputError as error:
+        return Problem(name, f"damaged: {error.message}")
+    if digest.hexdigest() != entry.sha256:
+        return Problem(name, f"damaged: its SHA-256 is {digest.hexdigest()[:16]}..., expected {entry.sha256[:16]}...")
+    return None
+
+
+# -- what the files say about each other -----------------------------------------------------------------------------
+
+
+def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> list[Problem]:
+    """Unexpected files, headers, index and plan id; files that are known to be damaged are not looked at again."""
+    expected = {*manifest.files, *manifest.tables, MANIFEST_NAME}
+    problems = [Problem(name, "unexpected") for name in store.list() if name not in expected]
+    problems += _check_table(store, manifest)
+    shards = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    if damaged & set(shards):
+        return problems
+    headers: dict[str, Header] = {}
+    digests: dict[str, str] = {}
+    for name in shards:
+        try:
+            data = _read_header(store, name, manifest.files[name].size)
+            headers[name] = parse_header(data, manifest.files[name].size, name)
+            digests[name] = hashlib.sha256(data).hexdigest()
+        except InputError as error:
+            problems.append(Problem(name, f"damaged: {error.message}"))
+    if len(headers) < len(shards):
+        return problems
+    if _plan_id(manifest, digests) != manifest.plan_id:
+        problems.append(Problem(MANIFEST_NAME, "damaged: recipe, inputs and shards do not give its plan id"))
+    if len(shards) > 1 and INDEX_NAME not in damaged:
+        problems += _check_index(store, headers)
+    return problems
+
+
+def _read_header(store: Store, name: str, size: int) -> bytes:
+    data = bytearray(min(size, FIRST_READ_BYTES))
+    store.read_into(name, 0, memoryview(data))
+    length = header_length(bytes(data[:8]), size, name)
+    if length > len(data):
+        rest = bytearray(length - len(data))
+        store.read_into(name, len(data), memoryview(rest))
+        data += rest
+    return bytes(data[:length])
+
+
+def _plan_id(manifest: Manifest, header_digests: Mapping[str, str]) -> str:
+    """The plan id that recipe, inputs and shards of a manifest give; see `plan.make_plan`."""
+    layout = [
+        {"name": name, "size": manifest.files[name].size, "header_sha256": digest}
+        for name, digest in sorted(header_digests.items())
+    ]
+    identity: dict[str, Any] = {
+        "numerics": manifest.numerics,
+        "recipe": manifest.recipe,
+        "inputs": manifest.inputs,
+        "layout": layout,
+    }
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def _check_index(store: Store, headers: Mapping[str, Header]) -> list[Problem]:
+    """The index names every tensor in its file, and the sum of their bytes."""
+    try:
+        data = store.read_bytes(INDEX_NAME, MAX_INDEX_BYTES)
+        weight_map = parse_index(data, INDEX_NAME)
+        total = json.loads(data)["metadata"]["total_size"]
+    except FileNotFoundError:
+        return [Problem(INDEX_NAME, "missing")]
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        return [Problem(INDEX_NAME, f"damaged: {error}")]
+    found = {info.name: name for name, header in headers.items() for info in header.tensors}
+    if found != weight_map:
+        wrong = sorted(n for n in {*found, *weight_map} if found.get(n) != weight_map.get(n))
+        return [Problem(INDEX_NAME, f"does not fit the shards: {len(wrong)} tensors, the first is {wrong[0]!r}")]
+    size = sum(info.nbytes for header in headers.values() for info in header.tensors)
+    return [] if total == size else [Problem(INDEX_NAME, f"its total_size is {total}, the tensors have {size} bytes")]
+
+
+def _check_table(store: Store, manifest: Manifest) -> list[Problem]:
+    """The tables' rows: the bytes of Parquet files depend on the library's version, their rows do not."""
+    import pyarrow
+    import pyarrow.parquet
+
+    problems = []
+    for name, expected in manifest.tables.items():
+        try:
+            data = store.read_bytes(name, MAX_MANIFEST_BYTES)
+            rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        except FileNotFoundError:
+            problems.append(Problem(name, "missing"))
+            continue
+        except pyarrow.ArrowException as error:
+            problems.append(Problem(name, f"damaged: {error}"))
+            continue
+        if hashlib.sha256(canonical_json(rows)).hexdigest() != expected:
+            problems.append(Problem(name, "damaged: its rows are not those that were written"))
+    return problems
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What loading an output into its empty model showed."""
+
+    architecture: str
+    tensors: int
+    """Tensors that were loaded."""
+    tied: tuple[tuple[str, ...], ...]
+    """Names that share one tensor."""
+    problems: tuple[Problem, ...]
+
+
+def check_loading(folder: str) -> Loading:
+    """Build the empty model of an output's config.json and load every shard into it, one shard in memory at a time.
+
+    Which names a model's class takes from a checkpoint is transformers' knowledge (it renames some), so missing and
+    unexpected names come from its own loader, on a device without memory; the values go through accelerate.
+
+    Args:
+        folder: a local output directory that `verify` found whole.
+
+    Raises:
+        RecipeError: the output is not a local directory.
+        ResourceError: transformers is not installed.
+        IntegrityError: config.json names no architecture that the installed transformers has.
+    """
+    if "://" in folder:
+        raise RecipeError(f"--load needs a local directory, got {folder}", "copy the output to a disk first")
+    model, architecture = _empty_model(folder)
+    from accelerate.utils import find_tied_parameters
+
+    model.tie_weights()  # a model without memory has no ties until then
+    tied = tuple(tuple(sorted(names)) for names in find_tied_parameters(model))
+    problems = _name_problems(folder, type(model), architecture)
+    count = 0
+    for shard in sorted(Path(folder).glob("*.safetensors")):
+        count += _load_shard(model, shard, problems)
+    return Loading(architecture, count, tied, tuple(problems))
+
+
+def _empty_model(folder: str) -> tuple[Any, str]:
+    """The model of config.json without memory for its weights, in the checkpoint's dtype, and its class's name."""
+    try:
+        import transformers
+        from accelerate import init_empty_weights
+    except ImportError as error:
+        raise ResourceError(f"--load needs {error.name}", "install it: pip install 'anabranch[demo]'") from None
+    # What they would warn about is reported here as a problem, or is meant: the model has no memory yet.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        wanted = (config.architectures or ["AutoModel"])[0]
+        model_class = getattr(transformers, wanted, None)
+        if model_class is None:
+            raise ValueError(f"transformers {transformers.__version__} has no {wanted}")
+        with init_empty_weights():
+            model = model_class.from_config(config) if wanted == "AutoModel" else model_class(config)
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{folder}/config.json gives no model: {error}",
+            "the installed transformers may be older than the model; code from a checkpoint is never run",
+        ) from error
+    return model.to(config.dtype) if config.dtype is not None else model, type(model).__name__
+
+
+def _name_problems(folder: str, model_class: Any, architecture: str) -> list[Problem]:
+    """Tensors that the model lacks, and tensors that it does not know."""
+    try:
+        _, info = model_class.from_pretrained(
+            folder,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,  # they are reported with the others
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        return [Problem("config.json", f"{architecture} does not load the shards: {error}")]
+    texts = {
+        "missing_keys": f"{architecture} has tensors that no shard has",
+        "unexpected_keys": f"the shards have tensors that {architecture} does not know",
+        "mismatched_keys": f"the shards have tensors of another shape than {architecture}",
+    }
+    info["mismatched_keys"] = [name for name, *_ in info["mismatched_keys"]]
+    return [Problem("config.json", f"{text}: {_some(sorted(info[key]))}") for key, text in texts.items() if info[key]]
+
+
+def _load_shard(model: Any, shard: Path, problems: list[Problem]) -> int:
+    """Load one shard with accelerate, then free it again; returns its number of tensors."""
+    from accelerate import load_checkpoint_in_model
+    from accelerate.utils import set_module_tensor_to_device
+    from safetensors import safe_open
+
+    with safe_open(shard, "pt") as file:
+        names = set(file.keys())
+    try:
+        load_checkpoint_in_model(model, str(shard), device_map={"": "cpu"})
+    except (ValueError, RuntimeError) as error:
+        problems.append(Problem(shard.name, f"does not load: {error}"))
+    for name in names & set(model.state_dict()):
+        set_module_tensor_to_device(model, name, "meta")
+    return len(names)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
+    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")

@@ -1,0 +1,215 @@
+"""From a recipe to opened checkpoints and a plan, and the side files that go with the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, RecipeError
+from ..models.activations import Activations, open_activations
+from ..models.opening import Opened, open_models
+from ..models.references import ModelUrl, resolve_file_url, resolve_model
+from ..models.tied_embeddings import with_the_names_of
+from ..models.tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
+from ..models.tokens.files import VocabularyFiles
+from ..models.tokens.tokenizer_json import TOKENIZER_NAME
+from ..output.commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
+from ..recipe.groups import activations_of, donor_of, groups_of, references_of
+from ..recipe.parameters import METHODS
+from ..recipe.schema import Recipe
+from ..run.memory import crosses_network
+from ..storage.protocol import FileInfo, Store
+from .emr_outputs import cut_parts
+from .plan import Plan, make_plan
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """A small file that is copied beside the weights."""
+
+    store: Store
+    name: str
+    info: FileInfo
+
+    def read(self) -> bytes:
+        """Its bytes, as they were when the plan was made; InputError when they may be others."""
+        try:
+            if self.store.info(self.name) == self.info:
+                return self.store.read_bytes(self.name, MAX_SIDE_FILE_BYTES)
+        except FileNotFoundError:
+            pass
+        raise InputError(
+            f"{self.store.url}/{self.name} changed since the plan was made",
+            "restore the file, or start a new output from the changed inputs",
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Opened inputs of a merge."""
+
+    plan: Plan
+    stores: Sequence[Store]
+    """One per source of the plan."""
+    side: Sequence[SideFile]
+    """Config and tokenizer files that go with the weights, by name."""
+    vocabulary: VocabularyFiles
+    """How they change with the vocabulary and the chat template."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any input lies behind a network."""
+        return any(crosses_network(store.url) for store in self.stores)
+
+    def side_files(self) -> dict[str, bytes]:
+        """config.json as the output needs it, other files of the reference, tokenizer files of their source.
+
+        Raises:
+            InputError: config.json is not a JSON object, or a file changed since the plan was made.
+        """
+        files = {side.name: side.read() for side in self.side}
+        if "config.json" in files:
+            where = f"{self.plan.base.url}/config.json"
+            files["config.json"] = self._patched(files["config.json"], where)
+        return self.vocabulary.apply(files, self.plan.base.url)
+
+    def check_config(self) -> None:
+        """Find files that cannot be changed as they must before anything is written; InputError as for `side_files`."""
+        if self.vocabulary.changes_files:
+            self.side_files()
+        for config in (side for side in self.side if side.name == "config.json"):
+            where = f"{self.plan.base.url}/config.json"
+            self._patched(config.read(), where)
+
+    def _patched(self, config: bytes, where: str) -> bytes:
+        return patch_config(config, self._dtype, where, self._drops_quantization, self.plan.config_edits)
+
+    @property
+    def _dtype(self) -> str | None:
+        """The dtype that the output's config.json has to name; None: the reference's own is right."""
+        return self.plan.recipe.output_dtype
+
+    @property
+    def _drops_quantization(self) -> bool:
+        """Whether the reference's weights are quantised and the output's are not."""
+        return "scales" in self.plan.base.reading
+
+
+def _side_files(base: Store, tokenizer: Store, folders: Folders) -> list[SideFile]:
+    own = [SideFile(base, n, base.info(n)) for n in folders.names(base) if not _is_tokenizer_file(n)]
+    others = [SideFile(tokenizer, n, tokenizer.info(n)) for n in folders.names(tokenizer) if _is_tokenizer_file(n)]
+    return sorted([*own, *others], key=lambda side: side.name)
+
+
+def _is_tokenizer_file(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
+
+
+def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) -> Inputs:
+    """Open every checkpoint that a recipe names and make the plan; reads headers only.
+
+    Args:
+        recipe: the recipe.
+        recipe_dir: where relative model paths of the recipe start, unless they exist below the working directory.
+        opened: models that other recipes have opened already; gets those of this one, too.
+
+    Raises:
+        RecipeError: a model does not exist.
+        InputError: a checkpoint is damaged, or the checkpoints do not fit each other.
+    """
+    merged = {r: resolve_model(r, recipe_dir) for r in references_of(recipe)}
+    keys = recipe.tokenizer_keys
+    urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
+    opened = opened or Opened()
+    found = open_models(merged.values(), opened)
+    recipe = _without_base(recipe, urls)
+    reference = urls[donor_of(recipe)]
+    if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
+        raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
+    folders = Folders()
+    sources = _sources(recipe, urls, opened, folders)
+    writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
+    tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
+    # Parts of EMR-Merging are no models: configuration and tokenizer stay with the base.
+    side = [] if recipe.merge_method == "emr" else _side_files(found[reference][1], writing, folders)
+    versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
+    absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
+    checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
+    of_url = {source.checkpoint.url: source.store for source in sources}
+    configs = _configs({r: found[url][1] for r, url in merged.items()}, folders) if recipe.slices else {}
+    chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
+    activations = _activations(recipe, recipe_dir)
+    absolute |= {name: file.url for name, file in activations.items()}
+    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations)
+    return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
+
+
+def inputs_of_parts(inputs: Inputs) -> tuple[Inputs, ...]:
+    """The inputs of every output of a recipe; InputError as for `cut_parts`."""
+    return tuple(replace(inputs, plan=plan) for plan in cut_parts(inputs.plan))
+
+
+def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folders: Folders) -> list[Source]:
+    """The reference and every model of `models`, or every model that slices are cut from; all with its names."""
+    models = references_of(recipe) if recipe.slices else [entry.model for entry in recipe.models]
+    reference = urls[donor_of(recipe)]
+    names = opened.models[reference][0]
+    sources = []
+    for url in (reference, *(urls[model] for model in models)):
+        checkpoint, store = opened.models[url]
+        tokenizer = _tokenizer_folder(url, opened, folders)
+        sources.append(Source(url, store, with_the_names_of(names, checkpoint), tokenizer))
+    return sources
+
+
+def _tokenizer_folder(url: ModelUrl, opened: Opened, folders: Folders) -> Store:
+    """Where a model's tokenizer lies: beside its adapter if there is one, with tokens that the base may lack."""
+    adapter = opened.folder(url.adapter) if url.adapter is not None else None
+    return adapter if adapter is not None and TOKENIZER_NAME in folders.names(adapter) else opened.folder(url.base)
+
+
+def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[str, Any]]:
+    """The content of every model's config.json, where there is one."""
+    found = {model: folders.read(store, ["config.json"]) for model, store in stores.items()}
+    return {
+        model: read_config(files["config.json"], f"{stores[model].url}/config.json")
+        for model, files in found.items()
+        if files
+    }
+
+
+def _activations(recipe: Recipe, recipe_dir: Path) -> dict[str, Activations]:
+    """What orders changes besides their magnitude, by the reference in the recipe."""
+    entries = [entry for group in groups_of(recipe) for entry in group.entries]
+    references = {name for entry in entries if (name := activations_of(recipe, entry)) is not None}
+    return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in sorted(references)}
+
+
+def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
+    """Leave out entries that are the base under another spelling: they are no task vectors."""
+    if recipe.base_model is None or not recipe.has_base or recipe.slices:
+        return recipe
+    models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
+    fewest = METHODS[recipe.merge_method].fewest
+    if len(models) < fewest:
+        text = f"{recipe.merge_method} needs {fewest} or more models besides the base, `models` lists {len(models)}"
+        raise RecipeError(text, "entries that are the base under another name do not count; list another model")
+    return recipe.model_copy(update={"models": models})
+
+
+_MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")

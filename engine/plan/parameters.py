@@ -1,0 +1,186 @@
+"""A recipe's parameters become plain values for one tensor and one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from ..errors import RecipeError
+from ..models.layers import is_number
+from ..recipe.groups import ModelGroup, rules_of
+from ..recipe.parameters import METHODS, Setting, TadropDensity
+from ..recipe.schema import ModelEntry, Recipe
+from ..recipe.text import shorten
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParameters:
+    """What one model contributes to one tensor; neutral where the method takes no such parameter."""
+
+    weight: float = 1.0
+    density: float | TadropDensity = 1.0
+    scale: float = 1.0
+    epsilon: float = 0.0
+    gamma: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedParameters:
+    """How one tensor is merged, the same for all models; neutral where the method takes no such parameter."""
+
+    block: int = 256
+    tail: Literal["keep", "drop"] = "keep"
+    overlap: Literal["allow", "never"] = "allow"
+    overlap_merge: Literal["sum", "ties"] = "sum"
+    conflict: Literal["none", "sequential"] = "none"
+    scope: Literal["tensor", "model"] = "tensor"
+    rescale: Literal["none", "density", "l1", "l2"] = "none"
+    """`rescale` and `rescale_norm` together: what kept values are divided by."""
+    normalize: bool = False
+    lambda_: float = 1.0
+    t: float = 0.0
+    normalize_weights: bool = True
+    eps: float = 0.0
+    max_iter: int = 0
+    tol: float = 0.0
+    nuslerp_flatten: bool = True
+    nuslerp_row_wise: bool = False
+    filter_wise: bool = False
+    select_topk: float = 1.0
+    epsilon: float = 0.0
+    r: float = 0.0
+    alpha: float = 0.0
+
+
+class ParameterResolver:
+    """Looks up parameters by tensor name and position; the same ones always give an equal object.
+
+    Args:
+        recipe: a recipe.
+        group: the models that are merged with each other.
+    """
+
+    def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
+        schema = METHODS[recipe.merge_method]
+        own = [name for name in schema.defaults if schema.is_per_model(name)]
+        shared = [name for name in schema.defaults if not schema.is_per_model(name)]
+
+        def rules(names: list[str], entry: ModelEntry | None) -> dict[str, Setting]:
+            return {name: rules_of(recipe, name, entry, group) for name in names}
+
+        self._models = [
+            _Lookup(TensorParameters, rules(own, entry), f"model {shorten(entry.model)}") for entry in group.entries
+        ]
+        self._shared = _Lookup(_shared_parameters, rules(shared, None), "the merge")
+
+    def model(self, index: int, tensor_name: str, position: float) -> TensorParameters:
+        """The values of one model (0-based in the group) for one tensor.
+
+        Args:
+            index: which model.
+            tensor_name: the model's own name of the tensor.
+            position: where it stands on gradients, from 0.0 to 1.0.
+
+        Raises:
+            RecipeError: a parameter without a default has no rule for this tensor.
+        """
+        return self._models[index].get(tensor_name, position)
+
+    def shared(self, tensor_name: str, position: float) -> SharedParameters:
+        """The values that all models share for one tensor of the output."""
+        return self._shared.get(tensor_name, position)
+
+
+def layer_of(tensor_name: str) -> tuple[str, int] | None:
+    """The layer that a tensor belongs to, as the name of its stack and its number there.
+
+    The first part of a dotted name that is a number is the layer: `encoder.layer.3.output` is (`encoder.layer`, 3).
+    """
+    parts = tensor_name.split(".")
+    for i, part in enumerate(parts):
+        if is_number(part):
+            return ".".join(parts[:i]), int(part)
+    return None
+
+
+def count_layers(tensor_names: Iterable[str]) -> dict[str, int]:
+    """By stack of layers, one more than its largest number: a decoder may have fewer layers than its encoder."""
+    counts: dict[str, int] = {}
+    for stack, number in filter(None, map(layer_of, tensor_names)):
+        counts[stack] = max(counts.get(stack, 0), number + 1)
+    return counts
+
+
+def layer_position(tensor_name: str, counts: Mapping[str, int]) -> float:
+    """Where a tensor stands on a gradient: 0.0 at the first layer of its stack, 1.0 at the last.
+
+    As in mergekit 0.1.5, tensors outside the layers stand at 0.0 and the only layer of a stack at 1.0.
+    """
+    layer = layer_of(tensor_name)
+    if layer is None:
+        return 0.0
+    stack, number = layer
+    count = counts[stack]
+    assert number < count, f"{tensor_name} lies beyond the {count} layers that gradients were made for"
+    return number / (count - 1) if count > 1 else 1.0
+
+
+def interpolate(gradient: tuple[float, ...], position: float) -> float:
+    """The value at a position from 0.0 to 1.0 between numbers at equal distances, in fp64."""
+    scaled = position * (len(gradient) - 1)
+    left = int(scaled)
+    right = min(left + 1, len(gradient) - 1)
+    share = scaled - left
+    return (1.0 - share) * gradient[left] + share * gradient[right]
+
+
+Made = TypeVar("Made")
+
+
+class _Lookup(Generic[Made]):
+    """One group of parameters; tensors that match the same rules at the same position share one object."""
+
+    def __init__(self, make: Callable[..., Made], rules: Mapping[str, Setting], owner: str) -> None:
+        self._make = make
+        self._rules = {_FIELDS.get(name, name): setting for name, setting in rules.items()}
+        self._owner = owner
+        values = [rule.value for setting in rules.values() for rule in setting]
+        self._has_gradient = any(isinstance(value, tuple) for value in values)
+        self._filtered = [field for field, setting in self._rules.items() if setting[0].filter is not None]
+        plain = not self._filtered and not self._has_gradient
+        self._constant = self._resolve("", 0.0) if plain else None
+        self._made: dict[tuple[object, ...], Made] = {}
+
+    def get(self, tensor_name: str, position: float) -> Made:
+        if self._constant is not None:
+            return self._constant
+        key = (position if self._has_gradient else 0.0, *(self._match(field, tensor_name) for field in self._filtered))
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._resolve(tensor_name, position)
+        return found
+
+    def _match(self, field: str, tensor_name: str) -> int:
+        for i, rule in enumerate(self._rules[field]):
+            if rule.filter is None or rule.filter in tensor_name:
+                return i
+        raise RecipeError(
+            f"{field} has no value for tensor {tensor_name!r} of {self._owner}: none of its filters matches",
+            f"Add an entry without a filter at the end: {field}: [..., {{value: ...}}].",
+        )
+
+    def _resolve(self, tensor_name: str, position: float) -> Made:
+        values: dict[str, Any] = {}
+        for field, setting in self._rules.items():
+            value = setting[self._match(field, tensor_name)].value
+            values[field] = interpolate(value, position) if isinstance(value, tuple) else value
+        return self._make(**values)
+
+
+_FIELDS = {"lambda": "lambda_"}  # a keyword of Python
+
+
+def _shared_parameters(*, rescale: bool = False, rescale_norm: str = "none", **others: Any) -> SharedParameters:
+    divisor: Any = "none" if not rescale else "density" if rescale_norm == "none" else rescale_norm
+    return SharedParameters(rescale=divisor, **others)

@@ -1,0 +1,309 @@
+"""A recipe file becomes one frozen Recipe, or one error that lists what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import RecipeError
+from .canonical import canonical
+from .dialect import MISPLACED, other_tool, plain_recipe
+from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
+from .parameters import METHODS, ORDERED, PARAMETERS, read_parameters
+from .schema import OUTPUT_DTYPES, TASK_NAME, ModelEntry, Output, Recipe, Slice, SliceSource, task_name
+from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
+from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
+
+__all__ = [
+    "OUTPUT_DTYPES",
+    "ModelEntry",
+    "Output",
+    "Recipe",
+    "canonical",
+    "load_recipe",
+    "parse_recipe",
+    "rules_of",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: the file cannot be read, or see `parse_recipe`.
+    """
+    where = os.fspath(path)
+    try:
+        with open(where, "rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{where}: cannot read the recipe: {error.strerror or error}") from None
+    if len(data) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{where}: a recipe has at most {MAX_RECIPE_BYTES} bytes, this file has more")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{where}: a recipe is UTF-8 text; byte {error.start} is not") from None
+    return parse_recipe(text, where)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Read a recipe from its YAML text.
+
+    Args:
+        text: a superset of mergekit 0.1.5's schema, see docs/recipe.md.
+        where: what to call the text in messages.
+
+    Raises:
+        RecipeError: file, line, key path, what was expected and what was found, for up to ten problems.
+    """
+    document = read_document(text, where)
+    if not isinstance(document.data, dict):
+        raise document.error([Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")])
+    problems: list[Problem] = []
+    data = plain_recipe(document, _known_keys(()), problems)
+    foreign = other_tool(data)
+    if foreign is not None:
+        raise document.error([foreign])
+    check_structure(data, problems)
+    module, settings = lift_module(data, problems)
+    places = Places(where, document.lines, module)
+    method = data.get("merge_method")
+    if isinstance(method, str) and method not in METHODS:
+        problems.append(Problem(("merge_method",), _unknown_method(method)))
+        method = None
+    _read_all_parameters(data, method if isinstance(method, str) else None, problems)
+    if isinstance(method, str) and module:
+        data["parameters"] = module_parameters(settings, module, method, data["parameters"], problems)
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(details) for details in error.errors(include_url=False)]
+    if not problems:
+        problems += _contradictions(recipe)
+    if problems:
+        raise document.error([Problem(places.moved(path), text) for path, text in problems])
+    recipe._places = places
+    return _without_base(recipe)
+
+
+def _unknown_method(method: str) -> str:
+    supported = f"supported: {', '.join(METHODS)}"
+    return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
+
+
+def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any], bool]]:
+    """Every mapping that may hold `parameters`, with its path, and whether it is one model's."""
+    yield (), data, False
+    models = data.get("models")
+    for i, entry in enumerate(models if isinstance(models, list) else []):
+        if isinstance(entry, dict):
+            yield ("models", i), entry, True
+    yield from each_slice(data)
+
+
+def _read_all_parameters(data: dict[str, Any], method: str | None, problems: list[Problem]) -> None:
+    """Replace each `parameters` by its settings; without a method they mean nothing and are left out."""
+    for path, holder, of_model in _each_parameters(data):
+        raw = holder.pop("parameters", None)
+        if method is not None:
+            holder["parameters"] = read_parameters(raw, (*path, "parameters"), method, problems, of_model=of_model)
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    """One of pydantic's errors in our words."""
+    path = tuple(details["loc"])
+    kind = details["type"]
+    got = shorten(details["input"])
+    if kind == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = MISPLACED.get(str(path[-1])) or _as_parameter(path) or did_you_mean(path[-1], known)
+        return Problem(path, f"unknown key; expected one of {', '.join(known)}{near}")
+    if kind == "missing":
+        return Problem(path, "the key is missing")
+    if kind == "value_error":
+        return Problem(path, str(details["ctx"]["error"]))
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        return Problem(
+            path, f"expected one of {', '.join(choices)}, got {got}{did_you_mean(details['input'], choices)}"
+        )
+    if kind == "model_type" and isinstance(details["input"], str) and path[-2:-1] in (("models",), ("sources",)):
+        return Problem(path, f"expected a mapping such as {{model: {details['input'][:100]}}}, got {got}")
+    expected = _EXPECTED.get(kind)
+    return Problem(path, f"expected {expected}, got {got}" if expected else details["msg"])
+
+
+def _as_parameter(path: KeyPath) -> str:
+    """What to say about `weight: 1` beside `model`, where its `parameters` belong; "" about other keys."""
+    if path[-1] in PARAMETERS and path[0] != "output":
+        return f"; did you mean `parameters: {{{path[-1]}: ...}}`?"
+    return ""
+
+
+_SEED = "a whole number from 0 to 9223372036854775807"
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": _SEED,
+    "greater_than_equal": _SEED,
+    "less_than": _SEED,
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "string_pattern_mismatch": "letters, digits, `_`, `-` and `.`, at most 100",
+}
+"""What each of pydantic's errors that our schema can raise means."""
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    schema: type[BaseModel] = Recipe if not path else Output if path[0] == "output" else ModelEntry
+    if path[:1] == ("slices",):
+        schema = SliceSource if "sources" in path else Slice
+    known = [field.alias or name for name, field in schema.model_fields.items()]
+    return [*known, "modules"] if schema is Recipe else known
+
+
+def _contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """What no key shows alone."""
+    schema = METHODS[recipe.merge_method]
+    listed = [entry.model for entry in recipe.models]
+    if schema.base == "required" and recipe.base_model is None and not recipe.slices:
+        what = "differences to a base model" if schema.differences else "a base model with another model"
+        yield Problem((), f"base_model is missing; {recipe.merge_method} merges {what}")
+    yield from _count_contradictions(recipe)
+    if schema.base == "listed" and listed and recipe.base_model is not None and recipe.base_model not in listed:
+        text = f"{recipe.merge_method} merges what `models` lists; list this model too or remove the key"
+        yield Problem(("base_model",), text)
+    may_keep = schema.differences and (recipe.has_base or schema.base == "required")
+    if recipe.nonfinite == "keep-base" and not may_keep:
+        text = f"{recipe.merge_method} merges no differences, so there is no base whose value could be kept"
+        yield Problem(("nonfinite",), f"{text}; expected error")
+    yield from _tokenizer_contradictions(recipe)
+    yield from slice_contradictions(recipe)
+    yield from _task_contradictions(recipe)
+    for group in groups_of(recipe):
+        for i, entry in enumerate(group.entries):
+            if group.apart is None or entry.model != group.apart:
+                yield from _entry_contradictions(recipe, group, group.entry_path(i), entry)
+    yield from _shared_contradictions(recipe)
+    yield from _order_contradictions(recipe)
+
+
+def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """The number of models, not counting the base where the method sets it apart."""
+    schema = METHODS[recipe.merge_method]
+    for group in groups_of(recipe):
+        count = sum(entry.model != group.apart for entry in group.entries)
+        if count < schema.fewest or (schema.most is not None and count > schema.most):
+            bound = "exactly" if schema.fewest == schema.most else "at least" if count < schema.fewest else "at most"
+            number = schema.fewest if count < schema.fewest or schema.most is None else schema.most
+            text = f"expected {bound} {_NUMBERS.get(number, number)} model{'s' if number > 1 else ''} to merge"
+            text += ", besides the base" if schema.base == "required" or group.apart is not None else ""
+            yield Problem(group.path, text + (f", got {count}" if count else ""))
+
+
+_NUMBERS = {1: "one", 2: "two"}
+
+
+def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.tokenizer is None:
+        return
+    if recipe.tokenizer_source is not None:
+        yield Problem(("tokenizer_source",), "say it with `tokenizer: {source: ...}` or with this key, not with both")
+    known = references_of(recipe)
+    for model in recipe.tokenizer.token_models():
+        if model not in known:
+            near = did_you_mean(model, known)
+            text = f"expected a model of this recipe as the source of a token's row, got {shorten(model)}{near}"
+            yield Problem(("tokenizer", "tokens"), text)
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Outputs per task: their names, and what a mask cannot express."""
+    if recipe.merge_method != "emr":
+        for group in groups_of(recipe):
+            for i, entry in enumerate(group.entries):
+                if entry.name is not None:
+                    yield Problem((*group.entry_path(i), "name"), "names a task; only emr has an output per task")
+        return
+    for key in ("slices", "tokenizer_source", "tokenizer", "chat_template"):
+        if getattr(recipe, key):
+            text = "emr writes masks on the base's own tensors and tokens; use the key when a task's model is merged"
+            yield Problem((key,), text)
+    seen: dict[str, str] = {}
+    for i, entry in enumerate(recipe.models):
+        name = task_name(entry)
+        if entry.model == recipe.base_model:
+            continue
+        if not re.fullmatch(TASK_NAME, name) or name.lower() in ("unified", *seen):
+            why = f"{seen[name.lower()]} has it, too" if name.lower() in seen else "it is no name for a folder here"
+            text = f"the task's folder would be called {shorten(name)}, but {why}; give the model another `name`"
+            yield Problem(("models", i, "name"), text)
+        seen[name.lower()] = shorten(entry.model)
+
+
+def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entry: ModelEntry) -> Iterator[Problem]:
+    for name, default in METHODS[recipe.merge_method].defaults.items():
+        if (
+            default is None
+            and METHODS[recipe.merge_method].is_per_model(name)
+            and not rules_of(recipe, name, entry, group)
+        ):
+            expected = PARAMETERS[name].expected
+            text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
+            yield Problem(path, text)
+    if may_be(recipe, "scope", "model"):
+        rules = rules_of(recipe, "density", entry, group)
+        if rules[0].filter is not None or not isinstance(rules[0].value, float):
+            text = "scope: model has one threshold for a whole model, so the density must be one number"
+            yield Problem((*path, "parameters", "density"), text)
+
+
+def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    path: KeyPath = ("parameters",)
+    for name, default in METHODS[recipe.merge_method].defaults.items():
+        for group in (
+            groups_of(recipe) if default is None and not METHODS[recipe.merge_method].is_per_model(name) else ()
+        ):
+            if not rules_of(recipe, name, None, group):
+                where = group.path[:2] if recipe.slices else path
+                yield Problem(where, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
+    norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
+    if set(norms) - {"none"} and not may_be(recipe, "rescale", True):
+        yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")
+    if may_be(recipe, "overlap_merge", "ties") and may_be(recipe, "normalize", True):
+        text = "ties takes the mean of agreeing models already and does not go with normalize: true"
+        yield Problem((*path, "overlap_merge"), text)
+
+
+def _order_contradictions(recipe: Recipe) -> Iterator[Problem]:
+    """Activations where no order of magnitudes decides."""
+    places: list[tuple[KeyPath, str | None]] = [(("activations",), recipe.activations)]
+    for group in groups_of(recipe):
+        own = enumerate(group.entries)
+        places += [((*group.entry_path(i), "activations"), entry.activations) for i, entry in own]
+    for path, given in places:
+        if given is not None and recipe.merge_method not in ORDERED:
+            text = f"{recipe.merge_method} does not order changes by magnitude; these methods do: {', '.join(ORDERED)}"
+            yield Problem(path, text)
+        elif given is not None and may_be(recipe, "scope", "model"):
+            yield Problem(path, "does not go with scope: model, whose threshold is one magnitude for all tensors")
+
+
+def _without_base(recipe: Recipe) -> Recipe:
+    """Recipes often list the base among the models; its task vector is zero and it takes no part."""
+    if not recipe.has_base:
+        return recipe
+    kept = tuple(entry for entry in recipe.models if entry.model != recipe.base_model)
+    if any(entry.parameters or entry.activations for entry in recipe.models if entry.model == recipe.base_model):
+        logger.warning("parameters of %s have no effect: it is the base model", shorten(recipe.base_model))
+    return recipe.model_copy(update={"models": kept})

@@ -1,0 +1,362 @@
+"""Read ahead, fold, hand on in order: the threads of one process, bounded by its buffers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..fold.tensor import Real, Target, WindowData, Workspace
+from ..kernels.protocol import Kernels
+from ..models.checkpoint import Checkpoint
+from ..models.header import DTYPES
+from ..models.location import TensorLocation
+from ..plan.windows import Window
+from ..storage.protocol import Store
+from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, resident_slabs
+from .meter import Meter
+from .reader import HeldArrays, Scratch, SourceReader
+from .tensor_job import Job, Need, Part
+from .work_queue import WorkQueue
+
+Slab = NDArray[np.uint8]
+STOP_POLL_SECONDS = 0.2
+"""How often a thread that waits for another window looks whether the run is being stopped."""
+
+
+@dataclass(slots=True)
+class _Out:
+    """A buffer for one window of one target, of which the first `size` bytes are written."""
+
+    target: Target
+    slab: Slab
+    size: int
+
+
+_Read = tuple[Slab | None, Future[None] | None]
+"""A buffer and the read that fills it; nothing where the source has no bytes in the window."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One turn of one job: how many windows are still out, and whether its passes are finished."""
+
+    job: Job
+    index: int
+    needs: Sequence[Need]
+    """What its windows have in memory."""
+    picks: Sequence[Sequence[int | None]]
+    """Per part of the turn and source of its tensor, which of the needs it is."""
+    remaining: int
+    done: threading.Event
+
+
+@dataclass(slots=True)
+class _Item:
+    """One window in one turn."""
+
+    turn: _Turn
+    window: int
+    reads: Sequence[_Read]
+    """Per need of the turn."""
+    keep: bool
+    """Whether the buffers stay for the next turn."""
+    outs: Sequence[_Out]
+    """For everything that is written in this turn, in the order of the parts."""
+    folded: Future[bool]
+    """Whether the outs are filled."""
+
+
+class Pipeline:
+    """Runs jobs with a fixed set of threads and buffers.
+
+    Windows are read in order, folded by any thread, and handed to `emit` in order, so every output is one sequential
+    stream whatever the number of threads.
+
+    Args:
+        sources: distinct inputs.
+        stores: one store per source.
+        memory: threads, buffers and their size.
+        kernels: makes the kernels of one fold thread.
+        meter: gets seconds and bytes of every phase.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Checkpoint],
+        stores: Sequence[Store],
+        memory: MemoryPlan,
+        kernels: Kernels,
+        meter: Meter,
+    ) -> None:
+        self._sources = sources
+        self._stores = stores
+        self._memory = memory
+        self._kernels = kernels
+        self._meter = meter
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        emit: Callable[[Target, Slab], None] | None = None,
+        done: Callable[[Job], None] | None = None,
+    ) -> None:
+        """Run every job to its end.
+
+        Args:
+            jobs: made one by one, as buffers allow.
+            emit: gets the output bytes of every target and window, for each target in order; called from one thread.
+            done: called when a job's last window was emitted (or its last pass finished, for jobs that write nothing).
+
+        Raises:
+            Whatever a pass, a read or `emit` raised first; everything has stopped by then.
+        """
+        _Run(self._sources, self._stores, self._memory, self._kernels, self._meter, emit, done).run(jobs)
+
+
+class _Run:
+    """The state of one call of `Pipeline.run`."""
+
+    def __init__(
+        self,
+        sources: Sequence[Checkpoint],
+        stores: Sequence[Store],
+        memory: MemoryPlan,
+        kernels: Kernels,
+        meter: Meter,
+        emit: Callable[[Target, Slab], None] | None,
+        done: Callable[[Job], None] | None,
+    ) -> None:
+        held, scratch = HeldArrays(memory.held_bytes), Scratch()
+        self._sources: list[SourceReader] = []
+        for index, (checkpoint, store) in enumerate(zip(sources, stores, strict=True)):
+            self._sources.append(SourceReader(index, checkpoint, store, kernels, held, scratch, meter, self._sources))
+        self._memory = memory
+        self._kernels = kernels
+        self._meter = meter
+        self._emit = emit
+        self._done = done
+        self._pool = BufferPool(memory.slab_bytes, memory.slabs, kernels.buffer)
+        self._readers = ThreadPoolExecutor(memory.readers, "read")
+        self._work: WorkQueue[_Item] = WorkQueue()
+        self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._alive: list[Job] = []
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        folders = [
+            threading.Thread(target=self._fold_items, name=f"fold-{i}", daemon=True)
+            for i in range(self._memory.threads)
+        ]
+        emitter = threading.Thread(target=self._emit_items, name="emit", daemon=True)
+        threads = [*folders, emitter]
+        for thread in threads:
+            thread.start()
+        try:
+            for job in jobs:
+                self._feed(job)
+        except PoolClosed:
+            pass  # the failure that closed the pool is raised below
+        except BaseException as error:  # noqa: BLE001 (raised by run)
+            self._fail(error)
+        try:
+            self._work.close()
+            self._ordered.put(None)
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # noqa: BLE001 (raised by run)
+            self._fail(error)
+            for thread in threads:
+                thread.join()
+        finally:
+            self._readers.shutdown(cancel_futures=True)
+        if self._failure is not None:
+            raise self._failure
+
+    # -- feeding: the calling thread -----------------------------------------------------------------------------
+
+    def _feed(self, job: Job) -> None:
+        with self._lock:
+            self._alive.append(job)
+        needs = job.needs(0)
+        reserve = (self._memory.threads + AHEAD) * (len(needs) + sum(len(p.state.targets) for p in job.parts))
+        resident = job.turns > 1 and resident_slabs(needs, job.windows) + reserve <= self._pool.slabs
+        kept: list[Sequence[_Read]] = []
+        before: _Turn | None = None
+        for index in range(job.turns):
+            last = index == job.turns - 1
+            idle = False
+            if before is not None and not resident and job.optional(index):
+                if not self._finished(before):
+                    return
+                idle = not any(part.needed(index) for part in job.in_turn(index))
+                if idle and not last:
+                    continue
+            turn = self._start_turn(job, index, needs if resident else job.needs(index))
+            for window in range(job.windows):
+                reads = kept[window] if resident and index else [] if idle else self._start_reads(turn, window)
+                if resident and index == 0:
+                    kept.append(reads)
+                outs = self._start_outs(job.written_in(index), window)
+                item = _Item(turn, window, reads, resident and not last, outs, Future())
+                self._work.put(item, before.done if before is not None else None)
+                if outs or last:
+                    self._ordered.put(item)
+            before = turn
+
+    @staticmethod
+    def _start_turn(job: Job, index: int, needs: Sequence[Need]) -> _Turn:
+        place = {need: number for number, need in enumerate(needs)}
+        picks = [[None if need is None else place[need] for need in part.needs] for part in job.in_turn(index)]
+        return _Turn(job, index, needs, picks, job.windows, threading.Event())
+
+    def _start_outs(self, written: Sequence[tuple[Part, Target]], window: int) -> list[_Out]:
+        outs = []
+        for part, target in written:
+            place = part.state.windows[window]
+            size = target.task.out_bytes(place.own_end - place.own_begin)
+            outs.append(_Out(target, self._pool.acquire(), size))
+        return outs
+
+    def _start_reads(self, turn: _Turn, window: int) -> list[_Read]:
+        reads: list[_Read] = []
+        for source, location in turn.needs:
+            begin, end, size = _span(location, *turn.job.span(window))
+            if size == 0:
+                reads.append((None, None))
+                continue
+            slab = self._pool.acquire()
+            fill = self._sources[source].fill
+            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size])))
+        return reads
+
+    # -- folding -------------------------------------------------------------------------------------------------
+
+    def _fold_items(self) -> None:
+        """One fold thread: takes windows in order until the end mark; after a failure it only drains them."""
+        workspaces: dict[Real, Workspace] = {}
+        while (item := self._work.take()) is not None:
+            try:
+                if self._failure is None:
+                    self._wait_for_reads(item)
+                    self._fold(item, workspaces)
+            except BaseException as error:  # noqa: BLE001 (raised by run)
+                self._fail(error)
+            if not item.folded.done():
+                item.folded.set_result(False)
+
+    def _wait_for_reads(self, item: _Item) -> None:
+        """Wait for the window's bytes."""
+        with self._meter.measure("wait"):
+            for _, read in item.reads:
+                if read is not None:
+                    read.result()
+
+    def _finished(self, turn: _Turn) -> bool:
+        while not turn.done.wait(STOP_POLL_SECONDS):
+            if self._failure is not None:
+                return False
+        return self._failure is None
+
+    def _fold(self, item: _Item, workspaces: dict[Real, Workspace]) -> None:
+        turn = item.turn
+        both = zip(turn.job.in_turn(turn.index), turn.picks, strict=True)
+        parts = [(part, picks) for part, picks in both if part.needed(turn.index)]
+        if parts:
+            self._run(item, parts, workspaces)
+        if not item.keep:
+            self._pool.release([slab for slab, _ in item.reads if slab is not None])
+        with self._lock:
+            turn.remaining -= 1
+            finished = turn.remaining == 0
+        if finished:
+            for part, _ in parts:
+                part.passes[turn.index].finish()
+            self._work.over(turn.done)
+        item.folded.set_result(True)
+
+    def _run(
+        self, item: _Item, parts: Sequence[tuple[Part, Sequence[int | None]]], workspaces: dict[Real, Workspace]
+    ) -> None:
+        """The passes of some parts over a window, with what each of them picks of the turn's needs."""
+        turn, outs, span = item.turn, iter(item.outs), item.turn.job.span(item.window)
+        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs)):
+            for part, picks in parts:
+                window = part.state.windows[item.window]
+                own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
+                raws = [
+                    None if pick is None else _bytes_of(item.reads[pick], turn.needs[pick][1], window) for pick in picks
+                ]
+                data = WindowData(window, raws, [out.slab[: out.size] for out in own])
+                part.passes[turn.index].run(data, self._workspace(part, workspaces))
+
+    def _workspace(self, part: Part, workspaces: dict[Real, Workspace]) -> Workspace:
+        """This thread's arrays for the part's tiles; made again, larger, when a part needs more than any before."""
+        state = part.state
+        elements, models = max(state.tile, state.stat_tile), len(state.task.models)
+        found = workspaces.get(state.real)
+        if found is None or found.elements < elements or len(found.task_vectors) < models:
+            if found is not None:
+                elements, models = max(elements, found.elements), max(models, len(found.task_vectors))
+            del found
+            workspaces.pop(state.real, None)
+            workspaces[state.real] = Workspace(self._kernels, state.real, models, elements)
+        return workspaces[state.real]
+
+    # -- emitting in order ---------------------------------------------------------------------------------------
+
+    def _emit_items(self) -> None:
+        """The emitting thread: takes windows in order until the end mark; after a failure it only drains them."""
+        while (item := self._ordered.get()) is not None:
+            try:
+                if item.folded.result() and self._failure is None:
+                    self._emit_item(item)
+            except BaseException as error:  # noqa: BLE001 (raised by run)
+                self._fail(error)
+
+    def _emit_item(self, item: _Item) -> None:
+        job, turn = item.turn.job, item.turn.index
+        for out in item.outs:
+            if self._emit is not None:
+                self._emit(out.target, out.slab[: out.size])
+        self._pool.release([out.slab for out in item.outs])
+        if turn == job.turns - 1 and item.window == job.windows - 1 and self._finished(item.turn):
+            with self._lock:
+                self._alive.remove(job)
+            if self._done is not None:
+                self._done(job)
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        """Remember the first failure and wake every thread that waits for something that will not come."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = error
+            alive = list(self._alive)
+        self._pool.close()
+        self._work.stop()
+        for job in alive:
+            for part in job.parts:
+                part.state.abandon()
+
+
+def _span(location: TensorLocation, begin: int, end: int) -> tuple[int, int, int]:
+    """(first unit, end, bytes) of elements [begin, end) of a source; fewer where the source has fewer rows."""
+    size, units = DTYPES[location.info.dtype].unit_bytes, location.info.units
+    begin, end = min(begin, units), min(end, units)
+    return begin, end, (end - begin) * size
+
+
+def _bytes_of(read: _Read, location: TensorLocation, window: Window) -> Slab | None:
+    """The part of a source's buffer that belongs to a window of one part."""
+    slab, size = read[0], _span(location, window.begin, window.read_end)[2]
+    return None if slab is None or size == 0 else slab[:size]

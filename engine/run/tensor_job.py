@@ -1,0 +1,73 @@
+"""One tensor on its way through the pipeline: what is read of it, by whom, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..fold.tensor import OptionalPass, Pass, Target, TensorState
+from ..models.location import TensorLocation
+
+Need = tuple[int, TensorLocation]
+"""A source of the pipeline, and the tensor in it."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Recipes that look at a tensor alike: passes that run in order, the last of which writes the state's targets."""
+
+    state: TensorState
+    passes: Sequence[Pass]
+    places: Sequence[int]
+    """The pipeline's source for each of the state's plan."""
+
+    @property
+    def needs(self) -> list[Need | None]:
+        """What is read: of the reference, then of every model of the tensor."""
+        task = self.state.task
+        return [
+            None if location is None else (self.places[origin], location)
+            for origin, location in zip(task.origins, task.sources, strict=True)
+        ]
+
+    def needed(self, turn: int) -> bool:
+        """Whether its pass in that turn has something to do; valid when the turns before are over."""
+        own = self.passes[turn]
+        return own.needed if isinstance(own, OptionalPass) else True
+
+
+@dataclass(slots=True)
+class Job:
+    """One tensor on its way through the pipeline: in each turn every part that has another pass takes it."""
+
+    parts: Sequence[Part]
+    """Their windows begin and end alike; each keeps grains of its own whole."""
+
+    @property
+    def turns(self) -> int:
+        return max(len(part.passes) for part in self.parts)
+
+    @property
+    def windows(self) -> int:
+        return len(self.parts[0].state.windows)
+
+    def span(self, window: int) -> tuple[int, int]:
+        """First and last element (exclusive) that the parts together need in memory."""
+        windows = [part.state.windows[window] for part in self.parts]
+        return windows[0].begin, max(each.read_end for each in windows)
+
+    def in_turn(self, turn: int) -> list[Part]:
+        """The parts that have a pass then."""
+        return [part for part in self.parts if turn < len(part.passes)]
+
+    def optional(self, turn: int) -> bool:
+        """Whether it is known only when the turns before are over that parts have something to do then."""
+        return all(isinstance(part.passes[turn], OptionalPass) for part in self.in_turn(turn))
+
+    def written_in(self, turn: int) -> list[tuple[Part, Target]]:
+        """What the last passes of parts write in that turn."""
+        return [(part, target) for part in self.parts if turn == len(part.passes) - 1 for target in part.state.targets]
+
+    def needs(self, turn: int) -> list[Need]:
+        """What the passes of that turn read, each once."""
+        return list(dict.fromkeys(need for part in self.in_turn(turn) for need in part.needs if need is not None))

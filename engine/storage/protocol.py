@@ -1,0 +1,163 @@
+"""Where bytes come from and go to: one small protocol, and the function that opens the store of a URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from ..errors import InputError
+
+DEFAULT_READ_LIMIT_BYTES = 64 << 20
+"""`read_bytes` refuses larger files: it is for indexes, plans and receipts, never for weights."""
+
+TEMPORARY_PREFIX = ".anabranch-"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+class FileInfo(NamedTuple):
+    """What a store knows about a file without reading it."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the file changes: an ETag, or modification time and size."""
+
+
+class Leftover(NamedTuple):
+    """What an unfinished write left behind: a temporary file, or an upload that was never completed."""
+
+    name: str
+    """The file that it would have become."""
+    token: str
+    """Identifies this left-over to the store."""
+    age_seconds: float
+    size: int
+    """Bytes that it occupies, as far as the store can tell cheaply; else 0."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """One file being written; invisible under its name until `commit`."""
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Append bytes. The caller may reuse the memory as soon as this returns."""
+
+    def commit(self) -> None:
+        """Make the file visible, whole and durable.
+
+        Raises:
+            IntegrityError: fewer or more bytes were written than announced.
+            FileNotFoundError: a twin finished and somebody removed our temporary file; look at what is there.
+        """
+
+    def discard(self) -> None:
+        """Leave nothing behind; does nothing after `commit`, and may be called twice."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A folder of files, local or remote; names are relative, with "/" between parts.
+
+    All methods may be called from several threads. Besides what they document, they raise ResourceError
+    (space, permission), TemporaryError (may work later), and InputError (a file changed while it was read).
+    """
+
+    @property
+    def url(self) -> str:
+        """Absolute and normalised, without credentials."""
+
+    def info(self, name: str) -> FileInfo:
+        """Size and version; FileNotFoundError when absent."""
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted, relative to the store; [] when it does not exist.
+
+        Temporary files of unfinished writes are not listed.
+        """
+
+    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
+        """Fill `into` wholly from byte `offset` on.
+
+        Raises:
+            FileNotFoundError: no such file.
+            InputError: the file ends too early, or `version` is given and the file has another one.
+        """
+
+    def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
+        """The whole file; InputError when it is larger than the limit."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create a whole, durable file unless one of that name exists.
+
+        Returns:
+            True when this call created it. False when a file of that name exists; the caller compares, as it
+            may even be ours (an answer was lost and the request repeated).
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a whole, durable file in place of what was there, if anything."""
+
+    def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> Writer:
+        """Start writing a large file of exactly `size` bytes.
+
+        Args:
+            name: the file; an existing one is replaced at commit.
+            size: bytes that will be written.
+            attributes: kept beside the object where the store can (see `attributes`), else ignored; names of
+                lower-case letters, digits and underscores, values of ASCII text.
+            run_id: letters and digits that mark this run's temporary files.
+        """
+
+    def attributes(self, name: str) -> Mapping[str, str] | None:
+        """What `writer` was given for this file; None when the store keeps no attributes."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; absent is fine."""
+
+    def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
+        """What unfinished writes of these files left behind, sorted; never anybody else's."""
+
+    def delete_leftover(self, leftover: Leftover) -> None:
+        """Remove one of `leftovers`; absent is fine."""
+
+    def free_bytes(self) -> int | None:
+        """Space left for new files; None when unknown or unlimited."""
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """Open the folder at a URL: a local path, `file://`, `memory://` (this process) or any fsspec URL.
+
+    Args:
+        url: the folder.
+        create: make the folder when it does not exist, so that a missing permission shows at once.
+
+    Raises:
+        InputError: the URL cannot be understood, or no installed package knows its scheme.
+        ResourceError: the folder cannot be created.
+    """
+    if not url or "\0" in url:
+        raise InputError(f"{url!r} is not a folder or URL")
+    if "::" in url and "://" in url:
+        raise InputError("chained URLs (with '::') are not supported", "Give the URL of the folder itself.")
+    scheme = _SCHEME.match(url)
+    if scheme is None or scheme[1].lower() == "file":
+        from .local import LocalStore
+
+        return LocalStore(url if scheme is None else url[scheme.end() :], create=create)
+    if scheme[1].lower() == "memory":
+        from .memory import MemoryStore
+
+        return MemoryStore.shared(url)
+    from .fsspec_store import open_remote_store
+
+    return open_remote_store(url)
+
+
+def check_name(name: str) -> str:
+    """Assert that a name is a normal relative path; names that users give are checked long before."""
+    assert not any(part in ("", ".", "..") for part in name.split("/")), f"bad name {name!r}"
+    return name

@@ -1,0 +1,262 @@
+"""Whatever happens to a finished output, verify names the file and says what happened to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anabranch.engine.errors import IntegrityError, RecipeError
+from anabranch.engine.output.verify import CHUNK_BYTES, Verification, check_loading, read_manifest, verify
+from anabranch.engine.storage.memory import MemoryStore
+from anabranch.engine.storage.protocol import open_store
+
+from ...merging import merge, write_checkpoint, write_recipe
+
+SHARD = "model-00001-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "anabranch.manifest.json"
+TABLE = "anabranch.tensors.parquet"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished output of three shards."""
+    folder = tmp_path_factory.mktemp("verify")
+    generator = torch.Generator().manual_seed(3)
+    for name in ("base", "model"):
+        tensors = {f"t{i}": torch.randn(40, 32, generator=generator) for i in range(5)}
+        write_checkpoint(folder / name, tensors)
+    recipe = {
+        "merge_method": "cabs",
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / "model"), "parameters": {"weight": 1.0}}],
+        "parameters": {"density": 0.25, "block": 32},
+        "output": {"shard_size": "11KB"},
+    }
+    merge(write_recipe(folder / "recipe.yml", recipe), folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+def verified(out: Path) -> Verification:
+    return verify(open_store(str(out)), threads=2)
+
+
+def edit_manifest(out: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = out / MANIFEST
+    content = json.loads(path.read_bytes())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def rewrite(out: Path, name: str, data: bytes) -> None:
+    """Change a file and its entry in the manifest: only what the files say about each other can give it away."""
+    (out / name).write_bytes(data)
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(out, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def test_a_whole_output_has_no_problem_and_every_byte_was_read(out: Path) -> None:
+    counted: list[int] = []
+    manifest = read_manifest(open_store(str(out)))
+    result = verify(open_store(str(out)), 2, counted.append)
+    assert result.problems == ()
+    assert result.files == len(manifest.files) == 5
+    assert sum(counted) == result.size_bytes == sum((out / name).stat().st_size for name in manifest.files)
+
+
+def test_files_larger_than_the_buffer_are_read_in_pieces(tmp_path: Path) -> None:
+    store = MemoryStore("memory://large")
+    data = bytes(range(256)) * (CHUNK_BYTES // 256) + b"end"
+    store.replace("large.bin", data)
+    manifest = {
+        "plan_id": "x",
+        "numerics": 1,
+        "recipe": {},
+        "inputs": [],
+        "files": {"large.bin": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        "merged_tensors": 0,
+        "copied_tensors": 0,
+        "parameters": 0,
+        "summary": [],
+        "notes": [],
+        "warnings": [],
+        "tables": {},
+        "survey": [],
+    }
+    store.replace(MANIFEST, json.dumps(manifest).encode())
+    assert [problem.file for problem in verify(store).problems] == [MANIFEST]  # no plan has the id "x"
+    store.replace("large.bin", data[:-1] + b"!")
+    assert {problem.file for problem in verify(store).problems} == {MANIFEST, "large.bin"}
+
+
+@pytest.mark.parametrize("name", [SHARD, INDEX, "config.json"])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_one_flipped_bit_is_one_problem(out: Path, name: str, place: str) -> None:
+    data = bytearray((out / name).read_bytes())
+    data[{"first": 0, "middle": len(data) // 2, "last": -1}[place]] ^= 1
+    (out / name).write_bytes(data)
+    (problem,) = verified(out).problems
+    assert problem.file == name
+    assert problem.text.startswith("damaged: its SHA-256 is")
+
+
+def test_a_truncated_a_missing_and_an_unexpected_file_are_one_problem_each(out: Path) -> None:
+    size = (out / SHARD).stat().st_size
+    (out / SHARD).write_bytes((out / SHARD).read_bytes()[:-1])
+    (out / "config.json").unlink()
+    (out / "pytorch_model.bin").write_bytes(b"")
+    assert [(problem.file, problem.text) for problem in verified(out).problems] == [
+        ("config.json", "missing"),
+        (SHARD, f"damaged: {size - 1} bytes, expected {size}"),
+        ("pytorch_model.bin", "unexpected"),
+    ]
+
+
+def test_an_index_that_does_not_fit_the_shards_is_found(out: Path) -> None:
+    index = json.loads((out / INDEX).read_bytes())
+    moved = min(index["weight_map"])
+    index["weight_map"][moved] = "model-00003-of-00003.safetensors"
+    rewrite(out, INDEX, json.dumps(index).encode())
+    (problem,) = verified(out).problems
+    assert problem.file == INDEX
+    assert repr(moved) in problem.text
+
+
+def test_a_wrong_total_size_in_the_index_is_found(out: Path) -> None:
+    index = json.loads((out / INDEX).read_bytes())
+    index["metadata"]["total_size"] += 1
+    rewrite(out, INDEX, json.dumps(index).encode())
+    (problem,) = verified(out).problems
+    assert problem.file == INDEX
+    assert "total_size" in problem.text
+
+
+def test_a_shard_whose_header_does_not_parse_is_found(out: Path) -> None:
+    data = bytearray((out / SHARD).read_bytes())
+    data[9:13] = b"}}}}"
+    rewrite(out, SHARD, bytes(data))
+    (problem,) = verified(out).problems
+    assert problem.file == SHARD
+    assert "damaged" in problem.text
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda manifest: manifest["recipe"].update(seed=99),
+        lambda manifest: manifest["inputs"][0].update(url="/elsewhere"),
+        lambda manifest: manifest.update(numerics=manifest["numerics"] + 1),
+    ],
+)
+def test_a_manifest_that_tells_of_another_merge_is_found(out: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    edit_manifest(out, edit)
+    (problem,) = verified(out).problems
+    assert problem.file == MANIFEST
+    assert "plan id" in problem.text
+
+
+def test_a_changed_table_is_found(out: Path) -> None:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(out / TABLE)
+    pyarrow.parquet.write_table(table, out / TABLE, compression="none")
+    assert verified(out).problems == ()  # other bytes, equal rows
+    pyarrow.parquet.write_table(table.slice(1), out / TABLE)
+    (problem,) = verified(out).problems
+    assert (problem.file, "rows" in problem.text) == (TABLE, True)
+    (out / TABLE).write_bytes(b"PAR1")
+    assert [problem.file for problem in verified(out).problems] == [TABLE]
+
+
+def test_without_a_manifest_an_output_is_not_finished(out: Path) -> None:
+    (out / MANIFEST).unlink()
+    with pytest.raises(IntegrityError, match="is not finished"):
+        verified(out)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "anabranch.manifest"}', "\x00"])
+def test_a_manifest_that_is_none_is_an_error(out: Path, text: str) -> None:
+    (out / MANIFEST).write_text(text)
+    with pytest.raises(IntegrityError, match="is not a manifest"):
+        verified(out)
+
+
+@pytest.mark.parametrize("name", ["../base/model.safetensors", "/etc/passwd", "a/b", "..", ""])
+def test_names_in_a_manifest_never_lead_out_of_its_folder(out: Path, name: str) -> None:
+    edit_manifest(out, lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0"}}))
+    with pytest.raises(IntegrityError, match="plain name"):
+        verified(out)
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def small_model(folder: Path, tied: bool) -> Path:
+    """A saved model of transformers, in several shards."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.slow
+def test_tied_weights_are_stored_once_and_load(tmp_path: Path) -> None:
+    loading = check_loading(str(small_model(tmp_path, tied=True)))
+    assert loading.problems == ()
+    assert loading.architecture == "Qwen2ForCausalLM"
+    assert loading.tied == (("lm_head.weight", "model.embed_tokens.weight"),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}, "no shard has: model.layers.2."),
+        ({"num_hidden_layers": 1, "layer_types": ["full_attention"]}, "does not know: model.layers.1."),
+        ({"hidden_size": 64}, "another shape"),
+    ],
+)
+def test_a_config_of_another_model_does_not_load(tmp_path: Path, changes: dict[str, object], text: str) -> None:
+    folder = small_model(tmp_path, tied=False)
+    edit_config(folder, **changes)
+    problems = check_loading(str(folder)).problems
+    assert any(problem.file == "config.json" and text in problem.text for problem in problems)
+
+
+@pytest.mark.slow
+def test_an_unknown_architecture_is_an_error(tmp_path: Path) -> None:
+    folder = small_model(tmp_path, tied=False)
+    edit_config(folder, architectures=["NobodyForCausalLM"])
+    with pytest.raises(IntegrityError, match="has no NobodyForCausalLM"):
+        check_loading(str(folder))
+
+
+def test_only_a_local_output_can_be_loaded() -> None:
+    with pytest.raises(RecipeError, match="local directory"):
+        check_loading("s3://bucket/out")
