@@ -16,7 +16,8 @@ import click
 from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
-    from ..engine.output.verify import Loading, Problem, Verification
+    from ..engine.output.loading import Loading
+    from ..engine.output.verify import Problem, Verification
     from .prepare import Execution, Job
     from .reports.merge import MergeReport
 
@@ -209,7 +210,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
     """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
     from ..engine.output.tables import write_table
     from ..engine.run.meter import Meter
-    from ..engine.storage.protocol import open_store
+    from ..engine.storage.opening import open_store
     from .commands import survey as take_survey
     from .reports.progress import folded_bytes, open_progress
 
@@ -234,7 +235,8 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @reported
 def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
-    from ..engine.output.verify import check_loading, problems_error
+    from ..engine.output.loading import check_loading
+    from ..engine.output.verify import problems_error
     from .machine import available_cores
     from .reports.progress import Tally, open_progress
     from .verifying import check_is_model, open_outputs, verify_outputs
@@ -279,7 +281,7 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
 @reported
 def gc(out: str, yes: bool, as_json: bool) -> None:
     """List what killed runs left in OUT more than a day ago, and with --yes remove it."""
-    from ..engine.storage.protocol import open_store
+    from ..engine.storage.opening import open_store
     from .leftovers import find_leftovers
 
     store = open_store(out)

@@ -11,14 +11,20 @@ from pathlib import Path
 from ..engine.errors import RecipeError, ResourceError
 from ..engine.kernels.protocol import Kernels
 from ..engine.output.commit import Output
-from ..engine.output.manifest import SurveyPart
 from ..engine.output.verify import Verification
 from ..engine.plan.inputs import open_inputs
+from ..engine.plan.records import SurveyPart
+from ..engine.plan.survey import Round
 from ..engine.recipe.parse import load_recipe
+from ..engine.run.local import LocalRunner
 from ..engine.run.memory import Surroundings, plan_memory
 from ..engine.run.meter import Meter
-from ..engine.run.survey import Round, SurveyWorker
-from ..engine.storage.protocol import open_store
+from ..engine.run.protocols import Member, Progress, Runner
+from ..engine.run.runner import run
+from ..engine.run.stages import Stages
+from ..engine.run.survey import SurveyWorker
+from ..engine.run.surveys import survey_bytes
+from ..engine.storage.opening import open_store
 from .machine import available_cores, peak_rss_bytes
 from .prepare import (
     DEFAULT_MEMORY_BYTES,
@@ -35,9 +41,6 @@ from .reports.merge import MergeReport
 from .reports.plan import PlanReport
 from .reports.progress import Silent
 from .reports.survey import SurveyReport, make_survey_report
-from .runner import LocalRunner, Member, Progress, Runner, run
-from .stages import Stages
-from .surveys import survey_bytes
 from .verifying import open_outputs, verify_outputs
 
 COMPILING = "compiling kernels for this processor: some seconds, once"

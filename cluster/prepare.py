@@ -19,10 +19,11 @@ from ..engine.plan.plan import Plan
 from ..engine.plan.shared_reading import Group, make_group, why_apart
 from ..engine.recipe.parse import load_recipe
 from ..engine.run.memory import MemoryPlan, plan_group_memory
-from ..engine.storage.protocol import open_store
+from ..engine.run.protocols import Member
+from ..engine.run.work_items import surroundings
+from ..engine.storage.opening import open_store
 from .machine import available_cores
 from .reports.plan import PlanReport
-from .runner import Member, surroundings
 
 DEFAULT_MEMORY_BYTES = 2 << 30
 TABLES_BYTES_PER_TENSOR = 1000

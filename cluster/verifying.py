@@ -11,7 +11,8 @@ from ..engine.errors import RecipeError
 from ..engine.models.task_masks import is_part, parts_below
 from ..engine.output.manifest import MANIFEST_NAME, Manifest
 from ..engine.output.verify import Verification, read_manifest, verify
-from ..engine.storage.protocol import Store, open_store
+from ..engine.storage.opening import open_store
+from ..engine.storage.protocol import Store
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from anabranch.cluster.runner import LocalRunner, Member, Outcome, run
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.models.opening import Opened
 from anabranch.engine.output.commit import Output
 from anabranch.engine.plan.inputs import inputs_of_parts, open_inputs
 from anabranch.engine.plan.shared_reading import why_apart
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.storage.protocol import Store, open_store
+from anabranch.engine.run.protocols import Member, Outcome
+from anabranch.engine.run.runner import run
+from anabranch.engine.storage.opening import open_store
+from anabranch.engine.storage.protocol import Store
 
 Tensors = Mapping[str, torch.Tensor]
 MIB = 1 << 20

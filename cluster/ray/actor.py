@@ -13,13 +13,14 @@ from ...engine.errors import AnabranchError, ResourceError
 from ...engine.kernels.protocol import Kernels
 from ...engine.models.checkpoint import open_source
 from ...engine.output.commit import Output
-from ...engine.output.manifest import Receipt, SurveyPart
+from ...engine.plan.records import Receipt, SurveyPart
 from ...engine.plan.shared_reading import Group
+from ...engine.plan.survey import Round, Survey
 from ...engine.run.memory import MemoryPlan
 from ...engine.run.meter import Meter, Phase
 from ...engine.run.shard import Shard, ShardWorker
-from ...engine.run.survey import Round, Survey, SurveyWorker
-from ...engine.storage.protocol import open_store
+from ...engine.run.survey import SurveyWorker
+from ...engine.storage.opening import open_store
 
 Usage = Mapping[Phase, tuple[float, int, int]]
 """Seconds, bytes and calls per phase."""

@@ -15,13 +15,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
-from ...engine.output.manifest import Receipt
+from ...engine.plan.records import Receipt
 from ...engine.plan.shared_reading import Group, make_group
+from ...engine.plan.survey import Round, Survey
 from ...engine.run.memory import plan_group_memory
 from ...engine.run.meter import Meter, Phase
+from ...engine.run.protocols import Member
 from ...engine.run.shard import Shard
-from ...engine.run.survey import Round, Survey
-from ..runner import Member, group_fold_bytes, surroundings
+from ...engine.run.work_items import group_fold_bytes, surroundings
 from .actor import Done, Failed, WorkerOptions, make_worker
 from .events import (
     Action,

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from ...engine.plan.plan import Plan
 from ...engine.run.memory import MemoryPlan
 from ...engine.run.meter import PHASES, Meter, Phase, Stage
-from ..runner import Outcome
+from ...engine.run.protocols import Outcome
 from .plan import counted, duration
 
 ADVICE = {

@@ -14,7 +14,7 @@ from ...engine.models.checkpoint import Checkpoint
 from ...engine.models.location import TensorLocation
 from ...engine.plan.plan import Plan
 from ...engine.run.memory import MemoryPlan
-from ..runner import fold_bytes
+from ...engine.run.work_items import fold_bytes
 
 State = Literal["new", "started", "finished"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...engine.methods import tadrop
-from ...engine.output.manifest import SurveyPart, SurveyRow
+from ...engine.methods.tadrop import TadropDensity
 from ...engine.plan.plan import Plan
-from ...engine.recipe.parameters import TadropDensity
-from ...engine.run.survey import decide_densities, redundancy
+from ...engine.plan.records import SurveyPart, SurveyRow
+from ...engine.plan.survey import decide_densities, redundancy
 
 if TYPE_CHECKING:
     import pyarrow

@@ -9,8 +9,10 @@ from ..kernels.protocol import Array, host, on_device
 from ..kernels.rank_search import RankSearch, key_value, quantile_rank
 from ..plan.windows import tiles
 from .masks import KEEP_ALL_EQUAL
+from .passes import Pass, WindowData, add_into
 from .rounding import check_overflow, write_merged
-from .tensor import Pass, TensorState, WindowData, Workspace, add_into
+from .tensor import TensorState
+from .workspace import Workspace
 
 QUARTILES = (0.25, 0.5, 0.75)
 

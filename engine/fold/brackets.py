@@ -20,8 +20,10 @@ from ..kernels.window_calls import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, 
 from ..models.header import DTYPES
 from ..plan.demands import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, sample_elements
 from ..plan.windows import Window, tiles
-from .sums import FallbackPass, Order, OrderPass
-from .tensor import Pass, TensorState, WindowData, Workspace, add_into
+from .histograms import FallbackPass, Order, OrderPass
+from .passes import Pass, WindowData, add_into
+from .tensor import TensorState
+from .workspace import Workspace
 
 CHUNK = 16
 """Elements that are sampled together: a cache line at the most."""

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels.protocol import ROW, WINDOW_ROWS, Array, fold_rows, host, on_device
+from ..kernels.protocol import Array, host, on_device
+from ..kernels.row_sums import ROW, WINDOW_ROWS, fold_rows
 from ..methods.coefficients import NoDirection
 from ..methods.stages import CombinationMerge
 from ..plan.demands import needs_rows
 from ..plan.windows import tiles
+from .passes import Pass, WindowData, add_into
 from .rounding import check_overflow, out_bytes, write_merged
-from .tensor import Pass, Target, TensorState, WindowData, Workspace, add_into
+from .tensor import Target, TensorState
+from .workspace import Workspace
 
 
 def normalizer(weights: Sequence[float], real: str) -> float:

@@ -12,7 +12,9 @@ from ..methods.stages import CombinationMerge
 from ..plan.demands import column_rows
 from ..plan.windows import tiles
 from .combination import CombinationPass, Operands, beyond_fp64
-from .tensor import Pass, TensorState, WindowData, Workspace, add_into
+from .passes import Pass, WindowData, add_into
+from .tensor import TensorState
+from .workspace import Workspace
 
 SOLVED_AT_ONCE = 4096
 """Columns; coefficients of so many are computed together."""

@@ -6,8 +6,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..plan.windows import tiles
+from .passes import WindowData
 from .rounding import check_overflow, write_merged
-from .tensor import TensorState, WindowData, Workspace
+from .tensor import TensorState
+from .workspace import Workspace
 
 
 class CopyPass:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..methods.stages import Elect
-from ..output.manifest import ElectedRow, TensorRow
+from ..plan.records import ElectedRow, TensorRow
 from ..plan.windows import tiles
+from .passes import WindowData, add_into
 from .rounding import check_overflow, out_bytes
 from .sums import RowSums
-from .tensor import Target, TensorState, WindowData, Workspace, add_into
+from .tensor import Target, TensorState
+from .workspace import Workspace
 
 
 class ElectPass:

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ..kernels.window_calls import WindowCounts
 from ..plan.windows import tiles
+from .passes import WindowData, add_into
 from .sums import RowSums
-from .tensor import TensorState, WindowData, Workspace, add_into
+from .tensor import TensorState
 from .whole_window import fold_whole
+from .workspace import Workspace
 
 
 class KeptSumsPass:
@@ -82,3 +84,35 @@ def weigh_by_energy(state: TensorState, kept: list[NDArray[np.float64] | None]) 
         total += value / state.task.numel
     alike = 1.0 / len(state.present)
     state.energies = [value / state.task.numel / total if total > 0 else alike for value in squares]
+
+
+class OwnersPass:
+    """How many elements each mask keeps alone, and how many with others: `own` and `shared` of the state."""
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        models = len(state.task.models)
+        self._own, self._kept = [0] * models, [0] * models
+        self._nonfinite = [0] * (models + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state, kernels, counts = self._state, self._state.kernels, [0] * len(self._nonfinite)
+        ranks = state.start_ranks(data, workspace, state.present)
+        own, kept = [0] * len(self._own), [0] * len(self._own)
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            length = end - begin
+            state.load(data, workspace, begin, end, counts)
+            claims, alone = state.mask_tile(workspace, begin, end, state.present, ranks), workspace.spare[:length]
+            alone[:] = claims == 1
+            for i in state.present:
+                own[i] += kernels.pair_overlap(workspace.masks[i][:length], alone)
+                kept[i] += kernels.count(workspace.masks[i][:length])
+        with state.lock:
+            add_into(self._nonfinite, counts)
+            add_into(self._own, own)
+            add_into(self._kept, kept)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        self._state.own = self._own
+        self._state.shared = [kept - own for kept, own in zip(self._kept, self._own, strict=True)]

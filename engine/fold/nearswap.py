@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ..methods.stages import NearSwap
 from ..plan.windows import tiles
+from .passes import WindowData, add_into
 from .rounding import check_overflow, write_merged
-from .tensor import TensorState, WindowData, Workspace, add_into
+from .tensor import TensorState
+from .workspace import Workspace
 
 
 class NearSwapPass:

@@ -6,7 +6,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.header import DTYPES
-from .tensor import TensorState, WindowData, Workspace
+from .passes import WindowData
+from .tensor import TensorState
+from .workspace import Workspace
 
 
 def write_merged(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ..kernels.protocol import Array
 from ..methods.stages import Sharing, TaskVectorMerge
 from .combination import normalizer
-from .tensor import Target, TensorState, Workspace
+from .tensor import Target, TensorState
+from .workspace import Workspace
 
 
 class TaskVectorSum:

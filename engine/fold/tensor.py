@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,86 +13,15 @@ from ..errors import InputError
 from ..kernels.protocol import Array, Kernels
 from ..kernels.rank_search import LEVELS_32, LEVELS_64
 from ..kernels.window_calls import WindowInputs
-from ..methods.stages import TaskVectorMerge, Variance
+from ..methods.stages import ModelThreshold, TaskVectorMerge, Variance
 from ..models.header import DTYPES
 from ..plan.demands import grain
 from ..plan.plan import Plan
 from ..plan.task import TensorTask
-from ..plan.windows import ROW_ELEMENTS, Window, cut_windows, tile_elements, tiles
-from .masks import Cut, Edge, EqualLedger, Ranks, Selector, first_edges, random_key
-
-Real = Literal["f32", "f64"]
-HISTOGRAM_BINS = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class WindowData:
-    """The bytes of one window in memory, and where its results go."""
-
-    window: Window
-    raws: Sequence[NDArray[np.uint8] | None]
-    """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the
-    source ends earlier, None where there is no such source."""
-    outs: Sequence[NDArray[np.uint8]]
-    """Per target of the state, uint8 bytes of elements [own_begin, own_end) in its output dtype; empty in passes that
-    only gather statistics."""
-
-    @property
-    def out(self) -> NDArray[np.uint8] | None:
-        """The place of the only result, or None."""
-        return self.outs[0] if self.outs else None
-
-
-class Pass(Protocol):
-    """One reading of a tensor: `run` for every window by any thread in any order, then `finish` once."""
-
-    def run(self, data: WindowData, workspace: Workspace) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-class OptionalPass(ABC):
-    """A pass that the passes before may make superfluous: then it is neither run nor finished, and nothing is read."""
-
-    @property
-    @abstractmethod
-    def needed(self) -> bool:
-        """Whether there is anything to do; asked when the passes before are finished."""
-
-
-class Workspace:
-    """The arrays in which one thread folds tiles; made once and reused from the first tile to the last."""
-
-    def __init__(self, kernels: Kernels, real: Real, models: int, elements: int) -> None:
-        self.elements = elements
-        self.base = kernels.empty(elements, real)
-        self.sum = kernels.empty(elements, real)
-        self.signs = kernels.empty(elements, real)
-        self.weight_sum = kernels.empty(elements, real)
-        self.order = kernels.empty(elements, real)
-        self.task_vectors = [kernels.empty(elements, real) for _ in range(models)]
-        self.masks = [kernels.empty(elements, "u8") for _ in range(models)]
-        self.claims = kernels.empty(elements, "u8")
-        self.active = kernels.empty(elements, "u8")
-        self.agreeing = kernels.empty(elements, "u8")
-        self.spare = kernels.empty(elements, "u8")
-        self.rows = kernels.empty(3 * -(-elements // ROW_ELEMENTS), "f64")
-        self._kernels = kernels
-        self._histograms: list[Array] = []
-
-    def histograms(self, count: int) -> list[Array]:
-        """`count` i64 arrays of HISTOGRAM_BINS zeros."""
-        while len(self._histograms) < count:
-            self._histograms.append(self._kernels.empty(HISTOGRAM_BINS, "i64"))
-        for histogram in self._histograms[:count]:
-            histogram[:] = 0
-        return self._histograms[:count]
-
-    @staticmethod
-    def bytes_for(models: int, elements: int, real_bytes: int, histograms: int) -> int:
-        """Bytes of one workspace, for the memory plan."""
-        reals = (5 + models) * real_bytes
-        return elements * (reals + models + 4) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
+from ..plan.windows import ROW_ELEMENTS, cut_windows, tile_elements, tiles
+from .masks import KEEP_ALL_EQUAL, Cut, Edge, EqualLedger, Ranks, Selector, first_edges, random_key
+from .passes import WindowData, add_into
+from .workspace import Real, Workspace
 
 
 @dataclass(slots=True)
@@ -107,12 +34,6 @@ class Tally:
     """Per model, elements its mask kept."""
     overlaps: dict[tuple[int, int], int] = field(default_factory=dict)
     """Per pair of models, elements that both masks kept."""
-
-
-def add_into(total: list[int], more: list[int]) -> None:
-    """total += more, element by element."""
-    for i, value in enumerate(more):
-        total[i] += value
 
 
 @dataclass(slots=True)
@@ -390,3 +311,17 @@ class TensorState:
         if self.selector is not None:
             for *_, ledger in self.selector.ledgers(self.present):
                 ledger.abandon()
+
+
+def set_thresholds(state: TensorState, thresholds: Sequence[int] | None) -> None:
+    """Give a tensor thresholds of whole models; zeros are never kept, since keeping them changes nothing.
+
+    Args:
+        state: the tensor.
+        thresholds: per model of the plan, the smallest key that is kept; None where no survey decided any.
+    """
+    if thresholds is None or state.selector is None:
+        return
+    if isinstance(state.selector.selection, ModelThreshold):
+        keys = [thresholds[state.task.model_of(i)] for i in range(len(state.task.models))]
+        state.selector.edges = [[Edge(Cut(0, key, KEEP_ALL_EQUAL if key else 0)) if key >= 0 else None] for key in keys]

@@ -9,24 +9,27 @@ from itertools import combinations
 from ..kernels.window_calls import WindowCounts
 from ..methods import tadrop
 from ..methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
-from ..output.manifest import ModelRow, TensorRow
+from ..methods.tadrop import TadropDensity
 from ..plan.demands import needs_columns
+from ..plan.records import ModelRow, TensorRow
 from ..plan.windows import tiles
-from ..recipe.parameters import TadropDensity
 from .arcee_fusion import fusion_passes
 from .brackets import order_passes
 from .combination import combination_passes
 from .combination_by_column import column_passes
 from .copying import CopyPass
 from .emr import ElectPass
-from .mask_sums import KeptSumsPass, divide_by_norms, weigh_by_energy
+from .histograms import OrderPass, edge_orders, quantile_orders
+from .mask_sums import KeptSumsPass, OwnersPass, divide_by_norms, weigh_by_energy
 from .masks import Ranks
 from .nearswap import NearSwapPass
+from .passes import Pass, WindowData, add_into
 from .rounding import check_overflow, write_merged
-from .sums import MomentsPass, OrderPass, OwnersPass, RowSums, check_moments, edge_orders, quantile_orders
+from .sums import MomentsPass, RowSums, check_moments
 from .task_vectors import TaskVectorSum
-from .tensor import Pass, Target, TensorState, WindowData, Workspace, add_into
+from .tensor import Target, TensorState
 from .whole_window import fold_whole
+from .workspace import Workspace
 
 
 class FoldPass:

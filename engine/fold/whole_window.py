@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import ROW
+from ..kernels.row_sums import ROW
 from ..kernels.window_calls import Selected, WindowCounts, WindowFold, WindowSum
 from ..methods.stages import All, Band, Blocks, ModelThreshold, Random, TaskVectorMerge, Top, Variance
 from .combination import normalizer
 from .masks import Edge, Ranks, block_keep
-from .tensor import Target, TensorState, WindowData
+from .passes import WindowData
+from .tensor import Target, TensorState
 
 NOTHING_ABOVE = (0, 0x7FFFFFFF, 0, 0)
 """The rule of a cut that keeps nothing."""

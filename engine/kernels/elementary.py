@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .protocol import ROW, WINDOW_ROWS
+from .row_sums import ROW, WINDOW_ROWS
 
 WINDOW = ROW * WINDOW_ROWS
 """Elements of one window of the defined order of sums."""

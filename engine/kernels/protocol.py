@@ -21,10 +21,6 @@ Kind: TypeAlias = Literal["f32", "f64", "u8", "u16", "i64"]
 
 LEAST_CHANGE = 1e-6
 """Changes below it count as this large where a bound is divided by them (mergekit's nearswap)."""
-ROW = 4096
-"""Elements of one row of the defined summation order."""
-WINDOW_ROWS = 256
-"""Rows of one window of the defined summation order: a window is 2^20 elements."""
 
 
 class Kernels(Protocol):
@@ -327,21 +323,3 @@ def on_device(kernels: Kernels, values: npt.NDArray[np.float64]) -> Array:
     device = kernels.empty(len(values), "f64")
     kernels.decode(kernels.load(np.ascontiguousarray(values).view(np.uint8)), "F64", device)
     return device
-
-
-def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Row sums f64 [R, 3] of a whole tensor -> its sums [3], in the defined order.
-
-    The 256 row sums of each window are folded in halves (missing rows are +0.0), windows are added one after the other.
-    """
-    windows = max(1, -(-rows.shape[0] // WINDOW_ROWS))
-    padded = np.zeros((windows, WINDOW_ROWS, rows.shape[1]), np.float64)
-    padded.reshape(windows * WINDOW_ROWS, rows.shape[1])[: rows.shape[0]] = rows
-    half = WINDOW_ROWS // 2
-    while half:
-        padded[:, :half] += padded[:, half : 2 * half]
-        half //= 2
-    total = np.zeros(rows.shape[1], np.float64)
-    for window in range(windows):
-        total += padded[window, 0]
-    return total

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,3 +70,14 @@ def budget_densities(u: Sequence[float], numel: Sequence[int], mean: float, spre
     for i, sparsity in zip(places, sparsities((low + high) / 2), strict=True):
         densities[i] = 1.0 - sparsity
     return densities
+
+
+@dataclass(frozen=True, slots=True)
+class TadropDensity:
+    """A density that follows from each tensor's own distribution (TADrop, arXiv 2508.06163)."""
+
+    mean: float | None = None
+    """Target mean density of a model over the tensors that this setting applies to; None: no target."""
+    spread: float = 0.1
+    """Change of sparsity per standard deviation of redundancy; used with a target only."""
+    statistic: Literal["participation", "quantile", "kurtosis"] = "participation"

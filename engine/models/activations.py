@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage.protocol import Store, open_store
+from ..storage.opening import open_store
+from ..storage.protocol import Store
 from .checkpoint import read_file_header
 from .header import TensorInfo
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..storage.joined import JoinedStore
-from ..storage.protocol import Store, open_store
+from ..storage.opening import open_store
+from ..storage.protocol import Store
 from .header import Header, header_length, parse_header, parse_index, without_garbage_collection
 from .location import TensorLocation
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..storage.joined import JoinedStore
-from ..storage.protocol import Store, open_store
+from ..storage.opening import open_store
+from ..storage.protocol import Store
 from .checkpoint import Checkpoint, open_checkpoint
 from .lora import with_adapter
 from .quantised import with_scales

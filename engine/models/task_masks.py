@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from ..plan.emr_outputs import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
 from ..recipe.schema import TASK_NAME, UNIFIED
 from ..storage.protocol import Store
 from .checkpoint import Checkpoint, CheckpointFile, open_checkpoint
@@ -189,3 +188,21 @@ def _changed(
             raise InputError(f"{where}: {name!r} is {kind.name}, which has no masked changes", FETCH)
     made = MaskedChange(weight, _moved(vector, first_file), bits, scale)
     return TensorLocation(weight.file, TensorInfo(name, "F32", weight.info.shape, 0), made)
+
+
+PART_NAME = "anabranch.emr.json"
+"""What a part is, in its folder."""
+
+
+PART_FORMAT = "anabranch.emr"
+
+
+PART_VERSION = 1
+
+
+BIT_ORDER = "element i of the flattened tensor is bit i % 8, counted from the least significant one, of byte i // 8"
+
+
+def base_files(identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a copy of the base still has in common with it: sizes and headers of its files, from its identity."""
+    return [{"size": file["size"], "header_sha256": file["header_sha256"]} for file in identity["files"]]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..json_text import canonical_json
 from ..plan.plan import Plan
-from .manifest import Receipt, canonical_json
+from ..plan.records import Receipt
 
 if TYPE_CHECKING:  # imported where a table is made: workers never need it
     import pyarrow

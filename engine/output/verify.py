@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, IntegrityError, RecipeError, ResourceError
+from ..errors import InputError, IntegrityError
+from ..json_text import canonical_json
 from ..models.checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES
 from ..models.header import Header, check_file_name, header_length, parse_header, parse_index
 from ..storage.protocol import Store
-from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, canonical_json, decode_manifest
+from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
 
 CHUNK_BYTES = 8 << 20
 """Read and hashed at a time; each thread reuses one buffer of this size."""
@@ -239,113 +238,3 @@ def _check_table(store: Store, manifest: Manifest) -> list[Problem]:
 
 
 # -- loading ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Loading:
-    """What loading an output into its empty model showed."""
-
-    architecture: str
-    tensors: int
-    """Tensors that were loaded."""
-    tied: tuple[tuple[str, ...], ...]
-    """Names that share one tensor."""
-    problems: tuple[Problem, ...]
-
-
-def check_loading(folder: str) -> Loading:
-    """Build the empty model of an output's config.json and load every shard into it, one shard in memory at a time.
-
-    Which names a model's class takes from a checkpoint is transformers' knowledge (it renames some), so missing and
-    unexpected names come from its own loader, on a device without memory; the values go through accelerate.
-
-    Args:
-        folder: a local output directory that `verify` found whole.
-
-    Raises:
-        RecipeError: the output is not a local directory.
-        ResourceError: transformers is not installed.
-        IntegrityError: config.json names no architecture that the installed transformers has.
-    """
-    if "://" in folder:
-        raise RecipeError(f"--load needs a local directory, got {folder}", "copy the output to a disk first")
-    model, architecture = _empty_model(folder)
-    from accelerate.utils import find_tied_parameters
-
-    model.tie_weights()  # a model without memory has no ties until then
-    tied = tuple(tuple(sorted(names)) for names in find_tied_parameters(model))
-    problems = _name_problems(folder, type(model), architecture)
-    count = 0
-    for shard in sorted(Path(folder).glob("*.safetensors")):
-        count += _load_shard(model, shard, problems)
-    return Loading(architecture, count, tied, tuple(problems))
-
-
-def _empty_model(folder: str) -> tuple[Any, str]:
-    """The model of config.json without memory for its weights, in the checkpoint's dtype, and its class's name."""
-    try:
-        import transformers
-        from accelerate import init_empty_weights
-    except ImportError as error:
-        raise ResourceError(f"--load needs {error.name}", "install it: pip install 'anabranch[demo]'") from None
-    # What they would warn about is reported here as a problem, or is meant: the model has no memory yet.
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        wanted = (config.architectures or ["AutoModel"])[0]
-        model_class = getattr(transformers, wanted, None)
-        if model_class is None:
-            raise ValueError(f"transformers {transformers.__version__} has no {wanted}")
-        with init_empty_weights():
-            model = model_class.from_config(config) if wanted == "AutoModel" else model_class(config)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-        raise IntegrityError(
-            f"{folder}/config.json gives no model: {error}",
-            "the installed transformers may be older than the model; code from a checkpoint is never run",
-        ) from error
-    return model.to(config.dtype) if config.dtype is not None else model, type(model).__name__
-
-
-def _name_problems(folder: str, model_class: Any, architecture: str) -> list[Problem]:
-    """Tensors that the model lacks, and tensors that it does not know."""
-    try:
-        _, info = model_class.from_pretrained(
-            folder,
-            device_map={"": "meta"},
-            ignore_mismatched_sizes=True,  # they are reported with the others
-            output_loading_info=True,
-            use_safetensors=True,
-        )
-    except (ValueError, RuntimeError, OSError) as error:
-        return [Problem("config.json", f"{architecture} does not load the shards: {error}")]
-    texts = {
-        "missing_keys": f"{architecture} has tensors that no shard has",
-        "unexpected_keys": f"the shards have tensors that {architecture} does not know",
-        "mismatched_keys": f"the shards have tensors of another shape than {architecture}",
-    }
-    info["mismatched_keys"] = [name for name, *_ in info["mismatched_keys"]]
-    return [Problem("config.json", f"{text}: {_some(sorted(info[key]))}") for key, text in texts.items() if info[key]]
-
-
-def _load_shard(model: Any, shard: Path, problems: list[Problem]) -> int:
-    """Load one shard with accelerate, then free it again; returns its number of tensors."""
-    from accelerate import load_checkpoint_in_model
-    from accelerate.utils import set_module_tensor_to_device
-    from safetensors import safe_open
-
-    with safe_open(shard, "pt") as file:
-        names = set(file.keys())
-    try:
-        load_checkpoint_in_model(model, str(shard), device_map={"": "cpu"})
-    except (ValueError, RuntimeError) as error:
-        problems.append(Problem(shard.name, f"does not load: {error}"))
-    for name in names & set(model.state_dict()):
-        set_module_tensor_to_device(model, name, "meta")
-    return len(names)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_LISTED])
-    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")

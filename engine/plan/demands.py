@@ -17,7 +17,7 @@ from ..methods.stages import (
     Top,
     Variance,
 )
-from ..recipe.parameters import TadropDensity
+from ..methods.tadrop import TadropDensity
 from .task import TensorSettings, TensorTask
 from .windows import ROW_ELEMENTS
 

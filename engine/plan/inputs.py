@@ -10,20 +10,21 @@ from typing import Any
 
 from ..errors import InputError, RecipeError
 from ..models.activations import Activations, open_activations
+from ..models.config_json import patch_config, read_config
 from ..models.opening import Opened, open_models
 from ..models.references import ModelUrl, resolve_file_url, resolve_model
 from ..models.tied_embeddings import with_the_names_of
 from ..models.tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
 from ..models.tokens.files import VocabularyFiles
 from ..models.tokens.tokenizer_json import TOKENIZER_NAME
-from ..output.commit import MAX_SIDE_FILE_BYTES, patch_config, read_config
 from ..recipe.groups import activations_of, donor_of, groups_of, references_of
 from ..recipe.parameters import METHODS
 from ..recipe.schema import Recipe
-from ..run.memory import crosses_network
+from ..storage.opening import crosses_network
 from ..storage.protocol import FileInfo, Store
 from .emr_outputs import cut_parts
-from .plan import Plan, make_plan
+from .make import make_plan
+from .plan import Plan
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -213,3 +214,6 @@ def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
 
 
 _MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+MAX_SIDE_FILE_BYTES = 1 << 30

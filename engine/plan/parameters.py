@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from ..errors import RecipeError
+from ..methods.tadrop import TadropDensity
 from ..models.layers import is_number
 from ..recipe.groups import ModelGroup, rules_of
-from ..recipe.parameters import METHODS, Setting, TadropDensity
+from ..recipe.parameters import METHODS, Setting
 from ..recipe.schema import ModelEntry, Recipe
 from ..recipe.text import shorten
 

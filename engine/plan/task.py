@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..methods.stages import Elect, Method, TaskVectorMerge
+from ..methods.tadrop import TadropDensity
 from ..models.activations import Activations
 from ..models.header import DTYPES
 from ..models.location import TensorLocation
-from ..recipe.parameters import TadropDensity
 
 
 @dataclass(frozen=True, slots=True)

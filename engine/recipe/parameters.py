@@ -7,21 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..methods.tadrop import TadropDensity
 from .text import KeyPath, Problem, did_you_mean, shorten
 
 FLOAT32_MAX = 3.4028234663852886e38
 """Parameters meet tensors in fp32."""
-
-
-@dataclass(frozen=True, slots=True)
-class TadropDensity:
-    """A density that follows from each tensor's own distribution (TADrop, arXiv 2508.06163)."""
-
-    mean: float | None = None
-    """Target mean density of a model over the tensors that this setting applies to; None: no target."""
-    spread: float = 0.1
-    """Change of sparsity per standard deviation of redundancy; used with a target only."""
-    statistic: Literal["participation", "quantile", "kurtosis"] = "participation"
 
 
 Value = bool | int | float | str | TadropDensity | tuple[float, ...]

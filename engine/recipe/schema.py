@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..models.tokens.chat_template import CHAT_TEMPLATES
+from .chat_templates import CHAT_TEMPLATES
 from .parameters import METHODS, Setting, read_number
 from .text import KeyPath, Places, did_you_mean, shorten
 from .tokenizer_keys import TokenizerKeys, read_chat_template, read_tokenizer_keys

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import ResourceError
-from ..fold.tensor import Workspace
+from ..fold.workspace import Workspace
 from ..models.location import TensorLocation
 from ..plan.demands import (
     grain,
@@ -96,11 +92,6 @@ class Surroundings:
         client = CLIENT_BYTES if self.remote_inputs or self.remote_output else 0
         parts = PARTS_BYTES if self.remote_output else 0
         return client + parts + RAY_BYTES * self.ray + CUDA_BYTES * self.cuda
-
-
-def crosses_network(url: str) -> bool:
-    """Whether a store's URL is neither a local path nor memory of this process."""
-    return "://" in url and not url.startswith(("file://", "memory://"))
 
 
 def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surroundings | None = None) -> MemoryPlan:
@@ -275,62 +266,3 @@ def _kind(task: TensorTask) -> Hashable:
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:
     """Buffers that hold all inputs of a tensor between its passes."""
     return windows * len(reads)
-
-
-class PoolClosed(Exception):
-    """The run is being stopped; nobody gets another buffer."""
-
-
-def plain_buffer(size_bytes: int) -> NDArray[np.uint8]:
-    """Memory of this process."""
-    return np.empty(size_bytes, np.uint8)
-
-
-class BufferPool:
-    """Window buffers that are made once and reused: fresh pages are many times slower than used ones.
-
-    Args:
-        slab_bytes: size of each buffer.
-        slabs: how many there may be; they are made when first needed.
-        make: makes one, from its size in bytes; whoever computes on a device wants memory that it copies from quickly.
-    """
-
-    def __init__(self, slab_bytes: int, slabs: int, make: Callable[[int], NDArray[np.uint8]] = plain_buffer) -> None:
-        self._make = make
-        self.slab_bytes = slab_bytes
-        self.slabs = slabs
-        self.made = 0
-        """Buffers that exist."""
-        self._free: list[NDArray[np.uint8]] = []
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def acquire(self) -> NDArray[np.uint8]:
-        """One buffer, uint8 [slab_bytes]; waits until one is free.
-
-        Raises:
-            PoolClosed: the run is being stopped.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._free or self.made < self.slabs)
-            if self._closed:
-                raise PoolClosed
-            if self._free:
-                return self._free.pop()
-            self.made += 1
-        return self._make(self.slab_bytes)
-
-    def release(self, slabs: Sequence[NDArray[np.uint8]]) -> None:
-        with self._changed:
-            self._free.extend(slabs)
-            self._changed.notify_all()
-
-    @property
-    def free(self) -> int:
-        """Buffers that nobody holds."""
-        return len(self._free)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()

@@ -12,14 +12,17 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fold.tensor import Real, Target, WindowData, Workspace
+from ..fold.passes import WindowData
+from ..fold.tensor import Target
+from ..fold.workspace import Real, Workspace
 from ..kernels.protocol import Kernels
 from ..models.checkpoint import Checkpoint
 from ..models.header import DTYPES
 from ..models.location import TensorLocation
 from ..plan.windows import Window
 from ..storage.protocol import Store
-from .memory import AHEAD, BufferPool, MemoryPlan, PoolClosed, resident_slabs
+from .buffers import BufferPool, PoolClosed
+from .memory import AHEAD, MemoryPlan, resident_slabs
 from .meter import Meter
 from .reader import HeldArrays, Scratch, SourceReader
 from .tensor_job import Job, Need, Part

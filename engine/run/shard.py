@@ -15,21 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AnabranchError
-from ..fold.tensor import Target, TensorState
+from ..fold.tensor import Target, TensorState, set_thresholds
 from ..fold.tensor_fold import TensorFold
 from ..kernels.protocol import Kernels
 from ..methods.stages import CombinationMerge, Elect, TaskVectorMerge
-from ..output.manifest import PLAN_ATTRIBUTE, Receipt, TensorRow
+from ..output.manifest import PLAN_ATTRIBUTE
 from ..plan.demands import grain
 from ..plan.plan import Plan
+from ..plan.records import Receipt, TensorRow
 from ..plan.shared_reading import Group
+from ..plan.survey import Survey
 from ..plan.task import TensorTask
 from ..plan.windows import joint_window_elements
 from ..storage.protocol import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .survey import Survey
 from .tensor_job import Job, Part
 
 
@@ -182,7 +183,7 @@ class ShardWorker:
             state = TensorState(tasks[first], self._group.plans[first], self._kernels, elements, targets)
             survey = surveys[first]
             if survey is not None:
-                survey.set_cuts(state)
+                set_thresholds(state, survey.thresholds)
             folds.append((TensorFold(state), self._group.places[first]))
         return folds
 

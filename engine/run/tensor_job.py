@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..fold.tensor import OptionalPass, Pass, Target, TensorState
+from ..fold.passes import OptionalPass, Pass
+from ..fold.tensor import Target, TensorState
 from ..models.location import TensorLocation
 
 Need = tuple[int, TensorLocation]

@@ -13,7 +13,7 @@ from anabranch.engine.errors import InputError, ResourceError, TemporaryError
 from anabranch.engine.models.checkpoint import open_checkpoint
 from anabranch.engine.models.header import build_header
 from anabranch.engine.storage.fsspec_store import FsspecStore, _open_hub
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 from anabranch.engine.storage.retry import Retry
 
 from .store_contract import StoreContract

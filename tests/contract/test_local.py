@@ -13,7 +13,7 @@ import pytest
 from anabranch.engine.errors import InputError, ResourceError, TemporaryError
 from anabranch.engine.storage import local
 from anabranch.engine.storage.local import LocalStore
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 
 from .store_contract import RUN_ID, StoreContract
 

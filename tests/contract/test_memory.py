@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from anabranch.engine.storage.memory import MemoryStore
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 
 from .store_contract import StoreContract
 

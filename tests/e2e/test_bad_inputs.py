@@ -16,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.errors import InputError
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.output.commit import Output
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
+from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.runner import run
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.retry import Fault, FaultStore
 

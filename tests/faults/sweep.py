@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from anabranch.cluster.runner import LocalRunner, Member, run
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.output.commit import Output
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
+from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.runner import run
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.protocol import Store
 from anabranch.engine.storage.retry import Fault, FaultStore

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
-from anabranch.engine.kernels.protocol import fold_rows, host
+from anabranch.engine.kernels.protocol import host
+from anabranch.engine.kernels.row_sums import fold_rows
 from anabranch.engine.kernels.torch.reference import TorchKernels
 
 DATA = Path(__file__).parent / "data"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from anabranch.engine.models.tokens.chat_template import CHAT_TEMPLATES
+from anabranch.engine.recipe.chat_templates import CHAT_TEMPLATES
 
 from .peer import PYTHON
 

@@ -382,7 +382,7 @@ def test_no_credentials_are_a_resource_error(moto, monkeypatch, tmp_path):
 
 def test_configuration_comes_from_the_environment(moto, monkeypatch, direct):
     from anabranch.engine.storage import s3, s3_client
-    from anabranch.engine.storage.protocol import open_store
+    from anabranch.engine.storage.opening import open_store
 
     for name, value in moto.environment().items():
         monkeypatch.setenv(name, value)

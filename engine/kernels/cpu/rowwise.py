@@ -20,7 +20,7 @@ from ..elementary import (
     TO_WHOLE,
     WINDOW,
 )
-from ..protocol import ROW
+from ..row_sums import ROW
 from .compile import jit
 
 E13, E12, E11, E10, E9, E8, E7, E6, E5, E4, E3, E2, E1, E0 = EXP_SERIES

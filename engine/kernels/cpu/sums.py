@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protocol import ROW
+from ..row_sums import ROW
 from .compile import jit
 
 EIGHTH = ROW // 8

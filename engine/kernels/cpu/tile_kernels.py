@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol import LEAST_CHANGE, ROW, WINDOW_ROWS, Kind
+from ..protocol import LEAST_CHANGE, Kind
+from ..row_sums import ROW, WINDOW_ROWS
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
 from . import blocks, codec, cuts, election, philox, rowwise, sources, sums, window
 from .codec import NARROW, RAW, TABLES, WIDE

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol import ROW
+from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import blocks, cuts, philox, sums, window_fold
 from .codec import NARROW

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..protocol import ROW
+from ..row_sums import ROW
 from ..window_calls import OF_VARIANCE
 from .blocks import mask_next_blocks, start_search
 from .codec import read_bf16, write_narrow

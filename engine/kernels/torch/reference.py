@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..protocol import LEAST_CHANGE, ROW, Kind
+from ..protocol import LEAST_CHANGE, Kind
+from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
 from . import election, rowwise
 

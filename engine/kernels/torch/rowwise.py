@@ -22,7 +22,7 @@ from ..elementary import (
     TO_WHOLE,
     WINDOW,
 )
-from ..protocol import ROW, WINDOW_ROWS
+from ..row_sums import ROW, WINDOW_ROWS
 
 
 def fold(term: Tensor) -> Tensor:

@@ -9,14 +9,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...errors import InputError
-from ...output.manifest import canonical_json
+from ...json_text import canonical_json
+from ...recipe.chat_templates import CHAT_TEMPLATES
 from ...recipe.schema import Recipe
 from ...recipe.tokenizer_keys import TokenizerKeys
 from ...storage.protocol import Store
 from ..checkpoint import Checkpoint, side_file_names
 from ..location import TensorLocation
 from ..references import ModelUrl
-from .chat_template import CHAT_TEMPLATES, CONFIG_NAME, TEMPLATE_NAME, most_common_template, template_of
+from .chat_template import CONFIG_NAME, TEMPLATE_NAME, most_common_template, template_of
 from .declared import DECLARING, with_declared
 from .embeddings import align_tensor, find_embeddings
 from .files import CONFIGS, VocabularyFiles

@@ -8,9 +8,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ...errors import InputError
-from ..derived import RowGather
 from ..header import DTYPES
 from ..location import TensorLocation
+from ..row_gather import RowGather
 from .vocabulary import Alignment
 
 _TOKEN_ROWS = re.compile(

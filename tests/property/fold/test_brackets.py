@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from anabranch.engine.fold import brackets, sums, tensor_fold
-from anabranch.engine.fold.sums import Order, OrderPass
-from anabranch.engine.fold.tensor import Pass, TensorState
+from anabranch.engine.fold.histograms import Order, OrderPass
+from anabranch.engine.fold.passes import Pass
+from anabranch.engine.fold.tensor import TensorState
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.rank_search import LARGEST_KEY, Bracket
 from anabranch.engine.kernels.torch.reference import TorchKernels

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from anabranch.engine.kernels.cpu.philox import philox
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
-from anabranch.engine.kernels.protocol import fold_rows, host
+from anabranch.engine.kernels.protocol import host
+from anabranch.engine.kernels.row_sums import fold_rows
 from anabranch.engine.kernels.torch.reference import TorchKernels
 from anabranch.engine.kernels.torch.reference import philox as torch_philox
 

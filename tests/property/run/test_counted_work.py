@@ -10,7 +10,6 @@ from unittest import mock
 import pytest
 import torch
 
-from anabranch.cluster.runner import LocalRunner, Member, group_fold_bytes, run
 from anabranch.engine.fold import brackets
 from anabranch.engine.kernels.cpu import window
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
@@ -29,10 +28,15 @@ from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.shared_reading import make_group
 from anabranch.engine.plan.windows import TILE_ELEMENTS
 from anabranch.engine.recipe.parse import load_recipe
-from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB, BufferPool
+from anabranch.engine.run.buffers import BufferPool
+from anabranch.engine.run.local import LocalRunner
+from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB
 from anabranch.engine.run.meter import Meter
+from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.runner import run
 from anabranch.engine.run.shard import Shard
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.run.work_items import group_fold_bytes
+from anabranch.engine.storage.opening import open_store
 
 from ...adapters import write_adapter
 from ...merging import MIB, Quiet, write_checkpoint, write_recipe

@@ -14,8 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anabranch.cluster.runner import LocalRunner, Member
-from anabranch.cluster.runner import run as run_members
 from anabranch.engine.errors import InputError
 from anabranch.engine.kernels.protocol import Kernels
 from anabranch.engine.kernels.torch.reference import TorchKernels
@@ -23,8 +21,11 @@ from anabranch.engine.models.opening import Opened
 from anabranch.engine.output.commit import Output
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.runner import run as run_members
+from anabranch.engine.storage.opening import open_store
 
 from ...merging import MIB, Quiet, merge_together, write_recipe
 from .test_counted_work import CountingKernels

@@ -10,7 +10,7 @@ from anabranch.engine.errors import InputError
 from anabranch.engine.models.checkpoint import model_url, open_checkpoint
 from anabranch.engine.models.header import build_header
 from anabranch.engine.storage.memory import MemoryStore
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 from anabranch.engine.storage.retry import Fault, FaultStore
 
 INDEX = "model.safetensors.index.json"

@@ -18,9 +18,10 @@ from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.torch.reference import TorchKernels
 from anabranch.engine.models import derived
 from anabranch.engine.models.checkpoint import Checkpoint, open_checkpoint
-from anabranch.engine.models.derived import BlockScaled, Factor, LowRank, RowGather
+from anabranch.engine.models.derived import BlockScaled, Factor, LowRank
 from anabranch.engine.models.header import DTYPES, TensorInfo
 from anabranch.engine.models.location import TensorLocation
+from anabranch.engine.models.row_gather import RowGather
 from anabranch.engine.run.meter import Meter
 from anabranch.engine.run.reader import HeldArrays, Scratch, SourceReader
 from anabranch.engine.storage.memory import MemoryStore

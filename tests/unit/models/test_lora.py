@@ -17,7 +17,7 @@ from anabranch.engine.models.checkpoint import Checkpoint, open_checkpoint, open
 from anabranch.engine.models.lora import with_adapter
 from anabranch.engine.run.meter import Meter
 from anabranch.engine.run.reader import HeldArrays, Scratch, SourceReader
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 
 from ...adapters import product, write_adapter
 from ...merging import write_checkpoint

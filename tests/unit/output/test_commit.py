@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from anabranch.cluster.runner import Outcome
 from anabranch.engine.errors import InputError, OutputConflictError, ResourceError, TemporaryError
-from anabranch.engine.output.commit import Output, index_json, patch_config
+from anabranch.engine.models.config_json import patch_config
+from anabranch.engine.output.commit import Output, index_json
 from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, TASKS_NAME, TENSORS_NAME
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.protocols import Outcome
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.protocol import Store

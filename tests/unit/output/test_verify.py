@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from anabranch.engine.errors import IntegrityError, RecipeError
-from anabranch.engine.output.verify import CHUNK_BYTES, Verification, check_loading, read_manifest, verify
+from anabranch.engine.output.loading import check_loading
+from anabranch.engine.output.verify import CHUNK_BYTES, Verification, read_manifest, verify
 from anabranch.engine.storage.memory import MemoryStore
-from anabranch.engine.storage.protocol import open_store
+from anabranch.engine.storage.opening import open_store
 
 from ...merging import merge, write_checkpoint, write_recipe
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from anabranch.engine.errors import InputError, RecipeError
-from anabranch.engine.output.manifest import canonical_json
+from anabranch.engine.json_text import canonical_json
 from anabranch.engine.plan.demands import passes_over
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.layout import cut_shards

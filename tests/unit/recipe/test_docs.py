@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from anabranch.engine.models.tokens.chat_template import CHAT_TEMPLATES
-from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP, TadropDensity
+from anabranch.engine.methods.tadrop import TadropDensity
+from anabranch.engine.recipe.chat_templates import CHAT_TEMPLATES
+from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP
 from anabranch.engine.recipe.parse import Recipe, parse_recipe
 from anabranch.engine.recipe.schema import OUTPUT_DTYPES, ModelEntry, Output, Slice, SliceSource
 from anabranch.engine.recipe.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys

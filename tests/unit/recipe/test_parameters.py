@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import RecipeError
+from anabranch.engine.methods.tadrop import TadropDensity
 from anabranch.engine.plan.parameters import (
     ParameterResolver,
     SharedParameters,
@@ -19,7 +20,7 @@ from anabranch.engine.plan.parameters import (
     layer_position,
 )
 from anabranch.engine.recipe.groups import groups_of
-from anabranch.engine.recipe.parameters import METHODS, TadropDensity
+from anabranch.engine.recipe.parameters import METHODS
 from anabranch.engine.recipe.parse import Recipe, parse_recipe
 
 

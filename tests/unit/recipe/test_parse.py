@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anabranch.engine.errors import RecipeError
+from anabranch.engine.methods.tadrop import TadropDensity
 from anabranch.engine.models.references import ModelUrl, resolve_model, resolve_model_url
 from anabranch.engine.recipe.groups import groups_of
-from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP, Parameter, Rule, TadropDensity
+from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP, Parameter, Rule
 from anabranch.engine.recipe.parse import Recipe, canonical, load_recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from anabranch.cluster import commands
 from anabranch.cluster.prepare import Execution, prepare, share_readings
 from anabranch.cluster.reports.progress import Silent
-from anabranch.cluster.runner import LocalRunner
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.fold import sums
 from anabranch.engine.kernels import protocol
@@ -39,6 +38,7 @@ from anabranch.engine.plan.windows import (
     window_elements,
 )
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.memory import (
     AHEAD,
     BYTES_PER_TENSOR,

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.cluster.runner import LocalRunner, Member
 from anabranch.engine.errors import InputError, TemporaryError
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.output.commit import Output
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run import memory
-from anabranch.engine.run.memory import BufferPool, PoolClosed
+from anabranch.engine.run.buffers import BufferPool, PoolClosed
+from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
+from anabranch.engine.run.protocols import Member
 from anabranch.engine.run.shard import Shard
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.retry import Fault, FaultStore

@@ -9,9 +9,10 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from anabranch.engine.errors import InputError
-from anabranch.engine.models.tokens.chat_template import CHAT_TEMPLATES, most_common_template, template_of
+from anabranch.engine.models.tokens.chat_template import most_common_template, template_of
 from anabranch.engine.models.tokens.files import VocabularyFiles
 from anabranch.engine.models.tokens.tokenizer_json import AddedToken, TokenizerEdit, read_tokenizer
+from anabranch.engine.recipe.chat_templates import CHAT_TEMPLATES
 
 NOTHING = TokenizerEdit()
 MODEL = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}

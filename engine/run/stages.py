@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from ..engine.run.meter import Meter, Stage
-from .runner import Phase, Progress
+from .meter import Meter, Stage
+from .protocols import Phase, Progress
 
 
 class Stages:

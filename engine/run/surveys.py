@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..engine.output.manifest import SurveyPart
-from ..engine.plan.plan import Plan
-from ..engine.run.memory import QUANTILES_PASSES
-from ..engine.run.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
+from ..plan.plan import Plan
+from ..plan.records import SurveyPart
+from ..plan.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
+from .memory import QUANTILES_PASSES
 
 if TYPE_CHECKING:
-    from .runner import Member, Progress, Runner
+    from .protocols import Member, Progress, Runner
 
 
 def take_surveys(

@@ -1,0 +1,91 @@
+"""Passes of a survey: moments and zeros of task vectors, and histograms of whole models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.protocol import host
+from ..kernels.rank_search import LEVELS_32
+from ..plan.windows import tiles
+from .passes import WindowData, add_into
+from .sums import RowSums, check_moments
+from .tensor import TensorState
+from .workspace import Workspace
+
+
+class StatisticsPass:
+    """Moments and zeros of every task vector of one tensor."""
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        self._sums = RowSums(state)
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+        self.zeros = [0] * len(state.task.models)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        nonfinite, zeros = [0] * len(self._nonfinite), [0] * len(self.zeros)
+        for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            self._sums.add(workspace, begin, end)
+            for i in state.present:
+                zeros[i] += state.kernels.count_equal(workspace.task_vectors[i][: end - begin], None, 0, 0)
+        with state.lock:
+            add_into(self._nonfinite, nonfinite)
+            add_into(self.zeros, zeros)
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)
+        self._state.moments = self._sums.total()
+        for i in self._state.present:
+            check_moments(self._state, i)
+
+
+class HistogramPass:
+    """One histogram level over every task vector of one tensor, added to the shard's.
+
+    Args:
+        state: the tensor.
+        level: which bits of a magnitude.
+        prefixes: per model, the bits before them.
+        totals: per model, i64 counts of the whole shard.
+        lock: guards the totals, which tensors that are folded at the same time share.
+    """
+
+    def __init__(
+        self,
+        state: TensorState,
+        level: int,
+        prefixes: Sequence[int],
+        totals: list[NDArray[np.int64]],
+        lock: threading.Lock,
+    ) -> None:
+        self._state = state
+        self._level = level
+        self._models = {i: state.task.model_of(i) for i in state.present}
+        self._prefixes = prefixes
+        self._totals = totals
+        self._totals_lock = lock
+        self._nonfinite = [0] * (len(state.task.models) + 1)
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        state = self._state
+        shift, bits = LEVELS_32[self._level]
+        histograms = workspace.histograms(len(state.present))
+        nonfinite = [0] * len(self._nonfinite)
+        for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
+            state.load(data, workspace, begin, end, nonfinite)
+            for counts, i in zip(histograms, state.present, strict=True):
+                t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[self._models[i]]
+                state.kernels.histogram(t, None, 0, shift, bits, prefix, counts[: 1 << bits])
+        with self._totals_lock:
+            add_into(self._nonfinite, nonfinite)
+            for counts, i in zip(histograms, state.present, strict=True):
+                self._totals[self._models[i]] += host(counts[: 1 << bits])
+
+    def finish(self) -> None:
+        self._state.settle_nonfinite(self._nonfinite)

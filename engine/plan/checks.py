@@ -1,0 +1,152 @@
+"""What a plan refuses before any output exists: names, shapes, dtypes, probabilities, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..errors import InputError, RecipeError
+from ..methods.stages import ModelThreshold, RankedRandom, TaskVectorMerge
+from ..methods.tadrop import TadropDensity
+from ..models.activations import Activations
+from ..models.checkpoint import Checkpoint
+from ..models.header import DTYPES, TensorInfo
+from ..models.layers import is_computed
+from ..models.quantised import foreign_format
+from ..recipe.schema import Recipe
+from .blueprint import Blueprint
+from .demands import selection_of
+from .task import TensorTask
+
+
+def _check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
+    lacking: dict[str, list[str]] = {model.url: [] for model in blueprint.models}
+    for url, name in dict.fromkeys(_missing(blueprint)):
+        if not recipe.excludes(name):
+            lacking[url].append(name)
+    for url, missing in lacking.items():
+        if missing:
+            text = f"{url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
+            if recipe.strict:
+                raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
+            warnings.append(text + "; they count as unchanged")
+        extra = [name for name in blueprint.extra.get(url, ()) if not recipe.excludes(name)]
+        if not extra:
+            continue
+        learned = [name for name in extra if not is_computed(name)]
+        shown = learned if learned and recipe.extra_tensors == "error" else extra
+        text = f"{url} has {len(shown)} tensors that {blueprint.reference_name} does not have: {_listed(shown)}"
+        if shown is learned:
+            raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
+        warnings.append(text + "; they are left out")
+
+
+def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str]]:
+    """(URL, name) of every tensor that a model was to give and lacks."""
+    for tensor in blueprint.tensors:
+        for number, name in zip(blueprint.origins[tensor.group][1:], tensor.names[1:], strict=True):
+            source = blueprint.sources[number]
+            if name not in source.tensors:
+                yield source.url, name
+
+
+def _check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        names = {name: place for name, place in checkpoint.tensors.items() if not recipe.excludes(name)}
+        if found := foreign_format(names):
+            raise InputError(
+                f"{checkpoint.url}: quantised as {found[0]} ({found[1]!r}); such weights cannot be merged",
+                "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
+            )
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _check_activations(tasks: Sequence[TensorTask], warnings: list[str]) -> None:
+    """Every vector must fit its tensor; what has none, and what belongs to no tensor, is reported."""
+    for order in {order: None for task in tasks for order in task.orders if order is not None}:
+        used = {name: task for task in tasks if task.orders for name in _names_in(task, order)}
+        for name, task in used.items():
+            found = len(order.squares.get(name, ()))
+            if found not in (0, task.row_elements):
+                text = (
+                    f"{order.url}: {name!r} has {found} mean squares, the tensor has {task.row_elements} input features"
+                )
+                raise InputError(text, "these are its last dimension; measure the activations with this base model")
+        missing = [name for name in used if name not in order.squares]
+        unknown = [name for name in order.squares if name not in used]
+        if len(unknown) == len(order.squares):
+            raise InputError(
+                f"{order.url}: no merged tensor has one of its names, such as {_listed(unknown, 2)}",
+                "name mean squares as the weights that they belong to, for instance model.layers.0.mlp.up_proj.weight",
+            )
+        if missing:
+            warnings.append(f"{order.url} has nothing for {_listed(missing)}; magnitude alone orders their changes")
+        if unknown:
+            warnings.append(f"{order.url} holds what belongs to no merged tensor: {_listed(unknown)}")
+
+
+def _names_in(task: TensorTask, order: Activations) -> list[str]:
+    """What models that this file orders call a merged tensor."""
+    pairs = zip(task.models, task.orders, strict=True)
+    return [source.info.name for source, own in pairs if source is not None and own == order]
+
+
+def _check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
+    """Ranked random elements need density +- epsilon inside (0, 1); a density of 0 or 1 leaves nothing to chance.
+
+    Densities that follow from the tensor are known later; epsilon gives way to them.
+    """
+    checked: set[int] = set()
+    for task in tasks:
+        settings = task.settings
+        if settings is None or id(settings) in checked or not isinstance(selection_of(settings), RankedRandom):
+            continue
+        checked.add(id(settings))
+        for i, (density, epsilon) in enumerate(zip(settings.densities, settings.epsilons, strict=True)):
+            if isinstance(density, TadropDensity) or density in (0.0, 1.0):
+                continue
+            if density - epsilon <= 0 or density + epsilon >= 1:
+                url = models[task.model_of(i)].url
+                raise RecipeError(
+                    f"tensor {task.name!r} of {url}: density {density:g} +- epsilon {epsilon:g} must lie between "
+                    "0 and 1, because these are the probabilities of its smallest and largest changes",
+                    "choose a smaller epsilon or another density",
+                )
+
+
+def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
+    for task in tasks:
+        if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
+            continue
+        if isinstance(task.settings.method.selection, ModelThreshold) and task.is_double:
+            raise InputError(
+                f"tensor {task.name!r} is F64, which `scope: model` does not take",
+                "exclude it, convert it, or use `scope: tensor`",
+            )
+        if isinstance(task.settings.method.selection, ModelThreshold) and any(
+            isinstance(d, TadropDensity) for d in task.settings.densities
+        ):
+            raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
+
+
+def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
+    base_kind, kind = DTYPES[base.dtype].kind, DTYPES[info.dtype].kind
+    if (base_kind != "float" or kind != "float") and base.dtype != info.dtype:
+        return f"is {info.dtype}, the reference has {base.dtype}; exclude the tensor or convert the model"
+    if base.shape == info.shape:
+        return ""
+    shapes = f"has shape {list(info.shape)}, the reference has {list(base.shape)}"
+    rows_only = len(base.shape) == len(info.shape) == 2 and base.shape[1] == info.shape[1]
+    if not rows_only or base_kind != "float":
+        return shapes
+    if not recipe.merges_differences:
+        return shapes + (
+            f"; {recipe.merge_method} has no base whose rows could be kept, so `vocab` does not help; "
+            "`tokenizer_source` matches rows by token"
+        )
+    if recipe.vocab == "intersect":
+        return ""
+    return shapes + "; set `vocab: intersect` to merge the rows that both have"

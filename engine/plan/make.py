@@ -1,0 +1,203 @@
+"""(recipe, checkpoints) -> plan. Pure: no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..json_text import canonical_json
+from ..methods import BUILDERS
+from ..methods.stages import CombinationMerge, Method
+from ..methods.tadrop import TadropDensity
+from ..models.activations import Activations
+from ..models.checkpoint import Checkpoint
+from ..models.header import DTYPES, TensorInfo
+from ..models.layers import Config
+from ..recipe.canonical import canonical
+from ..recipe.groups import ModelGroup, activations_of
+from ..recipe.schema import Recipe
+from .blueprint import Blueprint, OutputTensor, make_blueprint
+from .checks import (
+    _check_activations,
+    _check_names,
+    _check_probabilities,
+    _check_quantised,
+    _check_target_scope,
+    _listed,
+    _mismatch,
+)
+from .layout import OutputShard, cut_shards, layout, make_shard
+from .parameters import ParameterResolver, SharedParameters
+from .plan import NUMERICS, Plan
+from .task import TensorSettings, TensorTask, make_task
+
+
+def make_plan(
+    recipe: Recipe,
+    opened: Mapping[str, Checkpoint],
+    urls: Mapping[str, str],
+    side_files: Sequence[Mapping[str, Any]] = (),
+    configs: Mapping[str, Config] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    activations: Mapping[str, Activations] | None = None,
+) -> Plan:
+    """Decide what happens to every tensor of every input.
+
+    Args:
+        recipe: the recipe.
+        opened: the checkpoint of every model that is merged.
+        urls: absolute normalised URL of every model reference of the recipe.
+        side_files: name, size and version of the config and tokenizer files that will be copied.
+        configs: config.json of the models that slices are cut from, by reference, where there is one.
+        tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
+        warnings: what may not be as it was meant, noticed before.
+        activations: what orders changes besides their magnitude, by the reference in the recipe.
+
+    Raises:
+        InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
+        RecipeError: a parameter has no value for some tensor, or a slice asks for layers that are not there.
+    """
+    blueprint = make_blueprint(recipe, opened, configs or {})
+    read = _distinct(blueprint.sources)
+    notes = [note for checkpoint in read for note in checkpoint.notes]
+    noticed = [*warnings, *blueprint.warnings]
+    _check_quantised(recipe, read)
+    _check_names(recipe, blueprint, noticed)
+    maker = _TaskMaker(recipe, blueprint, activations or {})
+    tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
+    maker.report(noticed)
+    _check_activations(tasks, noticed)
+    _check_target_scope(tasks)
+    _check_probabilities(tasks, blueprint.models)
+    cut = cut_shards(
+        [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
+    )
+    shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
+    inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in read]
+    edits = {"config": dict(blueprint.config_edits)} if blueprint.config_edits else {}
+    inputs.append({"side_files": [dict(file) for file in side_files], **edits})
+    if tokenizer:
+        inputs.append({"tokenizer": dict(tokenizer)})
+    if activations:
+        inputs.append({"activations": [activations[name].identity() for name in sorted(activations)]})
+    described = canonical(recipe, urls)
+    return Plan(
+        recipe,
+        blueprint.sources[0],
+        blueprint.models,
+        blueprint.sources,
+        tasks,
+        shards,
+        (*notes, *blueprint.notes),
+        tuple(noticed),
+        blueprint.extra,
+        blueprint.config_edits,
+        described,
+        inputs,
+        plan_id(described, inputs, shards),
+    )
+
+
+def plan_id(recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], shards: Sequence[OutputShard]) -> str:
+    """What identifies a plan: the canonical recipe, the inputs and the layout of the output."""
+    identity = {"numerics": NUMERICS, "recipe": recipe, "inputs": list(inputs), "layout": layout(shards)}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    return list({checkpoint.url: checkpoint for checkpoint in checkpoints}.values())
+
+
+class _TaskMaker:
+    """Looks every tensor up in its sources and says what happens to it."""
+
+    def __init__(self, recipe: Recipe, blueprint: Blueprint, activations: Mapping[str, Activations]) -> None:
+        self._recipe = recipe
+        orders = [[activations.get(activations_of(recipe, e) or "") for e in g.entries] for g in blueprint.groups]
+        self._orders = [tuple(own) if any(own) else () for own in orders]
+        self._blueprint = blueprint
+        self._settings = [_SettingsCache(recipe, group) for group in blueprint.groups]
+        self._sources = [[blueprint.sources[number] for number in origins] for origins in blueprint.origins]
+        self._problems: list[str] = []
+        self._other_rows: dict[str, dict[str, None]] = {}
+
+    def task(self, tensor: OutputTensor) -> TensorTask:
+        recipe, name, origins = self._recipe, tensor.name, self._blueprint.origins[tensor.group]
+        reference, *models = self._sources[tensor.group]
+        location = reference.tensors[tensor.names[0]]
+        info = location.info
+        kind = DTYPES[info.dtype].kind
+        out_dtype = (recipe.output_dtype or location.out_dtype) if kind == "float" else info.dtype
+        none = (None,) * len(models)
+        if recipe.excludes(name):
+            return make_task(name, location, none, origins, out_dtype, None, "excluded")
+        sources = tuple(model.tensors.get(own) for model, own in zip(models, tensor.names[1:], strict=True))
+        for model, source in zip(models, sources, strict=True):
+            if source is not None and (source.info.dtype != info.dtype or source.info.shape != info.shape):
+                self._note_difference(model, info, source.info)
+        if info.numel == 0:
+            return make_task(name, location, none, origins, out_dtype, None, "empty")
+        if kind != "float":
+            others = tuple(s if s is not location else None for s in sources)
+            reason = f"{info.dtype}, identical in all models"
+            return make_task(name, location, others, origins, out_dtype, None, reason)
+        if not any(sources):
+            return make_task(name, location, none, origins, out_dtype, None, "in no model")
+        found = self._settings[tensor.group].get(tensor)
+        if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
+            return make_task(name, location, none, origins, out_dtype, None, "passed through")
+        return make_task(name, location, sources, origins, out_dtype, found, "", self._orders[tensor.group])
+
+    def _note_difference(self, model: Checkpoint, base: TensorInfo, info: TensorInfo) -> None:
+        if problem := _mismatch(self._recipe, base, info):
+            self._problems.append(f"{model.url}: {info.name!r} {problem}")
+        elif base.shape != info.shape:
+            found = self._other_rows.setdefault(model.url, {})
+            found[f"{info.name} ({info.shape[:1]} for {base.shape[:1]})"] = None
+
+    def report(self, warnings: list[str]) -> None:
+        """Raise what cannot be merged, and say which tensors have other rows, as `vocab: intersect` allows."""
+        if self._problems:
+            shown = "\n".join(f"  {problem}" for problem in self._problems[:20])
+            more = f"\n  and {len(self._problems) - 20} more" if len(self._problems) > 20 else ""
+            raise InputError(f"{len(self._problems)} tensors cannot be merged:\n{shown}{more}")
+        for url, found in self._other_rows.items():
+            text = "rows that only one side has keep the base's values in"
+            warnings.append(f"{url}: {text} {_listed(list(found))}")
+
+
+class _SettingsCache:
+    """Settings of one group's tensors; those with equal parameters share one object, as most do."""
+
+    def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
+        self._resolver = ParameterResolver(recipe, group)
+        self._has_base = group.apart is not None
+        self._build = BUILDERS[recipe.merge_method]
+        self._wanted = tuple(inspect.signature(self._build).parameters)
+        self._methods: dict[SharedParameters, Method] = {}
+        self._made: dict[tuple[object, ...], TensorSettings] = {}
+
+    def get(self, tensor: OutputTensor) -> TensorSettings:
+        shared = self._resolver.shared(tensor.name, tensor.position)
+        own = tuple(self._resolver.model(i, name, tensor.position) for i, name in enumerate(tensor.names[1:]))
+        found = self._made.get((shared, own))
+        if found is None:
+            given = {"has_base": self._has_base}
+            method = self._build(**{n: given[n] if n in given else getattr(shared, n) for n in self._wanted})
+            found = TensorSettings(
+                method,
+                weights=tuple(float(p.weight * p.scale) for p in own),
+                densities=tuple(_density(p.density) for p in own),
+                epsilons=tuple(float(p.epsilon) for p in own),
+                gammas=tuple(float(p.gamma) for p in own),
+            )
+            self._made[shared, own] = found
+        return found
+
+
+def _density(value: float | TadropDensity) -> float | TadropDensity:
+    return value if isinstance(value, TadropDensity) else float(value)

@@ -1,0 +1,44 @@
+"""The store of a URL."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import InputError
+from .protocol import Store
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """Open the folder at a URL: a local path, `file://`, `memory://` (this process) or any fsspec URL.
+
+    Args:
+        url: the folder.
+        create: make the folder when it does not exist, so that a missing permission shows at once.
+
+    Raises:
+        InputError: the URL cannot be understood, or no installed package knows its scheme.
+        ResourceError: the folder cannot be created.
+    """
+    if not url or "\0" in url:
+        raise InputError(f"{url!r} is not a folder or URL")
+    if "::" in url and "://" in url:
+        raise InputError("chained URLs (with '::') are not supported", "Give the URL of the folder itself.")
+    scheme = _SCHEME.match(url)
+    if scheme is None or scheme[1].lower() == "file":
+        from .local import LocalStore
+
+        return LocalStore(url if scheme is None else url[scheme.end() :], create=create)
+    if scheme[1].lower() == "memory":
+        from .memory import MemoryStore
+
+        return MemoryStore.shared(url)
+    from .fsspec_store import open_remote_store
+
+    return open_remote_store(url)
+
+
+def crosses_network(url: str) -> bool:
+    """Whether a store's URL is neither a local path nor memory of this process."""
+    return "://" in url and not url.startswith(("file://", "memory://"))
