@@ -28,12 +28,12 @@ from anabranch.cluster.ray.events import (
     Finish,
     LookedUp,
     LookUp,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     TaskProgress,
@@ -104,13 +104,13 @@ def experts_1t() -> Tensors:
 
 
 @cache
-def plan(model: str, shard_bytes: int = SHARD_BYTES) -> tuple[Task, ...]:
+def plan(model: str, shard_bytes: int = SHARD_BYTES) -> tuple[ShardTask, ...]:
     """One task per output shard; its size is the bytes that a worker moves for it."""
     tensors = {"405B": llama_405b, "1T": experts_1t}[model]()
     sizes = [2 * math.prod(shape) for _, _, shape in tensors]
     shards = cut_shards(tensors, shard_bytes)
     return tuple(
-        Task(number, TRAFFIC * sum(sizes[i] for i in members), f"shard {number}")
+        ShardTask(number, TRAFFIC * sum(sizes[i] for i in members), f"shard {number}")
         for number, members in enumerate(shards)
     )
 
@@ -189,7 +189,9 @@ class _Node:
 class Replay:
     """A modelled clock, nodes, workers and an output, driven by the scheduler's actions."""
 
-    def __init__(self, tasks: Sequence[Task], workers: int, faults: Faults, seed: int, *, reports: bool = True) -> None:
+    def __init__(
+        self, tasks: Sequence[ShardTask], workers: int, faults: Faults, seed: int, *, reports: bool = True
+    ) -> None:
         self._reports = reports
         self.outcome = Outcome()
         self._tasks = {task.id: task for task in tasks}

@@ -16,9 +16,8 @@ import click
 from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
 
 if TYPE_CHECKING:
-    from ..engine.output.loading import Loading
-    from ..engine.output.verify import Problem, Verification
-    from .prepare import Execution, Job
+    from ..engine.output import Loading, Problem, Verification
+    from .prepare import Execution, PreparedMerge
     from .reports.merge import MergeReport
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -137,7 +136,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
     check_disk(jobs)
 
 
-def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[Job]:
+def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[PreparedMerge]:
     """One recipe goes to OUT itself, several go to folders of their names."""
     from .prepare import outputs_of, prepare_all
 
@@ -168,7 +167,7 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
     Several recipes go into OUT/<name of the recipe file> each. Those whose outputs are laid out alike share one reading
     of their inputs, and the masks that are the same for them.
     """
-    from ..engine.run.meter import Meter
+    from ..engine.run import Meter
     from .commands import merge_reading
     from .machine import process_began
     from .prepare import Execution, check_disk, share_readings
@@ -208,9 +207,9 @@ def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: b
 @reported
 def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> None:
     """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
-    from ..engine.output.tables import write_table
-    from ..engine.run.meter import Meter
-    from ..engine.storage.opening import open_store
+    from ..engine.output import write_table
+    from ..engine.run import Meter
+    from ..engine.storage import open_store
     from .commands import survey as take_survey
     from .reports.progress import folded_bytes, open_progress
 
@@ -235,8 +234,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @reported
 def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
-    from ..engine.output.loading import check_loading
-    from ..engine.output.verify import problems_error
+    from ..engine.output import check_loading, problems_error
     from .machine import available_cores
     from .reports.progress import Tally, open_progress
     from .verifying import check_is_model, open_outputs, verify_outputs
@@ -281,7 +279,7 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
 @reported
 def gc(out: str, yes: bool, as_json: bool) -> None:
     """List what killed runs left in OUT more than a day ago, and with --yes remove it."""
-    from ..engine.storage.opening import open_store
+    from ..engine.storage import open_store
     from .leftovers import find_leftovers
 
     store = open_store(out)

@@ -8,29 +8,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..engine.errors import RecipeError, ResourceError
-from ..engine.kernels.protocol import Kernels
-from ..engine.output.commit import Output
-from ..engine.output.verify import Verification
-from ..engine.plan.inputs import open_inputs
-from ..engine.plan.records import SurveyPart
-from ..engine.plan.survey import Round
-from ..engine.recipe.parse import load_recipe
-from ..engine.run.local import LocalRunner
-from ..engine.run.memory import Surroundings, plan_memory
-from ..engine.run.meter import Meter
-from ..engine.run.protocols import Member, Progress, Runner
-from ..engine.run.runner import run
-from ..engine.run.stages import Stages
-from ..engine.run.survey import SurveyWorker
-from ..engine.run.surveys import survey_bytes
-from ..engine.storage.opening import open_store
+from ..engine.errors import RecipeError
+from ..engine.kernels import Kernels, announce_compiling, make_kernels
+from ..engine.output import OutputDirectory, Verification
+from ..engine.plan import Round, SurveyPart, open_inputs
+from ..engine.recipe import load_recipe
+from ..engine.run import (
+    LocalRunner,
+    Member,
+    Meter,
+    Progress,
+    Runner,
+    Stages,
+    Surroundings,
+    SurveyWorker,
+    plan_memory,
+    run,
+    survey_bytes,
+)
+from ..engine.storage import open_store
 from .machine import available_cores, peak_rss_bytes
 from .prepare import (
     DEFAULT_MEMORY_BYTES,
     Execution,
-    Job,
-    Reading,
+    PreparedMerge,
+    ReadingGroup,
     check_disk,
     outputs_of,
     prepare,
@@ -108,7 +110,7 @@ def merge_all(
 
 
 def _merge_jobs(
-    jobs: Sequence[Job], execution: Execution, progress: Progress | None, meter: Meter | None
+    jobs: Sequence[PreparedMerge], execution: Execution, progress: Progress | None, meter: Meter | None
 ) -> list[MergeReport]:
     """Carry out prepared merges, those together that can share a reading; one report per job."""
     check_disk(jobs)
@@ -120,7 +122,7 @@ def _merge_jobs(
 
 
 def merge_reading(
-    reading: Reading, execution: Execution, progress: Progress, meter: Meter, began: float | None = None
+    reading: ReadingGroup, execution: Execution, progress: Progress, meter: Meter, began: float | None = None
 ) -> list[MergeReport]:
     """Carry out prepared merges that share a reading, and whose disk space has been checked.
 
@@ -128,7 +130,9 @@ def merge_reading(
     """
     begin = time.perf_counter() if began is None else began
     stages = Stages(progress, meter, begin)
-    members = [Member(job.inputs, Output(job.inputs.plan, open_store(job.out, create=True))) for job in reading.jobs]
+    members = [
+        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True))) for job in reading.jobs
+    ]
     with open_runner(members, execution, meter, progress) as runner:
         outcomes = run(members, runner, stages)
     stages.finish()
@@ -216,30 +220,6 @@ def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, p
 @contextmanager
 def told_kernels(device: str, progress: Progress) -> Iterator[Kernels]:
     """The arithmetic of a device, and a note when it has to be compiled first: a merge stands still meanwhile."""
-    from ..engine.kernels.cpu.compile import announced
-
     kernels = make_kernels(device)
-    with announced(lambda: progress.note(COMPILING)):
+    with announce_compiling(lambda: progress.note(COMPILING)):
         yield kernels
-
-
-def make_kernels(device: str) -> Kernels:
-    """The arithmetic of a device.
-
-    Raises:
-        ResourceError: no CUDA device is usable here.
-    """
-    if device == "cpu":
-        from ..engine.kernels.cpu.tile_kernels import CpuKernels
-
-        return CpuKernels()
-    import torch
-
-    from ..engine.kernels.torch.reference import TorchKernels
-
-    if not torch.cuda.is_available():
-        raise ResourceError(
-            "--device cuda: torch finds no usable CUDA device",
-            "run on a machine with one and with torch's CUDA build, or without --device; the result is the same",
-        )
-    return TorchKernels("cuda")

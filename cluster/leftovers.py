@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from ..engine.errors import IntegrityError
-from ..engine.output.manifest import (
+from ..engine.output import (
     INDEX_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
@@ -15,7 +15,7 @@ from ..engine.output.manifest import (
     TASKS_NAME,
     TENSORS_NAME,
 )
-from ..engine.storage.protocol import Leftover, Store
+from ..engine.storage import Leftover, Store
 
 OLD_SECONDS = 24 * 3600.0
 """Younger ones may belong to a run that is still writing."""

@@ -12,16 +12,12 @@ from typing import Any, Literal
 from rich.filesize import decimal
 
 from ..engine.errors import RecipeError, ResourceError
-from ..engine.models.opening import Opened
-from ..engine.output.commit import Output
-from ..engine.plan.inputs import Inputs, inputs_of_parts, open_inputs
-from ..engine.plan.plan import Plan
-from ..engine.plan.shared_reading import Group, make_group, why_apart
-from ..engine.recipe.parse import load_recipe
-from ..engine.run.memory import MemoryPlan, plan_group_memory
-from ..engine.run.protocols import Member
-from ..engine.run.work_items import surroundings
-from ..engine.storage.opening import open_store
+from ..engine.models import Opened
+from ..engine.output import OutputDirectory
+from ..engine.plan import Inputs, Plan, SharedReading, inputs_of_parts, open_inputs, share_reading, why_apart
+from ..engine.recipe import load_recipe
+from ..engine.run import Member, MemoryPlan, plan_shared_memory, surroundings
+from ..engine.storage import open_store
 from .machine import available_cores
 from .reports.plan import PlanReport
 
@@ -51,13 +47,13 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedMerge:
     """A recipe with its inputs open and its output looked at; nothing has been written."""
 
     recipe: str
     out: str
     inputs: Inputs
-    output: Output
+    output: OutputDirectory
     memory: MemoryPlan
     report: PlanReport
 
@@ -66,7 +62,9 @@ class Job:
         return Member(self.inputs, self.output)
 
 
-def prepare(recipe: str | Path, out: str | Path, execution: Execution, opened: Opened | None = None) -> list[Job]:
+def prepare(
+    recipe: str | Path, out: str | Path, execution: Execution, opened: Opened | None = None
+) -> list[PreparedMerge]:
     """Open a recipe's inputs, make the plan, and look at what the output directory already has.
 
     A recipe with several outputs (EMR-Merging) becomes a job for each of them, in OUT/<name of the part>.
@@ -92,8 +90,8 @@ def out_of(plan: Plan, out: str | Path) -> str:
     return os.fspath(out) if plan.part is None else f"{os.fspath(out).rstrip('/')}/{plan.part.name}"
 
 
-def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> Job:
-    output = Output(inputs.plan, open_store(out))
+def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> PreparedMerge:
+    output = OutputDirectory(inputs.plan, open_store(out))
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())
@@ -110,10 +108,10 @@ def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> Job:
         disk_needed_bytes=0 if state == "finished" else to_write + TABLES_BYTES_PER_TENSOR * len(inputs.plan.tasks),
         disk_free_bytes=output.store.free_bytes(),
     )
-    return Job(recipe, out, inputs, output, memory, report)
+    return PreparedMerge(recipe, out, inputs, output, memory, report)
 
 
-def prepare_all(recipes: Sequence[str | Path], outs: Sequence[str | Path], execution: Execution) -> list[Job]:
+def prepare_all(recipes: Sequence[str | Path], outs: Sequence[str | Path], execution: Execution) -> list[PreparedMerge]:
     """As `prepare`, for recipes of one command: a checkpoint that several name is opened once."""
     opened = Opened()
     pairs = zip(recipes, outs, strict=True)
@@ -135,7 +133,7 @@ def outputs_of(recipes: Sequence[str | Path], out: str | Path) -> list[str]:
     return [f"{os.fspath(out).rstrip('/')}/{stem}" for stem in stems]
 
 
-def check_disk(jobs: Sequence[Job]) -> None:
+def check_disk(jobs: Sequence[PreparedMerge]) -> None:
     """Refuse what cannot fit.
 
     Raises:
@@ -154,17 +152,17 @@ def check_disk(jobs: Sequence[Job]) -> None:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingGroup:
     """Recipes whose inputs are read once for all of them."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[PreparedMerge, ...]
     memory: MemoryPlan
     apart: str = ""
     """Why these are not part of an earlier reading."""
 
     @cached_property
-    def group(self) -> Group:
-        return make_group([job.inputs.plan for job in self.jobs])
+    def group(self) -> SharedReading:
+        return share_reading([job.inputs.plan for job in self.jobs])
 
     @cached_property
     def read_bytes(self) -> int:
@@ -199,28 +197,28 @@ class Reading:
         )
 
 
-def share_readings(jobs: Sequence[Job], execution: Execution) -> list[Reading]:
+def share_readings(jobs: Sequence[PreparedMerge], execution: Execution) -> list[ReadingGroup]:
     """Put recipes together whose outputs are laid out alike; finished ones need no reading and stay alone.
 
     A recipe joins the first reading that it fits into without costing a fold thread or a smaller buffer; parts of one
     recipe stay together at that cost, as each alone would read all inputs again.
     """
-    readings: list[Reading] = []
+    readings: list[ReadingGroup] = []
     for job in jobs:
         reason = ""
         for place, reading in enumerate(readings):
             joined = _join(reading, job, execution)
-            if isinstance(joined, Reading):
+            if isinstance(joined, ReadingGroup):
                 readings[place] = joined
                 break
             reason = reason or joined
         else:
             finished = job.report.state == "finished"
-            readings.append(Reading((job,), job.memory, "its output is complete" if finished else reason))
+            readings.append(ReadingGroup((job,), job.memory, "its output is complete" if finished else reason))
     return readings
 
 
-def _join(reading: Reading, job: Job, execution: Execution) -> Reading | str:
+def _join(reading: ReadingGroup, job: PreparedMerge, execution: Execution) -> ReadingGroup | str:
     """The reading with one more recipe, or why that cannot be."""
     if "finished" in (job.report.state, reading.jobs[0].report.state):
         return ""
@@ -243,5 +241,5 @@ def _join(reading: Reading, job: Job, execution: Execution) -> Reading | str:
 
 def _memory(members: Sequence[Member], execution: Execution) -> MemoryPlan:
     around = surroundings(members, ray=bool(execution.ray), cuda=execution.device == "cuda")
-    group = make_group([member.plan for member in members])
-    return plan_group_memory(group, execution.memory_bytes, execution.threads, around)
+    group = share_reading([member.plan for member in members])
+    return plan_shared_memory(group, execution.memory_bytes, execution.threads, around)

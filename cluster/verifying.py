@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engine.errors import RecipeError
-from ..engine.models.task_masks import is_part, parts_below
-from ..engine.output.manifest import MANIFEST_NAME, Manifest
-from ..engine.output.verify import Verification, read_manifest, verify
-from ..engine.storage.opening import open_store
-from ..engine.storage.protocol import Store
+from ..engine.models import is_part, parts_below
+from ..engine.output import MANIFEST_NAME, Manifest, Verification, read_manifest, verify
+from ..engine.storage import Store, open_store
 
 
 @dataclass(frozen=True)

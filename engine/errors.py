@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -64,3 +65,9 @@ class Interrupted(AnabranchError):
     """The user stopped the run; the same command goes on where it stopped."""
 
     exit_code = 130
+
+
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list for a message, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

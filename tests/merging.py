@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.models.opening import Opened
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import inputs_of_parts, open_inputs
 from anabranch.engine.plan.shared_reading import why_apart
 from anabranch.engine.recipe.parse import load_recipe
@@ -81,7 +81,7 @@ def merge_together(
     for recipe, out in recipes.items():
         inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
         store = open_store(str(out), create=True) if isinstance(out, Path) else out
-        members.append(Member(inputs, Output(inputs.plan, store)))
+        members.append(Member(inputs, OutputDirectory(inputs.plan, store)))
     return run_together(members, threads, limit_mib, kernels)
 
 
@@ -94,7 +94,7 @@ def merge_parts(
     for part in parts:
         assert part.plan.part is not None
         store = open_store(str(out / part.plan.part.name), create=True)
-        members[part.plan.part.name] = Member(part, Output(part.plan, store))
+        members[part.plan.part.name] = Member(part, OutputDirectory(part.plan, store))
     return dict(zip(members, run_together(list(members.values()), threads, limit_mib, kernels), strict=True))
 
 

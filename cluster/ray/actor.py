@@ -10,17 +10,12 @@ import ray
 from ray.util.metrics import Counter
 
 from ...engine.errors import AnabranchError, ResourceError
-from ...engine.kernels.protocol import Kernels
-from ...engine.models.checkpoint import open_source
-from ...engine.output.commit import Output
-from ...engine.plan.records import Receipt, SurveyPart
-from ...engine.plan.shared_reading import Group
-from ...engine.plan.survey import Round, Survey
-from ...engine.run.memory import MemoryPlan
-from ...engine.run.meter import Meter, Phase
-from ...engine.run.shard import Shard, ShardWorker
-from ...engine.run.survey import SurveyWorker
-from ...engine.storage.opening import open_store
+from ...engine.kernels import make_kernels
+from ...engine.models import open_source
+from ...engine.output import OutputDirectory
+from ...engine.plan import Receipt, Round, SharedReading, Survey, SurveyPart
+from ...engine.run import MemoryPlan, Meter, Phase, Shard, ShardWorker, SurveyWorker
+from ...engine.storage import open_store
 
 Usage = Mapping[Phase, tuple[float, int, int]]
 """Seconds, bytes and calls per phase."""
@@ -71,14 +66,14 @@ class MergeWorker:
         options: where to write, and how much memory to use.
     """
 
-    def __init__(self, group: Group, options: WorkerOptions) -> None:
+    def __init__(self, group: SharedReading, options: WorkerOptions) -> None:
         self._group = group
         self._options = options
         self._stores = [open_source(checkpoint) for checkpoint in group.sources]
         self._outputs = [
-            Output(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
+            OutputDirectory(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
         ]
-        self._kernels = _kernels(options.device)
+        self._kernels = make_kernels(options.device)
         self._meter = Meter()
         self._bytes = Counter("anabranch_bytes", "Bytes per phase.", ("phase",))
         self._seconds = Counter("anabranch_seconds", "Seconds per phase.", ("phase",))
@@ -146,16 +141,6 @@ class MergeWorker:
             if seconds > 0:
                 self._seconds.inc(seconds, {"phase": phase})
         self._shards.inc(1, {"what": what})
-
-
-def _kernels(device: str) -> Kernels:
-    if device == "cuda":
-        from ...engine.kernels.torch.reference import TorchKernels
-
-        return TorchKernels("cuda")
-    from ...engine.kernels.cpu.tile_kernels import CpuKernels
-
-    return CpuKernels()
 
 
 def make_worker(options: WorkerOptions, name: str) -> Any:

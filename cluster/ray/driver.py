@@ -15,14 +15,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
-from ...engine.plan.records import Receipt
-from ...engine.plan.shared_reading import Group, make_group
-from ...engine.plan.survey import Round, Survey
-from ...engine.run.memory import plan_group_memory
-from ...engine.run.meter import Meter, Phase
-from ...engine.run.protocols import Member
-from ...engine.run.shard import Shard
-from ...engine.run.work_items import group_fold_bytes, surroundings
+from ...engine.plan import Receipt, Round, SharedReading, Survey, share_reading
+from ...engine.run import Member, Meter, Phase, Shard, plan_shared_memory, shared_fold_bytes, surroundings
 from .actor import Done, Failed, WorkerOptions, make_worker
 from .events import (
     Action,
@@ -31,12 +25,12 @@ from .events import (
     LookedUp,
     LookUp,
     LookUpFailed,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     TaskProgress,
@@ -80,14 +74,14 @@ class RayRunner:
         limits: Limits | None = None,
     ) -> None:
         self._members = members
-        self._group = make_group([member.plan for member in members])
+        self._group = share_reading([member.plan for member in members])
         self._workers = workers
         self._meter = meter
         self._note = note
         self._retries = Counter("anabranch_retries", "Shards handed out again.")
         self._limits = limits or Limits()
         around = surroundings(members, ray=True, cuda=device == "cuda")
-        self.memory = plan_group_memory(self._group, limit_bytes, 1, around)
+        self.memory = plan_shared_memory(self._group, limit_bytes, 1, around)
         urls = tuple(member.output.store.url for member in members)
         self._options = WorkerOptions(urls, self.memory, device)
         self._spare: list[Any] = []
@@ -144,20 +138,20 @@ class RayRunner:
             done=settle,
         ).run()
 
-    def _task(self, shard: Shard) -> Task:
+    def _task(self, shard: Shard) -> ShardTask:
         files = [self._group.plans[member].shards[shard.index] for member in shard.members]
-        size = group_fold_bytes(self._group, [shard]) + sum(file.size for file in files)
-        return Task(shard.index, size, files[0].name)
+        size = shared_fold_bytes(self._group, [shard]) + sum(file.size for file in files)
+        return ShardTask(shard.index, size, files[0].name)
 
     @property
-    def group(self) -> Group:
+    def group(self) -> SharedReading:
         return self._group
 
     @property
     def limits(self) -> Limits:
         return self._limits
 
-    def incidents(self, tasks: Sequence[Task]) -> Incidents:
+    def incidents(self, tasks: Sequence[ShardTask]) -> Incidents:
         return Incidents(tasks, self._note, self._retries.inc)
 
     def slots(self) -> int:
@@ -215,7 +209,7 @@ class _Drive:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[ShardTask],
         runner: RayRunner,
         start: Callable[[Any, int], Any],
         look: Callable[[int], Any],

@@ -12,7 +12,7 @@ from ...engine.errors import AnabranchError
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ShardTask:
     """One unit of work that leaves one receipt: an output shard, or one piece of the survey.
 
     Args:

@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterable
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ..reports.plan import counted
-from .events import Action, Event, LookedUp, SlotsChanged, StartTask, StopWorker, Task, TaskDone, TaskFailed, WorkerLost
+from .events import (
+    Action,
+    Event,
+    LookedUp,
+    ShardTask,
+    SlotsChanged,
+    StartTask,
+    StopWorker,
+    TaskDone,
+    TaskFailed,
+    WorkerLost,
+)
 
 
 class Incidents:
@@ -18,7 +29,7 @@ class Incidents:
         retried: called each time a task is handed out again.
     """
 
-    def __init__(self, tasks: Iterable[Task], note: Callable[[str], None], retried: Callable[[], None]) -> None:
+    def __init__(self, tasks: Iterable[ShardTask], note: Callable[[str], None], retried: Callable[[], None]) -> None:
         self._names = {task.id: task.name for task in tasks}
         self._note = note
         self._retried = retried

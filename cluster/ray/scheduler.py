@@ -22,12 +22,12 @@ from .events import (
     LookedUp,
     LookUp,
     LookUpFailed,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     TaskProgress,
@@ -71,7 +71,7 @@ class _State:
     the heap is stale. `look` is the open look-up, 0 for none.
     """
 
-    task: Task
+    task: ShardTask
     runs: list[int] = field(default_factory=list)
     done: bool = False
     failures: int = 0
@@ -100,7 +100,7 @@ class Scheduler:
         seed: of the jitter of backoffs.
     """
 
-    def __init__(self, tasks: Iterable[Task], *, limits: Limits | None = None, seed: int = 0) -> None:
+    def __init__(self, tasks: Iterable[ShardTask], *, limits: Limits | None = None, seed: int = 0) -> None:
         self._limits = limits or Limits()
         self._seed = seed
         self._states = {task.id: _State(task) for task in tasks}

@@ -8,10 +8,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ...engine.plan.plan import Plan
-from ...engine.run.memory import MemoryPlan
-from ...engine.run.meter import PHASES, Meter, Phase, Stage
-from ...engine.run.protocols import Outcome
+from ...engine.plan import Plan
+from ...engine.run import PHASES, MemoryPlan, Meter, Outcome, Phase, Stage
 from .plan import counted, duration
 
 ADVICE = {

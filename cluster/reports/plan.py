@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from rich.filesize import decimal
 
-from ...engine.models.checkpoint import Checkpoint
-from ...engine.models.location import TensorLocation
-from ...engine.plan.plan import Plan
-from ...engine.run.memory import MemoryPlan
-from ...engine.run.work_items import fold_bytes
+from ...engine.errors import some_names
+from ...engine.models import Checkpoint, TensorLocation
+from ...engine.plan import Plan
+from ...engine.run import MemoryPlan, fold_bytes
 
 State = Literal["new", "started", "finished"]
 
@@ -24,7 +23,6 @@ REMOTE_BYTES_PER_SECOND = 0.2e9
 FOLD_BYTES_PER_SECOND = 0.25e9
 """Per thread, of input bytes of one pass."""
 SURVEY_PASSES = {"": 0, "moments": 1, "quantiles": 3, "threshold": 2}
-MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class PlanReport:
         copied = len(plan.tasks) - self.merged_tensors
         yield f"tensors     {self.merged_tensors} merged, {copied} copied; {parameters:,} parameters"
         for reason, names in self.copied.items():
-            yield f"  copied    {reason}: {listed(names)}"
+            yield f"  copied    {reason}: {some_names(names)}"
         yield from self._difference_lines()
         yield f"read        {decimal(plan.read_bytes)}{self._survey_text()}"
 
@@ -225,7 +223,7 @@ class PlanReport:
         for i, row in enumerate(self.differences):
             for key, text in texts.items():
                 if row[key]:
-                    yield f"  model {i}   {text.format(len(row[key]))}: {listed(row[key])}"
+                    yield f"  model {i}   {text.format(len(row[key]))}: {some_names(row[key])}"
 
     def _survey_text(self) -> str:
         kind = self.plan.survey_kind
@@ -240,12 +238,6 @@ class PlanReport:
             f"writing {decimal(int(WRITE_BYTES_PER_SECOND))}/s and a thread folds "
             f"{decimal(int(FOLD_BYTES_PER_SECOND))}/s; not measured here"
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:MAX_LISTED])
-    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ...engine.run.meter import Meter
+from ...engine.run import Meter
 from .plan import duration
 
 LINE_SECONDS = 5.0

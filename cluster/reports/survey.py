@@ -7,11 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...engine.methods import tadrop
-from ...engine.methods.tadrop import TadropDensity
-from ...engine.plan.plan import Plan
-from ...engine.plan.records import SurveyPart, SurveyRow
-from ...engine.plan.survey import decide_densities, redundancy
+from ...engine.methods import TadropDensity, tadrop
+from ...engine.plan import Plan, SurveyPart, SurveyRow, decide_densities, redundancy
 
 if TYPE_CHECKING:
     import pyarrow

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import Array, host, on_device
-from ..kernels.rank_search import RankSearch, key_value, quantile_rank
-from ..plan.windows import tiles
+from ..kernels import Array, RankSearch, host, key_value, on_device, quantile_rank
+from ..plan import tiles
 from .masks import KEEP_ALL_EQUAL
 from .passes import Pass, WindowData, add_into
 from .rounding import check_overflow, write_merged

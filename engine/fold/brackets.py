@@ -14,12 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import host
-from ..kernels.rank_search import LARGEST_KEY, NO_BRACKET, Bracket, RankSearch
-from ..kernels.window_calls import NEAR_COUNTS, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, OF_VARIANCE, NearCounts, WindowNear
-from ..models.header import DTYPES
-from ..plan.demands import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, sample_elements
-from ..plan.windows import Window, tiles
+from ..kernels import (
+    LARGEST_KEY,
+    NEAR_COUNTS,
+    NEAR_HIGH,
+    NEAR_LOW,
+    NEAR_ZERO,
+    NO_BRACKET,
+    OF_VARIANCE,
+    Bracket,
+    NearCounts,
+    RankSearch,
+    WindowNear,
+    host,
+)
+from ..models import DTYPES
+from ..plan import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, Window, sample_elements, tiles
 from .histograms import FallbackPass, Order, OrderPass
 from .passes import Pass, WindowData, add_into
 from .tensor import TensorState

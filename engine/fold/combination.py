@@ -10,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels.protocol import Array, host, on_device
-from ..kernels.row_sums import ROW, WINDOW_ROWS, fold_rows
-from ..methods.coefficients import NoDirection
-from ..methods.stages import CombinationMerge
-from ..plan.demands import needs_rows
-from ..plan.windows import tiles
+from ..kernels import ROW, SUM_ROWS, Array, fold_rows, host, on_device
+from ..methods import CombinationMerge, NoDirection
+from ..plan import needs_rows, tiles
 from .passes import Pass, WindowData, add_into
 from .rounding import check_overflow, out_bytes, write_merged
 from .tensor import Target, TensorState
@@ -158,19 +155,19 @@ class WindowSums:
 
     def __init__(self, numel: int, columns: int) -> None:
         self._rows = -(-numel // ROW)
-        self._windows = np.zeros((-(-self._rows // WINDOW_ROWS), columns))
+        self._windows = np.zeros((-(-self._rows // SUM_ROWS), columns))
         self._open: dict[int, tuple[NDArray[np.float64], list[int]]] = {}
         """Per window under way: its rows, and how many of them are missing."""
         self._lock = threading.Lock()
 
     def add(self, first: int, rows: NDArray[np.float64]) -> None:
         """Rows f64 [R, columns] of the tensor from row `first` on; each row is added once."""
-        for window in range(first // WINDOW_ROWS, (first + len(rows) - 1) // WINDOW_ROWS + 1):
-            start = window * WINDOW_ROWS
-            begin, end = max(first, start), min(first + len(rows), start + WINDOW_ROWS)
+        for window in range(first // SUM_ROWS, (first + len(rows) - 1) // SUM_ROWS + 1):
+            start = window * SUM_ROWS
+            begin, end = max(first, start), min(first + len(rows), start + SUM_ROWS)
             with self._lock:
                 if window not in self._open:
-                    whole = min(WINDOW_ROWS, self._rows - start)
+                    whole = min(SUM_ROWS, self._rows - start)
                     self._open[window] = np.zeros((whole, rows.shape[1])), [whole]
                 kept, missing = self._open[window]
                 kept[begin - start : end - start] = rows[begin - first : end - first]

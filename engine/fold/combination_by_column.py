@@ -7,10 +7,9 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import Array, host, on_device
-from ..methods.stages import CombinationMerge
-from ..plan.demands import column_rows
-from ..plan.windows import tiles
+from ..kernels import Array, host, on_device
+from ..methods import CombinationMerge
+from ..plan import column_rows, tiles
 from .combination import CombinationPass, Operands, beyond_fp64
 from .passes import Pass, WindowData, add_into
 from .tensor import TensorState

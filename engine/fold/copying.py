@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..plan.windows import tiles
+from ..plan import tiles
 from .passes import WindowData
 from .rounding import check_overflow, write_merged
 from .tensor import TensorState

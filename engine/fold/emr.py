@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..methods.stages import Elect
-from ..plan.records import ElectedRow, TensorRow
-from ..plan.windows import tiles
+from ..methods import Elect
+from ..plan import ElectedRow, TensorRow, tiles
 from .passes import WindowData, add_into
 from .rounding import check_overflow, out_bytes
 from .sums import RowSums

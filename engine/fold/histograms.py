@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import Array, host
-from ..kernels.rank_search import NO_BRACKET, Bracket, RankSearch, key_value, quantile_rank
-from ..kernels.window_calls import LookCounts, WindowLook
-from ..plan.windows import tiles
+from ..kernels import NO_BRACKET, Array, Bracket, LookCounts, RankSearch, WindowLook, host, key_value, quantile_rank
+from ..plan import tiles
 from .masks import Cut, cut_from
 from .passes import OptionalPass, WindowData, add_into
 from .tensor import TensorState

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.window_calls import WindowCounts
-from ..plan.windows import tiles
+from ..kernels import WindowCounts
+from ..plan import tiles
 from .passes import WindowData, add_into
 from .sums import RowSums
 from .tensor import TensorState

@@ -11,21 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import Array, Kernels
-from ..kernels.rank_search import RankSearch, value_key
-from ..methods.stages import (
-    All,
-    Band,
-    Beyond,
-    Blocks,
-    ModelThreshold,
-    Random,
-    RankedRandom,
-    Rescale,
-    Selection,
-    Top,
-    Variance,
-)
+from ..kernels import Array, Kernels, RankSearch, value_key
+from ..methods import All, Band, Beyond, Blocks, ModelThreshold, Random, RankedRandom, Rescale, Selection, Top, Variance
 
 KEEP_ALL_EQUAL = 1 << 62
 """A share of equal values that no tensor reaches."""

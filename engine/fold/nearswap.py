@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..methods.stages import NearSwap
-from ..plan.windows import tiles
+from ..methods import NearSwap
+from ..plan import tiles
 from .passes import WindowData, add_into
 from .rounding import check_overflow, write_merged
 from .tensor import TensorState

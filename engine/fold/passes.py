@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan.windows import Window
+from ..plan import Window
 from .workspace import Workspace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..models.header import DTYPES
+from ..models import DTYPES
 from .passes import WindowData
 from .tensor import TensorState
 from .workspace import Workspace

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import host
-from ..kernels.rank_search import LEVELS_32
-from ..plan.windows import tiles
+from ..kernels import LEVELS_32, host
+from ..plan import tiles
 from .passes import WindowData, add_into
 from .sums import RowSums, check_moments
 from .tensor import TensorState

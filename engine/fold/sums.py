@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels.protocol import Array, host
-from ..kernels.row_sums import fold_rows
-from ..plan.windows import ROW_ELEMENTS, tiles
+from ..kernels import Array, fold_rows, host
+from ..plan import ROW_ELEMENTS, tiles
 from .passes import WindowData, add_into
 from .tensor import TensorState
 from .workspace import Workspace

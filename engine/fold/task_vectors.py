@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..kernels.protocol import Array
-from ..methods.stages import Sharing, TaskVectorMerge
+from ..kernels import Array
+from ..methods import Sharing, TaskVectorMerge
 from .combination import normalizer
 from .tensor import Target, TensorState
 from .workspace import Workspace

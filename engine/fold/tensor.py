@@ -10,15 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels.protocol import Array, Kernels
-from ..kernels.rank_search import LEVELS_32, LEVELS_64
-from ..kernels.window_calls import WindowInputs
-from ..methods.stages import ModelThreshold, TaskVectorMerge, Variance
-from ..models.header import DTYPES
-from ..plan.demands import grain
-from ..plan.plan import Plan
-from ..plan.task import TensorTask
-from ..plan.windows import ROW_ELEMENTS, cut_windows, tile_elements, tiles
+from ..kernels import LEVELS_32, LEVELS_64, Array, Kernels, WindowInputs
+from ..methods import ModelThreshold, TaskVectorMerge, Variance
+from ..models import DTYPES
+from ..plan import ROW_ELEMENTS, Plan, TensorTask, cut_windows, grain, tile_elements, tiles
 from .masks import KEEP_ALL_EQUAL, Cut, Edge, EqualLedger, Ranks, Selector, first_edges, random_key
 from .passes import WindowData, add_into
 from .workspace import Real, Workspace

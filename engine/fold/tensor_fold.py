@@ -6,13 +6,20 @@ import math
 from functools import partial
 from itertools import combinations
 
-from ..kernels.window_calls import WindowCounts
-from ..methods import tadrop
-from ..methods.stages import Band, CombinationMerge, Elect, Fusion, NearSwap, TaskVectorMerge, Top, Variance
-from ..methods.tadrop import TadropDensity
-from ..plan.demands import needs_columns
-from ..plan.records import ModelRow, TensorRow
-from ..plan.windows import tiles
+from ..kernels import WindowCounts
+from ..methods import (
+    Band,
+    CombinationMerge,
+    Elect,
+    Fusion,
+    NearSwap,
+    TadropDensity,
+    TaskVectorMerge,
+    Top,
+    Variance,
+    tadrop,
+)
+from ..plan import ModelRow, TensorRow, needs_columns, tiles
 from .arcee_fusion import fusion_passes
 from .brackets import order_passes
 from .combination import combination_passes

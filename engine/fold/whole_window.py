@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.row_sums import ROW
-from ..kernels.window_calls import Selected, WindowCounts, WindowFold, WindowSum
-from ..methods.stages import All, Band, Blocks, ModelThreshold, Random, TaskVectorMerge, Top, Variance
+from ..kernels import ROW, Selected, WindowCounts, WindowFold, WindowSum
+from ..methods import All, Band, Blocks, ModelThreshold, Random, TaskVectorMerge, Top, Variance
 from .combination import normalizer
 from .masks import Edge, Ranks, block_keep
 from .passes import WindowData

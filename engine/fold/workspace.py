@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..kernels.protocol import Array, Kernels
-from ..plan.windows import ROW_ELEMENTS
+from ..kernels import Array, Kernels
+from ..plan import ROW_ELEMENTS
 
 Real = Literal["f32", "f64"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from .row_sums import ROW, WINDOW_ROWS
+from .row_sums import ROW, SUM_ROWS
 
-WINDOW = ROW * WINDOW_ROWS
+WINDOW = ROW * SUM_ROWS
 """Elements of one window of the defined order of sums."""
 EPSILON = 1e-8
 """Added to every probability (mergekit's arcee_fusion)."""

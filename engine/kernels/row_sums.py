@@ -9,7 +9,7 @@ ROW = 4096
 """Elements of one row of the defined summation order."""
 
 
-WINDOW_ROWS = 256
+SUM_ROWS = 256
 """Rows of one window of the defined summation order: a window is 2^20 elements."""
 
 
@@ -18,10 +18,10 @@ def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     The 256 row sums of each window are folded in halves (missing rows are +0.0), windows are added one after the other.
     """
-    windows = max(1, -(-rows.shape[0] // WINDOW_ROWS))
-    padded = np.zeros((windows, WINDOW_ROWS, rows.shape[1]), np.float64)
-    padded.reshape(windows * WINDOW_ROWS, rows.shape[1])[: rows.shape[0]] = rows
-    half = WINDOW_ROWS // 2
+    windows = max(1, -(-rows.shape[0] // SUM_ROWS))
+    padded = np.zeros((windows, SUM_ROWS, rows.shape[1]), np.float64)
+    padded.reshape(windows * SUM_ROWS, rows.shape[1])[: rows.shape[0]] = rows
+    half = SUM_ROWS // 2
     while half:
         padded[:, :half] += padded[:, half : 2 * half]
         half //= 2

@@ -1,43 +1,56 @@
-"""Merge methods by name: each is one typed function from a recipe's parameters to a composition of stages."""
+"""Methods: what a merge method is, a composition of stages, and the formulas behind it.
+
+Held by tests/unit/methods, tests/golden and tests/property/fold.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from . import tadrop
+from .coefficients import NoDirection
+from .registry import BUILDERS
+from .stages import (
+    All,
+    Band,
+    Beyond,
+    Blocks,
+    CombinationMerge,
+    Elect,
+    Fusion,
+    Method,
+    ModelThreshold,
+    NearSwap,
+    Random,
+    RankedRandom,
+    Rescale,
+    Selection,
+    Sharing,
+    TaskVectorMerge,
+    Top,
+    Variance,
+)
+from .tadrop import TadropDensity
 
-from .averages import linear, passthrough, task_arithmetic
-from .emr import emr
-from .magnitude import breadcrumbs, breadcrumbs_ties, cabs, magnitude, ties
-from .pairs import arcee_fusion, nearswap
-from .ram import ram, ramplus_tl
-from .random import dare_linear, dare_ties, della, della_linear
-from .sce import sce
-from .spheres import karcher, model_stock, multislerp, nuslerp, slerp
-from .stages import Method
-
-BUILDERS: dict[str, Callable[..., Method]] = {
-    "task_arithmetic": task_arithmetic,
-    "magnitude": magnitude,
-    "cabs": cabs,
-    "ties": ties,
-    "dare_linear": dare_linear,
-    "dare_ties": dare_ties,
-    "della": della,
-    "della_linear": della_linear,
-    "breadcrumbs": breadcrumbs,
-    "breadcrumbs_ties": breadcrumbs_ties,
-    "sce": sce,
-    "linear": linear,
-    "passthrough": passthrough,
-    "slerp": slerp,
-    "nuslerp": nuslerp,
-    "multislerp": multislerp,
-    "karcher": karcher,
-    "model_stock": model_stock,
-    "nearswap": nearswap,
-    "arcee_fusion": arcee_fusion,
-    "ram": ram,
-    "ramplus_tl": ramplus_tl,
-    "emr": emr,
-}
-"""Keyword arguments are the method's parameters that are the same for all models, and `has_base`: whether the recipe
-has a base apart from the models. The others are per model."""
+__all__ = [
+    "BUILDERS",
+    "All",
+    "Band",
+    "Beyond",
+    "Blocks",
+    "CombinationMerge",
+    "Elect",
+    "Fusion",
+    "Method",
+    "ModelThreshold",
+    "NearSwap",
+    "NoDirection",
+    "Random",
+    "RankedRandom",
+    "Rescale",
+    "Selection",
+    "Sharing",
+    "TadropDensity",
+    "TaskVectorMerge",
+    "Top",
+    "Variance",
+    "tadrop",
+]

@@ -1,1 +1,83 @@
-"""."""
+"""Models: a checkpoint at a URL as the merge sees it, from headers alone.
+
+Held by tests/unit/models, tests/property/models, tests/e2e/test_odd_checkpoints.py and tests/e2e/test_vocabularies.py.
+"""
+
+from __future__ import annotations
+
+from .activations import Activations, open_activations
+from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES, Checkpoint, open_source
+from .config_json import patch_config, read_config
+from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
+from .layers import (
+    Config,
+    Layers,
+    check_layers,
+    config_edits,
+    declared_layers,
+    find_layers,
+    is_computed,
+    is_number,
+    layer_rules,
+)
+from .location import Bytes, TensorLocation
+from .opening import Opened, open_models
+from .quantised import foreign_format
+from .references import ModelUrl, resolve_file_url, resolve_model
+from .row_gather import RowGather
+from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
+from .tied_embeddings import with_the_names_of
+from .tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
+from .tokens.files import VocabularyFiles
+from .tokens.tokenizer_json import TOKENIZER_NAME
+
+__all__ = [
+    "BIT_ORDER",
+    "DTYPES",
+    "FIRST_READ_BYTES",
+    "MAX_INDEX_BYTES",
+    "PART_FORMAT",
+    "PART_NAME",
+    "PART_VERSION",
+    "TOKENIZER_NAME",
+    "Activations",
+    "Bytes",
+    "Checkpoint",
+    "Config",
+    "Folders",
+    "Header",
+    "Layers",
+    "ModelUrl",
+    "Opened",
+    "RowGather",
+    "Source",
+    "TensorInfo",
+    "TensorLocation",
+    "VocabularyFiles",
+    "base_files",
+    "build_header",
+    "check_file_name",
+    "check_layers",
+    "config_edits",
+    "declared_layers",
+    "find_layers",
+    "foreign_format",
+    "header_length",
+    "is_computed",
+    "is_number",
+    "is_part",
+    "layer_rules",
+    "open_activations",
+    "open_models",
+    "open_source",
+    "parse_header",
+    "parse_index",
+    "parts_below",
+    "patch_config",
+    "plan_tokenizer",
+    "read_config",
+    "resolve_file_url",
+    "resolve_model",
+    "tokenizer_url",
+    "with_the_names_of",
+]

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage.opening import open_store
-from ..storage.protocol import Store
+from ..storage import Store, open_store
 from .checkpoint import read_file_header
 from .header import TensorInfo
 

@@ -6,15 +6,13 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..errors import InputError
-from ..storage.joined import JoinedStore
-from ..storage.opening import open_store
-from ..storage.protocol import Store
+from ..errors import InputError, some_names
+from ..storage import JoinedStore, Store, open_store
 from .header import Header, header_length, parse_header, parse_index, without_garbage_collection
 from .location import TensorLocation
 
@@ -30,7 +28,6 @@ FIRST_READ_BYTES = 64 << 10
 HEADER_THREADS = 8
 """Headers read at once: hides the latency of object stores; local files hardly need it."""
 
-MAX_LISTED = 8
 """Names shown in an error message before it says how many more there are."""
 
 _INDEX = re.compile(r".+\.safetensors\.index(\.[A-Za-z0-9_\-]+)?\.json")
@@ -74,12 +71,12 @@ class Checkpoint:
     """Weight files in the folder that are not part of the checkpoint: other formats, duplicates, adapters."""
     folders: tuple[str, ...] = ()
     """URLs of the folders that its files lie in, first that of plain names and side files; () stands for `url`."""
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     """What configuration files say of how tensors are computed, ready for canonical JSON; part of what identifies the
     input."""
     notes: tuple[str, ...] = ()
     """What a user should know of how it is read."""
-    ties: bool | None = None
+    tied: bool | None = None
     """Whether config.json says that the output head is the input embedding; None: it says nothing."""
 
     def fingerprint(self) -> list[dict[str, Any]]:
@@ -97,7 +94,7 @@ class Checkpoint:
     def identity(self) -> dict[str, Any]:
         """What identifies the input: where it is, its files, and how they are read."""
         found: dict[str, Any] = {"url": self.url, "files": self.fingerprint()}
-        return found | ({"reading": dict(self.reading)} if self.reading else {})
+        return found | ({"reading": dict(self.decoding)} if self.decoding else {})
 
 
 def model_url(model: str) -> str:
@@ -157,7 +154,9 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
         tensors=tensors,
         side_files=side_file_names(store, names),
         ignored_files=ignored,
-        notes=(f"{store.url}: not part of the checkpoint and not read: {some_names(unread)}",) if unread else (),
+        notes=(f"{store.url}: not part of the checkpoint and not read: {some_names(sorted(unread))}",)
+        if unread
+        else (),
     )
 
 
@@ -190,7 +189,7 @@ def _select_files(store: Store, names: list[str]) -> _Selection:
             return _Selection(wanted, index, weight_map)
         if len(missing) < len(wanted) or SINGLE_FILE not in shards:
             raise InputError(
-                f"{store.url}: {len(missing)} of {len(wanted)} shards are missing: {some_names(missing)}",
+                f"{store.url}: {len(missing)} of {len(wanted)} shards are missing: {some_names(sorted(missing))}",
                 "Finish the download, or remove the index if it does not belong to these files.",
             )
     if SINGLE_FILE in shards:
@@ -208,7 +207,7 @@ def _find_index(url: str, names: list[str]) -> str | None:
         return INDEX_FILE
     candidates = [name for name in names if _INDEX.fullmatch(name)]
     if len(candidates) > 1:
-        raise InputError(f"{url}: several indexes: {some_names(candidates)}", "Keep one of them in the folder.")
+        raise InputError(f"{url}: several indexes: {some_names(sorted(candidates))}", "Keep one of them in the folder.")
     return candidates[0] if candidates else None
 
 
@@ -240,13 +239,13 @@ def _reject_folder(url: str, names: list[str]) -> None:
         )
     if any(_PICKLE.fullmatch(name) for name in names):
         raise InputError(
-            f"{url}: pickled weights only ({some_names([name for name in names if _PICKLE.fullmatch(name)])})",
+            f"{url}: pickled weights only ({some_names(sorted([name for name in names if _PICKLE.fullmatch(name)]))})",
             "Pickles can run code and are never loaded here. Convert: load the model with transformers and call "
             "save_pretrained(FOLDER, safe_serialization=True).",
         )
     if not names:
         raise InputError(f"{url}: no such folder, or an empty one", "Check the path and the permissions.")
-    raise InputError(f"{url}: no *.safetensors file (found {some_names(names)})", "Check the path.")
+    raise InputError(f"{url}: no *.safetensors file (found {some_names(sorted(names))})", "Check the path.")
 
 
 def _read_headers(store: Store, names: list[str]) -> list[tuple[CheckpointFile, Header]]:
@@ -312,13 +311,15 @@ def _check_index(
     if missing:
         named = Counter(weight_map[name] for name in missing)
         raise InputError(
-            f"{where}: names {len(missing)} tensors that are in no file: {some_names(missing)} "
-            f"(it places them in {some_names(named)})",
+            f"{where}: names {len(missing)} tensors that are in no file: {some_names(sorted(missing))} "
+            f"(it places them in {some_names(sorted(named))})",
             hint,
         )
     extra = [name for name in tensors if name not in weight_map]
     if extra:
-        raise InputError(f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(extra)}", hint)
+        raise InputError(
+            f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(sorted(extra))}", hint
+        )
     for name, location in tensors.items():
         file_name = opened[location.file][0].name
         if weight_map[name] != file_name:
@@ -342,10 +343,3 @@ def _is_side_file(store: Store, name: str) -> bool:
     except FileNotFoundError as error:
         raise InputError(f"{store.url}/{name}: a broken link", "Finish the download.") from error
     return True
-
-
-def some_names(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    listed = sorted(names)
-    shown = ", ".join(listed[:MAX_LISTED])
-    return shown if len(listed) <= MAX_LISTED else f"{shown} and {len(listed) - MAX_LISTED} more"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..kernels.protocol import Array
+from ..kernels import Array
 from .header import DTYPES
 from .location import Bytes, Reads, TensorLocation
 
@@ -28,7 +28,7 @@ PART_ELEMENTS = 1 << 18
 """Elements of a factor that is not kept, in memory at once."""
 
 
-def _fill_pieces(
+def fill_pieces(
     source: TensorLocation, begin: int, end: int, into: Bytes, reads: Reads, change: Callable[[Array, int], None]
 ) -> None:
     """Read elements [begin, end) of `source` in one request and write them to `into` as F32, changed piece by piece.
@@ -51,7 +51,7 @@ def _fill_pieces(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FactorSlice:
     """Some rows or columns of a factor, f32."""
 
     values: Array
@@ -105,12 +105,12 @@ class Factor:
         stored = self.at_once * self.width * DTYPES[self.source.info.dtype].size
         return stored * (1 + self.transposed) + (0 if self.is_held else 4 * self.at_once * self.width)
 
-    def part(self, begin: int, end: int, reads: Reads, slot: str) -> Part:
+    def part(self, begin: int, end: int, reads: Reads, slot: str) -> FactorSlice:
         """What holds [begin, end) of the axis; valid until this thread asks for the slot again."""
         if self.is_held:
             key = (self.source.file, self.source.info.offset, self.transposed)
-            return Part(reads.held(key, self.held_bytes, lambda: self._load(0, self.length, reads, None)), 0)
-        return Part(self._load(begin, end, reads, reads.scratch(slot, self.at_once * self.width)), begin)
+            return FactorSlice(reads.held(key, self.held_bytes, lambda: self._load(0, self.length, reads, None)), 0)
+        return FactorSlice(self._load(begin, end, reads, reads.scratch(slot, self.at_once * self.width)), begin)
 
     def _load(self, begin: int, end: int, reads: Reads, out: Array | None) -> Array:
         """Read and convert [begin, end) of the axis; into a new array without `out`."""
@@ -171,7 +171,7 @@ class BlockScaled:
                 piece = values[start - first : stop - first]
                 reads.kernels.scale_blocks(piece, start, columns, scales.values, scales.first, self.block)
 
-        _fill_pieces(self.weight, begin, end, into, reads, change)
+        fill_pieces(self.weight, begin, end, into, reads, change)
 
 
 def _cut(begin: int, end: int, unit: int) -> Iterator[tuple[int, int]]:
@@ -230,7 +230,7 @@ class LowRank:
                         piece, start, columns, left.values, left.first, right.values, right.first, self.scale
                     )
 
-        _fill_pieces(self.weight, begin, end, into, reads, change)
+        fill_pieces(self.weight, begin, end, into, reads, change)
 
     def _columns(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Columns that flat elements [start, stop) touch, in parts that the right factor gives at once."""
@@ -292,4 +292,4 @@ class MaskedChange:
             reads.kernels.decode(reads.kernels.load(stored), self.change.info.dtype, piece)
             reads.kernels.add_where(values, piece, reads.kernels.load(bits), first % 8, self.scale)
 
-        _fill_pieces(self.weight, begin, end, into, reads, add)
+        fill_pieces(self.weight, begin, end, into, reads, add)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.protocol import Array, Kernels
+from ..kernels import Array, Kernels
 from .header import DTYPES, TensorInfo
 
 Bytes = NDArray[np.uint8]

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import InputError
-from ..storage.protocol import Store
-from .checkpoint import Checkpoint, CheckpointFile, read_file_header, some_names
+from ..errors import InputError, some_names
+from ..storage import Store
+from .checkpoint import Checkpoint, CheckpointFile, read_file_header
 from .derived import Factor, LowRank
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
@@ -93,7 +93,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
     names = store.list()
     if CONFIG_FILE not in names:
         raise InputError(f"{store.url}: no adapter: {CONFIG_FILE} is missing", "Name the folder that PEFT saved.")
-    config = read_config(store)
+    config = read_adapter_config(store)
     if WEIGHTS_FILE not in names:
         if PICKLE_FILE in names:
             raise InputError(
@@ -117,13 +117,13 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         files=files,
         tensors=changes.tensors,
         folders=(*(base.folders or (base.url,)), store.url),
-        reading={**base.reading, "adapter": config.describe()},
+        decoding={**base.decoding, "adapter": config.describe()},
         notes=(*base.notes, note),
-        ties=False if changes.unties else base.ties,
+        tied=False if changes.unties else base.tied,
     )
 
 
-def read_config(store: Store) -> AdapterConfig:
+def read_adapter_config(store: Store) -> AdapterConfig:
     """adapter_config.json, strictly.
 
     Raises:
@@ -229,7 +229,8 @@ class _Changes:
         unknown += [f"{module}.weight" for module, _ in factors if f"{module}.weight" not in self._base.tensors]
         if unknown:
             raise InputError(
-                f"{self._where}: {len(unknown)} tensors match nothing in {self._base.url}: {some_names(unknown)}",
+                f"{self._where}: {len(unknown)} tensors match nothing in {self._base.url}: "
+                f"{some_names(sorted(unknown))}",
                 "The adapter was trained on another model, or on one that names its tensors differently.",
             )
         if not stored:

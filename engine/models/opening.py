@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..storage.joined import JoinedStore
-from ..storage.opening import open_store
-from ..storage.protocol import Store
+from ..storage import JoinedStore, Store, open_store
 from .checkpoint import Checkpoint, open_checkpoint
 from .lora import with_adapter
 from .quantised import with_scales
@@ -77,7 +75,7 @@ def _open_base(url: str, store: Store) -> Checkpoint:
     texts = [config, config.get("text_config")]
     said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
     ties = said[0] if said and isinstance(said[0], bool) else None
-    return with_scales(replace(checkpoint, ties=ties), config)
+    return with_scales(replace(checkpoint, tied=ties), config)
 
 
 def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def with_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint
     return replace(
         checkpoint,
         tensors=tensors,
-        reading={**checkpoint.reading, **reading},
+        decoding={**checkpoint.decoding, **reading},
         notes=(*checkpoint.notes, note),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import RecipeError
-from ..recipe.text import shorten
+from ..recipe import shorten
 
 
 class ModelUrl(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .derived import PIECE_ELEMENTS, _fill_pieces
+from .derived import PIECE_ELEMENTS, fill_pieces
 from .header import DTYPES
 from .location import Bytes, Reads, TensorLocation
 
@@ -98,7 +98,7 @@ class RowGather:
             if source.info.dtype == self.dtype:
                 source.fill(start + shift, stop + shift, place, there)
             else:
-                _fill_pieces(source, start + shift, stop + shift, place, there, lambda _values, _first: None)
+                fill_pieces(source, start + shift, stop + shift, place, there, lambda _values, _first: None)
 
     def _runs(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
         """(first row, end, entry) of rows that one read fills; entry -1 for a row that is no row of a part."""
@@ -123,7 +123,7 @@ class RowGather:
         for entry in entries:
             source, start = self.parts[self.part[entry]], int(self.row[entry]) * self.columns
             there = reads.of(self.origins[self.part[entry]])
-            _fill_pieces(source, start + first, start + stop, line, there, lambda _values, _first: None)
+            fill_pieces(source, start + first, start + stop, line, there, lambda _values, _first: None)
             total += line.view(np.float32)
         total /= np.float32(len(entries))
         into[:] = total.view(np.uint8)

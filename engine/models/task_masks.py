@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from ..recipe.schema import TASK_NAME, UNIFIED
-from ..storage.protocol import Store
+from ..recipe import TASK_NAME, UNIFIED
+from ..storage import Store
 from .checkpoint import Checkpoint, CheckpointFile, open_checkpoint
 from .derived import MaskedChange
 from .header import DTYPES, TensorInfo
@@ -145,7 +145,7 @@ def with_masks(base: Checkpoint, masks: Store, unified: Store) -> Checkpoint:
         files=(*base.files, *_files(bits, masks), *_files(change, unified)),
         tensors=tensors,
         folders=(*(base.folders or (base.url,)), masks.url, unified.url),
-        reading={**base.reading, "masks": {"scale": part.scale, "unified": part.unified_id}},
+        decoding={**base.decoding, "masks": {"scale": part.scale, "unified": part.unified_id}},
         notes=(*base.notes, note),
     )
 

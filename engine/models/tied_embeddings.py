@@ -37,9 +37,9 @@ def with_the_names_of(reference: Checkpoint, model: Checkpoint) -> Checkpoint:
     wanted = [name for name in pair if name in reference.tensors]
     if not stored or not wanted or stored == wanted:
         return model
-    tied = model.ties if model.ties is not None else reference.ties
+    tied = model.tied if model.tied is not None else reference.tied
     if len(stored) == len(wanted) == 1:
-        if model.ties is False:
+        if model.tied is False:
             return model
         return _changed(model, {wanted[0]: stored[0]}, stored, f"{stored[0]} is tied and merged as {wanted[0]}")
     if not tied:
@@ -77,6 +77,6 @@ def _changed(model: Checkpoint, added: dict[str, str], removed: Iterable[str], n
     return replace(
         model,
         tensors=tensors,
-        reading={**model.reading, "tied": {"added": added, "removed": sorted(removed)}},
+        decoding={**model.decoding, "tied": {"added": added, "removed": sorted(removed)}},
         notes=(*model.notes, f"{model.url}: {note}"),
     )

@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from ..errors import IntegrityError, OutputConflictError
 from ..json_text import readable_json
-from ..plan.plan import NUMERICS, Plan
-from ..plan.records import Receipt, SurveyPart
-from ..plan.survey import Round, Survey
-from ..storage.protocol import Store
+from ..plan import NUMERICS, Plan, Receipt, Round, Survey, SurveyPart
+from ..storage import Store
 from .emr_files import part_files, with_scale
 from .manifest import (
     INDEX_NAME,
@@ -39,7 +37,7 @@ from .tables import tasks_table, tensors_table, write_table
 State = Literal["new", "started", "finished"]
 
 
-class Output:
+class OutputDirectory:
     """An output directory and how far it has come; keeps no state that the directory does not have.
 
     Args:

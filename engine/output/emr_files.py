@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..json_text import readable_json
-from ..models.task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
-from ..plan.plan import Plan
-from ..plan.records import ElectedRow, Receipt
-from ..recipe.schema import UNIFIED, task_name
+from ..models import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
+from ..plan import ElectedRow, Plan, Receipt
+from ..recipe import UNIFIED, task_name
 
 README_NAME = "README.md"
 

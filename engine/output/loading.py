@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import IntegrityError, RecipeError, ResourceError
-from .verify import MAX_LISTED, Problem
+from ..errors import IntegrityError, RecipeError, ResourceError, some_names
+from .verify import Problem
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,9 @@ def _name_problems(folder: str, model_class: Any, architecture: str) -> list[Pro
         "mismatched_keys": f"the shards have tensors of another shape than {architecture}",
     }
     info["mismatched_keys"] = [name for name, *_ in info["mismatched_keys"]]
-    return [Problem("config.json", f"{text}: {_some(sorted(info[key]))}") for key, text in texts.items() if info[key]]
+    return [
+        Problem("config.json", f"{text}: {some_names(sorted(info[key]))}") for key, text in texts.items() if info[key]
+    ]
 
 
 def _load_shard(model: Any, shard: Path, problems: list[Problem]) -> int:
@@ -115,8 +116,3 @@ def _load_shard(model: Any, shard: Path, problems: list[Problem]) -> int:
     for name in names & set(model.state_dict()):
         set_module_tensor_to_device(model, name, "meta")
     return len(names)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_LISTED])
-    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")

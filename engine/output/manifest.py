@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import IntegrityError
 from ..json_text import canonical_json, readable_json
-from ..plan.records import Receipt, Record, SurveyPart
+from ..plan import Receipt, Record, SurveyPart
 
 FORMAT = "anabranch.manifest"
 FORMAT_VERSION = 1

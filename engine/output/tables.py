@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..json_text import canonical_json
-from ..plan.plan import Plan
-from ..plan.records import Receipt
+from ..plan import Plan, Receipt
 
 if TYPE_CHECKING:  # imported where a table is made: workers never need it
     import pyarrow

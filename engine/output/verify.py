@@ -12,9 +12,16 @@ from typing import Any
 
 from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
-from ..models.checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES
-from ..models.header import Header, check_file_name, header_length, parse_header, parse_index
-from ..storage.protocol import Store
+from ..models import (
+    FIRST_READ_BYTES,
+    MAX_INDEX_BYTES,
+    Header,
+    check_file_name,
+    header_length,
+    parse_header,
+    parse_index,
+)
+from ..storage import Store
 from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
 
 CHUNK_BYTES = 8 << 20

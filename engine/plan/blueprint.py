@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import InputError, RecipeError
-from ..models.checkpoint import Checkpoint
-from ..models.layers import (
+from ..models import (
+    Checkpoint,
     Config,
     Layers,
     check_layers,
@@ -19,8 +19,7 @@ from ..models.layers import (
     is_computed,
     layer_rules,
 )
-from ..recipe.groups import ModelGroup, donor_of, groups_of, references_of
-from ..recipe.schema import Recipe, SliceSource
+from ..recipe import ModelGroup, Recipe, SliceSource, donor_of, groups_of, references_of
 from .parameters import count_layers, layer_position
 
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..errors import InputError, RecipeError
-from ..methods.stages import ModelThreshold, RankedRandom, TaskVectorMerge
-from ..methods.tadrop import TadropDensity
-from ..models.activations import Activations
-from ..models.checkpoint import Checkpoint
-from ..models.header import DTYPES, TensorInfo
-from ..models.layers import is_computed
-from ..models.quantised import foreign_format
-from ..recipe.schema import Recipe
+from ..errors import InputError, RecipeError, some_names
+from ..methods import ModelThreshold, RankedRandom, TadropDensity, TaskVectorMerge
+from ..models import DTYPES, Activations, Checkpoint, TensorInfo, foreign_format, is_computed
+from ..recipe import Recipe
 from .blueprint import Blueprint
 from .demands import selection_of
 from .task import TensorTask
 
 
-def _check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
+def check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
+    """Refuse tensors that only some models have, as far as the recipe says, and report what is missing."""
     lacking: dict[str, list[str]] = {model.url: [] for model in blueprint.models}
     for url, name in dict.fromkeys(_missing(blueprint)):
         if not recipe.excludes(name):
             lacking[url].append(name)
     for url, missing in lacking.items():
         if missing:
-            text = f"{url} lacks {len(missing)} of the reference's tensors: {_listed(missing)}"
+            text = f"{url} lacks {len(missing)} of the reference's tensors: {some_names(missing)}"
             if recipe.strict:
                 raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
             warnings.append(text + "; they count as unchanged")
@@ -34,7 +30,7 @@ def _check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> N
             continue
         learned = [name for name in extra if not is_computed(name)]
         shown = learned if learned and recipe.extra_tensors == "error" else extra
-        text = f"{url} has {len(shown)} tensors that {blueprint.reference_name} does not have: {_listed(shown)}"
+        text = f"{url} has {len(shown)} tensors that {blueprint.reference_name} does not have: {some_names(shown)}"
         if shown is learned:
             raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
         warnings.append(text + "; they are left out")
@@ -49,7 +45,8 @@ def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str]]:
                 yield source.url, name
 
 
-def _check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
+def check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse weights in packed formats that no task vector can be taken of."""
     for checkpoint in checkpoints:
         names = {name: place for name, place in checkpoint.tensors.items() if not recipe.excludes(name)}
         if found := foreign_format(names):
@@ -59,12 +56,7 @@ def _check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
             )
 
 
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _check_activations(tasks: Sequence[TensorTask], warnings: list[str]) -> None:
+def check_activations(tasks: Sequence[TensorTask], warnings: list[str]) -> None:
     """Every vector must fit its tensor; what has none, and what belongs to no tensor, is reported."""
     for order in {order: None for task in tasks for order in task.orders if order is not None}:
         used = {name: task for task in tasks if task.orders for name in _names_in(task, order)}
@@ -79,13 +71,13 @@ def _check_activations(tasks: Sequence[TensorTask], warnings: list[str]) -> None
         unknown = [name for name in order.squares if name not in used]
         if len(unknown) == len(order.squares):
             raise InputError(
-                f"{order.url}: no merged tensor has one of its names, such as {_listed(unknown, 2)}",
+                f"{order.url}: no merged tensor has one of its names, such as {some_names(unknown, 2)}",
                 "name mean squares as the weights that they belong to, for instance model.layers.0.mlp.up_proj.weight",
             )
         if missing:
-            warnings.append(f"{order.url} has nothing for {_listed(missing)}; magnitude alone orders their changes")
+            warnings.append(f"{order.url} has nothing for {some_names(missing)}; magnitude alone orders their changes")
         if unknown:
-            warnings.append(f"{order.url} holds what belongs to no merged tensor: {_listed(unknown)}")
+            warnings.append(f"{order.url} holds what belongs to no merged tensor: {some_names(unknown)}")
 
 
 def _names_in(task: TensorTask, order: Activations) -> list[str]:
@@ -94,7 +86,7 @@ def _names_in(task: TensorTask, order: Activations) -> list[str]:
     return [source.info.name for source, own in pairs if source is not None and own == order]
 
 
-def _check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
+def check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
     """Ranked random elements need density +- epsilon inside (0, 1); a density of 0 or 1 leaves nothing to chance.
 
     Densities that follow from the tensor are known later; epsilon gives way to them.
@@ -117,7 +109,8 @@ def _check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoin
                 )
 
 
-def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
+def check_target_scope(tasks: Sequence[TensorTask]) -> None:
+    """Refuse what one threshold for a whole model cannot mean."""
     for task in tasks:
         if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
             continue
@@ -132,7 +125,8 @@ def _check_target_scope(tasks: Sequence[TensorTask]) -> None:
             raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
 
 
-def _mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
+def mismatch(recipe: Recipe, base: TensorInfo, info: TensorInfo) -> str:
+    """What keeps a tensor from being merged with the reference; empty where nothing does."""
     base_kind, kind = DTYPES[base.dtype].kind, DTYPES[info.dtype].kind
     if (base_kind != "float" or kind != "float") and base.dtype != info.dtype:
         return f"is {info.dtype}, the reference has {base.dtype}; exclude the tensor or convert the model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..methods.stages import (
+from ..methods import (
     Band,
     Blocks,
     CombinationMerge,
@@ -13,11 +13,11 @@ from ..methods.stages import (
     ModelThreshold,
     RankedRandom,
     Selection,
+    TadropDensity,
     TaskVectorMerge,
     Top,
     Variance,
 )
-from ..methods.tadrop import TadropDensity
 from .task import TensorSettings, TensorTask
 from .windows import ROW_ELEMENTS
 

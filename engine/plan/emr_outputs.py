@@ -10,12 +10,12 @@ import json
 from dataclasses import replace
 
 from ..errors import InputError
-from ..methods.stages import Elect
-from ..models.task_masks import BIT_ORDER
-from ..recipe.schema import UNIFIED, task_name
+from ..methods import Elect
+from ..models import BIT_ORDER
+from ..recipe import UNIFIED, task_name
 from .layout import OutputShard, cut_shards, make_shard
 from .make import plan_id
-from .plan import OutputPart, Plan
+from .plan import Plan, TaskOutput
 from .task import TensorSettings, TensorTask
 
 
@@ -33,7 +33,7 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
     cut = cut_shards(sizes, plan.recipe.output.shard_size_bytes)
     metadata = {"format": "pt", "anabranch": "EMR-Merging: a task vector, no model; add it to its base"}
     shards = tuple(make_shard(tasks, members, i, len(cut), metadata) for i, members in enumerate(cut))
-    unified = _part(plan, OutputPart(UNIFIED), tasks, shards)
+    unified = _part(plan, TaskOutput(UNIFIED), tasks, shards)
     return (unified, *(_task(unified, i, task_name(entry)) for i, entry in enumerate(plan.recipe.models)))
 
 
@@ -77,10 +77,10 @@ def _task(unified: Plan, position: int, name: str) -> Plan:
             "shapes": json.dumps(shapes, separators=(",", ":"), ensure_ascii=False),
         }
         shards.append(make_shard(tasks, shard.tasks, i, len(unified.shards), metadata, keep_order=True))
-    return _part(unified, OutputPart(name, position, unified.plan_id), tuple(tasks), tuple(shards))
+    return _part(unified, TaskOutput(name, position, unified.plan_id), tuple(tasks), tuple(shards))
 
 
-def _part(plan: Plan, part: OutputPart, tasks: tuple[TensorTask, ...], shards: tuple[OutputShard, ...]) -> Plan:
+def _part(plan: Plan, part: TaskOutput, tasks: tuple[TensorTask, ...], shards: tuple[OutputShard, ...]) -> Plan:
     described = {**plan.canonical_recipe, "part": part.describe()}
     identity = plan_id(described, plan.inputs, shards)
     return replace(plan, tasks=tasks, shards=shards, canonical_recipe=described, plan_id=identity, part=part)

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RecipeError
-from ..models.activations import Activations, open_activations
-from ..models.config_json import patch_config, read_config
-from ..models.opening import Opened, open_models
-from ..models.references import ModelUrl, resolve_file_url, resolve_model
-from ..models.tied_embeddings import with_the_names_of
-from ..models.tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
-from ..models.tokens.files import VocabularyFiles
-from ..models.tokens.tokenizer_json import TOKENIZER_NAME
-from ..recipe.groups import activations_of, donor_of, groups_of, references_of
-from ..recipe.parameters import METHODS
-from ..recipe.schema import Recipe
-from ..storage.opening import crosses_network
-from ..storage.protocol import FileInfo, Store
+from ..models import (
+    TOKENIZER_NAME,
+    Activations,
+    Folders,
+    ModelUrl,
+    Opened,
+    Source,
+    VocabularyFiles,
+    open_activations,
+    open_models,
+    patch_config,
+    plan_tokenizer,
+    read_config,
+    resolve_file_url,
+    resolve_model,
+    tokenizer_url,
+    with_the_names_of,
+)
+from ..recipe import METHODS, Recipe, activations_of, donor_of, groups_of, references_of
+from ..storage import FileInfo, Store, crosses_network
 from .emr_outputs import cut_parts
 from .make import make_plan
 from .plan import Plan
@@ -108,7 +115,7 @@ class Inputs:
     @property
     def _drops_quantization(self) -> bool:
         """Whether the reference's weights are quantised and the output's are not."""
-        return "scales" in self.plan.base.reading
+        return "scales" in self.plan.base.decoding
 
 
 def _side_files(base: Store, tokenizer: Store, folders: Folders) -> list[SideFile]:

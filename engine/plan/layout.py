@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.header import DTYPES, build_header
+from ..models import DTYPES, build_header
 from .task import TensorTask
 
 HEADER_METADATA = {"format": "pt"}

@@ -7,27 +7,19 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, some_names
 from ..json_text import canonical_json
-from ..methods import BUILDERS
-from ..methods.stages import CombinationMerge, Method
-from ..methods.tadrop import TadropDensity
-from ..models.activations import Activations
-from ..models.checkpoint import Checkpoint
-from ..models.header import DTYPES, TensorInfo
-from ..models.layers import Config
-from ..recipe.canonical import canonical
-from ..recipe.groups import ModelGroup, activations_of
-from ..recipe.schema import Recipe
+from ..methods import BUILDERS, CombinationMerge, Method, TadropDensity
+from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo
+from ..recipe import ModelGroup, Recipe, activations_of, canonical
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .checks import (
-    _check_activations,
-    _check_names,
-    _check_probabilities,
-    _check_quantised,
-    _check_target_scope,
-    _listed,
-    _mismatch,
+    check_activations,
+    check_names,
+    check_probabilities,
+    check_quantised,
+    check_target_scope,
+    mismatch,
 )
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .parameters import ParameterResolver, SharedParameters
@@ -65,14 +57,14 @@ def make_plan(
     read = _distinct(blueprint.sources)
     notes = [note for checkpoint in read for note in checkpoint.notes]
     noticed = [*warnings, *blueprint.warnings]
-    _check_quantised(recipe, read)
-    _check_names(recipe, blueprint, noticed)
+    check_quantised(recipe, read)
+    check_names(recipe, blueprint, noticed)
     maker = _TaskMaker(recipe, blueprint, activations or {})
     tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
     maker.report(noticed)
-    _check_activations(tasks, noticed)
-    _check_target_scope(tasks)
-    _check_probabilities(tasks, blueprint.models)
+    check_activations(tasks, noticed)
+    check_target_scope(tasks)
+    check_probabilities(tasks, blueprint.models)
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
@@ -153,7 +145,7 @@ class _TaskMaker:
         return make_task(name, location, sources, origins, out_dtype, found, "", self._orders[tensor.group])
 
     def _note_difference(self, model: Checkpoint, base: TensorInfo, info: TensorInfo) -> None:
-        if problem := _mismatch(self._recipe, base, info):
+        if problem := mismatch(self._recipe, base, info):
             self._problems.append(f"{model.url}: {info.name!r} {problem}")
         elif base.shape != info.shape:
             found = self._other_rows.setdefault(model.url, {})
@@ -167,7 +159,7 @@ class _TaskMaker:
             raise InputError(f"{len(self._problems)} tensors cannot be merged:\n{shown}{more}")
         for url, found in self._other_rows.items():
             text = "rows that only one side has keep the base's values in"
-            warnings.append(f"{url}: {text} {_listed(list(found))}")
+            warnings.append(f"{url}: {text} {some_names(list(found))}")
 
 
 class _SettingsCache:

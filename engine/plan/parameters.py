@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from ..errors import RecipeError
-from ..methods.tadrop import TadropDensity
-from ..models.layers import is_number
-from ..recipe.groups import ModelGroup, rules_of
-from ..recipe.parameters import METHODS, Setting
-from ..recipe.schema import ModelEntry, Recipe
-from ..recipe.text import shorten
+from ..methods import TadropDensity
+from ..models import is_number
+from ..recipe import METHODS, ModelEntry, ModelGroup, Recipe, Setting, rules_of, shorten
 
 
 @dataclass(frozen=True, slots=True)

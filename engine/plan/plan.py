@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ..models.checkpoint import Checkpoint
-from ..models.row_gather import RowGather
-from ..recipe.schema import Recipe
+from ..models import Checkpoint, RowGather
+from ..recipe import Recipe
 from .demands import SurveyKind, survey_kind
 from .layout import OutputShard, layout
 from .task import TensorTask
@@ -19,7 +18,7 @@ NUMERICS = 1
 
 
 @dataclass(frozen=True, slots=True)
-class OutputPart:
+class TaskOutput:
     """Which of several outputs of one recipe a plan makes."""
 
     name: str
@@ -60,7 +59,7 @@ class Plan:
     canonical_recipe: Mapping[str, Any] = field(repr=False)
     inputs: Sequence[Mapping[str, Any]] = field(repr=False)
     plan_id: str = ""
-    part: OutputPart | None = None
+    part: TaskOutput | None = None
     """Which output it is, where the recipe has several."""
 
     @cached_property

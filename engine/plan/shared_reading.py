@@ -6,13 +6,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..models.checkpoint import Checkpoint
-from ..models.location import TensorLocation
+from ..models import Checkpoint, TensorLocation
 from .plan import Plan
 
 
 @dataclass(frozen=True)
-class Group:
+class SharedReading:
     """Plans whose outputs hold the same tensors in the same order and files, so that one reading feeds all of them."""
 
     plans: tuple[Plan, ...]
@@ -52,7 +51,7 @@ class Group:
         return max(len(self.reads(position, members)) for position in range(len(self.plans[0].tasks)))
 
 
-def make_group(plans: Sequence[Plan]) -> Group:
+def share_reading(plans: Sequence[Plan]) -> SharedReading:
     """Plans that may share a reading (see `why_apart`), with their distinct inputs; one plan is a group, too."""
     sources: list[Checkpoint] = []
     places = []
@@ -68,7 +67,7 @@ def make_group(plans: Sequence[Plan]) -> Group:
                 free.remove(place)  # a recipe that names a model twice reads it twice, as it does alone
             own.append(place)
         places.append(tuple(own))
-    return Group(tuple(plans), tuple(sources), tuple(places))
+    return SharedReading(tuple(plans), tuple(sources), tuple(places))
 
 
 def why_apart(plans: Sequence[Plan], other: Plan) -> str:
@@ -85,4 +84,4 @@ def why_apart(plans: Sequence[Plan], other: Plan) -> str:
 
 
 def _identity(checkpoint: Checkpoint) -> Hashable:
-    return checkpoint.url, checkpoint.files, repr(checkpoint.reading)
+    return checkpoint.url, checkpoint.files, repr(checkpoint.decoding)

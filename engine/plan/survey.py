@@ -13,9 +13,8 @@ import numpy as np
 
 from ..errors import RecipeError
 from ..json_text import canonical_json
-from ..kernels.rank_search import LEVELS_32, RankSearch
-from ..methods import tadrop
-from ..methods.tadrop import TadropDensity
+from ..kernels import LEVELS_32, RankSearch
+from ..methods import TadropDensity, tadrop
 from .plan import Plan
 from .records import SurveyPart, SurveyRow
 from .task import TensorSettings, TensorTask

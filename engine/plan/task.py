@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..methods.stages import Elect, Method, TaskVectorMerge
-from ..methods.tadrop import TadropDensity
-from ..models.activations import Activations
-from ..models.header import DTYPES
-from ..models.location import TensorLocation
+from ..methods import Elect, Method, TadropDensity, TaskVectorMerge
+from ..models import DTYPES, Activations, TensorLocation
 
 
 @dataclass(frozen=True, slots=True)

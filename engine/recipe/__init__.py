@@ -1,1 +1,37 @@
-"""."""
+"""Recipe: YAML becomes one frozen recipe, or one error with every line that is wrong.
+
+Held by tests/unit/recipe and tests/corpus.
+"""
+
+from __future__ import annotations
+
+from .canonical import canonical
+from .chat_templates import CHAT_TEMPLATES
+from .groups import ModelGroup, activations_of, donor_of, groups_of, references_of, rules_of
+from .parameters import METHODS, Setting
+from .parse import load_recipe
+from .schema import TASK_NAME, UNIFIED, ModelEntry, Recipe, SliceSource, task_name
+from .text import shorten
+from .tokenizer_keys import TokenizerKeys
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "METHODS",
+    "TASK_NAME",
+    "UNIFIED",
+    "ModelEntry",
+    "ModelGroup",
+    "Recipe",
+    "Setting",
+    "SliceSource",
+    "TokenizerKeys",
+    "activations_of",
+    "canonical",
+    "donor_of",
+    "groups_of",
+    "load_recipe",
+    "references_of",
+    "rules_of",
+    "shorten",
+    "task_name",
+]

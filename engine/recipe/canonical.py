@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..methods.tadrop import TadropDensity
+from ..methods import TadropDensity
 from .groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
 from .parameters import METHODS, Setting, Value
 from .schema import Recipe, Slice, task_name

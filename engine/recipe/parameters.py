@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..methods.tadrop import TadropDensity
+from ..methods import TadropDensity
 from .text import KeyPath, Problem, did_you_mean, shorten
 
 FLOAT32_MAX = 3.4028234663852886e38

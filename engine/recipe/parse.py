@@ -13,24 +13,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import RecipeError
-from .canonical import canonical
 from .dialect import MISPLACED, other_tool, plain_recipe
 from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .parameters import METHODS, ORDERED, PARAMETERS, read_parameters
-from .schema import OUTPUT_DTYPES, TASK_NAME, ModelEntry, Output, Recipe, Slice, SliceSource, task_name
+from .schema import TASK_NAME, Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
-
-__all__ = [
-    "OUTPUT_DTYPES",
-    "ModelEntry",
-    "Output",
-    "Recipe",
-    "canonical",
-    "load_recipe",
-    "parse_recipe",
-    "rules_of",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +153,7 @@ _EXPECTED = {
 
 
 def _known_keys(path: KeyPath) -> list[str]:
-    schema: type[BaseModel] = Recipe if not path else Output if path[0] == "output" else ModelEntry
+    schema: type[BaseModel] = Recipe if not path else Layout if path[0] == "output" else ModelEntry
     if path[:1] == ("slices",):
         schema = SliceSource if "sources" in path else Slice
     known = [field.alias or name for name, field in schema.model_fields.items()]

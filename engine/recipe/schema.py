@@ -119,7 +119,7 @@ Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.
 _FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class Output(BaseModel):
+class Layout(BaseModel):
     """How the merged checkpoint is laid out."""
 
     model_config = _FROZEN
@@ -211,7 +211,7 @@ class Recipe(BaseModel):
     tokenizer: Annotated[TokenizerKeys | None, BeforeValidator(_tokenizer)] = None
     chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None
     name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
-    output: Output = Field(default_factory=Output)
+    output: Layout = Field(default_factory=Layout)
 
     _places: Places = PrivateAttr(default_factory=Places)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..kernels.protocol import Kernels
-from ..plan.records import Receipt, SurveyPart
-from ..plan.shared_reading import make_group
-from ..plan.survey import Round, Survey
-from .memory import plan_group_memory
+from ..kernels import Kernels
+from ..plan import Receipt, Round, Survey, SurveyPart, share_reading
+from .memory import plan_shared_memory
 from .meter import Meter
 from .protocols import Member
 from .shard import Shard, ShardWorker
 from .survey import SurveyWorker
-from .work_items import group_stores, surroundings
+from .work_items import shared_stores, surroundings
 
 
 class LocalRunner:
@@ -40,8 +38,8 @@ class LocalRunner:
         self._members = members
         self._kernels = kernels
         self._meter = meter
-        self._group = make_group([member.plan for member in members])
-        self.memory = plan_group_memory(self._group, limit_bytes, threads, surroundings(members, cuda=cuda))
+        self._group = share_reading([member.plan for member in members])
+        self.memory = plan_shared_memory(self._group, limit_bytes, threads, surroundings(members, cuda=cuda))
 
     def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
         def publish(parts: Sequence[SurveyPart]) -> None:
@@ -58,7 +56,7 @@ class LocalRunner:
     ) -> None:
         worker = ShardWorker(
             self._group,
-            group_stores(self._group, self._members),
+            shared_stores(self._group, self._members),
             [member.output for member in self._members],
             self.memory,
             self._kernels,

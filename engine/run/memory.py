@@ -6,21 +6,24 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ResourceError
-from ..fold.workspace import Workspace
-from ..models.location import TensorLocation
-from ..plan.demands import (
+from ..fold import Workspace
+from ..models import TensorLocation
+from ..plan import (
+    ROW_ELEMENTS,
+    Plan,
+    SharedReading,
+    TensorTask,
     grain,
     histograms_per_model,
     kept_bytes,
+    least_joint_elements,
     needs_columns,
     needs_rows,
     passes_over,
     selection_bytes,
+    share_reading,
+    tile_elements,
 )
-from ..plan.plan import Plan
-from ..plan.shared_reading import Group, make_group
-from ..plan.task import TensorTask
-from ..plan.windows import ROW_ELEMENTS, least_joint_elements, tile_elements
 
 FIXED_BYTES = 320 << 20
 """Interpreter, numpy, kernels with their scratch, buffers of the writer, pyarrow for the tables; measured 160 MiB, and
@@ -100,11 +103,11 @@ def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surrou
     Raises:
         ResourceError: not even one thread fits.
     """
-    return plan_group_memory(make_group([plan]), limit_bytes, threads, surroundings)
+    return plan_shared_memory(share_reading([plan]), limit_bytes, threads, surroundings)
 
 
-def plan_group_memory(
-    group: Group, limit_bytes: int, threads: int, surroundings: Surroundings | None = None
+def plan_shared_memory(
+    group: SharedReading, limit_bytes: int, threads: int, surroundings: Surroundings | None = None
 ) -> MemoryPlan:
     """As `plan_memory`, for recipes that share a reading: a buffer per source and per output for every window."""
     around = surroundings or Surroundings()
@@ -169,14 +172,14 @@ class _DerivedCosts:
         return self.kept + readers * (self.held + self.scratch)
 
 
-def _reader_threads(group: Group, threads: int, remote: bool) -> int:
+def _reader_threads(group: SharedReading, threads: int, remote: bool) -> int:
     """How many threads read: as many as fold, where reading computes."""
     if remote:
         return REMOTE_READERS
     return max(LOCAL_READERS, threads) if any(plan.has_derived for plan in group.plans) else LOCAL_READERS
 
 
-def _derived_costs(group: Group) -> _DerivedCosts:
+def _derived_costs(group: SharedReading) -> _DerivedCosts:
     kept, held, scratch = 0, 0, 0
     members = range(len(group.plans))
     for position in range(len(group.plans[0].tasks)) if any(plan.has_derived for plan in group.plans) else ():
@@ -214,7 +217,7 @@ class _Costs:
         return -(-self.largest_bytes // (slab_bytes * 3 // 4)) * self.reads_per_window
 
 
-def _passes_alone(group: Group) -> list[int]:
+def _passes_alone(group: SharedReading) -> list[int]:
     """Plans that may have passes of their own; parts of one recipe have them in common."""
     of: dict[int, int] = {}
     for place, plan in enumerate(group.plans):
@@ -222,7 +225,7 @@ def _passes_alone(group: Group) -> list[int]:
     return list(of.values())
 
 
-def _costs(group: Group, quantiles: bool) -> _Costs:
+def _costs(group: SharedReading, quantiles: bool) -> _Costs:
     """The largest of each cost over the distinct kinds of task; many tensors share one."""
     models = max(plan.most_models for plan in group.plans)
     workspace, least_slab, several, largest, kept = 0, 0, False, 0, 0

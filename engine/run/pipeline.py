@@ -12,20 +12,16 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ..fold.passes import WindowData
-from ..fold.tensor import Target
-from ..fold.workspace import Real, Workspace
-from ..kernels.protocol import Kernels
-from ..models.checkpoint import Checkpoint
-from ..models.header import DTYPES
-from ..models.location import TensorLocation
-from ..plan.windows import Window
-from ..storage.protocol import Store
+from ..fold import Real, Target, WindowData, Workspace
+from ..kernels import Kernels
+from ..models import DTYPES, Checkpoint, TensorLocation
+from ..plan import Window
+from ..storage import Store
 from .buffers import BufferPool, PoolClosed
 from .memory import AHEAD, MemoryPlan, resident_slabs
 from .meter import Meter
 from .reader import HeldArrays, Scratch, SourceReader
-from .tensor_job import Job, Need, Part
+from .tensor_job import Need, PassGroup, TensorJob
 from .work_queue import WorkQueue
 
 Slab = NDArray[np.uint8]
@@ -50,7 +46,7 @@ _Read = tuple[Slab | None, Future[None] | None]
 class _Turn:
     """One turn of one job: how many windows are still out, and whether its passes are finished."""
 
-    job: Job
+    job: TensorJob
     index: int
     needs: Sequence[Need]
     """What its windows have in memory."""
@@ -106,9 +102,9 @@ class Pipeline:
 
     def run(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[TensorJob],
         emit: Callable[[Target, Slab], None] | None = None,
-        done: Callable[[Job], None] | None = None,
+        done: Callable[[TensorJob], None] | None = None,
     ) -> None:
         """Run every job to its end.
 
@@ -134,7 +130,7 @@ class _Run:
         kernels: Kernels,
         meter: Meter,
         emit: Callable[[Target, Slab], None] | None,
-        done: Callable[[Job], None] | None,
+        done: Callable[[TensorJob], None] | None,
     ) -> None:
         held, scratch = HeldArrays(memory.held_bytes), Scratch()
         self._sources: list[SourceReader] = []
@@ -149,11 +145,11 @@ class _Run:
         self._readers = ThreadPoolExecutor(memory.readers, "read")
         self._work: WorkQueue[_Item] = WorkQueue()
         self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._alive: list[Job] = []
+        self._alive: list[TensorJob] = []
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
 
-    def run(self, jobs: Iterable[Job]) -> None:
+    def run(self, jobs: Iterable[TensorJob]) -> None:
         folders = [
             threading.Thread(target=self._fold_items, name=f"fold-{i}", daemon=True)
             for i in range(self._memory.threads)
@@ -185,7 +181,7 @@ class _Run:
 
     # -- feeding: the calling thread -----------------------------------------------------------------------------
 
-    def _feed(self, job: Job) -> None:
+    def _feed(self, job: TensorJob) -> None:
         with self._lock:
             self._alive.append(job)
         needs = job.needs(0)
@@ -215,12 +211,12 @@ class _Run:
             before = turn
 
     @staticmethod
-    def _start_turn(job: Job, index: int, needs: Sequence[Need]) -> _Turn:
+    def _start_turn(job: TensorJob, index: int, needs: Sequence[Need]) -> _Turn:
         place = {need: number for number, need in enumerate(needs)}
         picks = [[None if need is None else place[need] for need in part.needs] for part in job.in_turn(index)]
         return _Turn(job, index, needs, picks, job.windows, threading.Event())
 
-    def _start_outs(self, written: Sequence[tuple[Part, Target]], window: int) -> list[_Out]:
+    def _start_outs(self, written: Sequence[tuple[PassGroup, Target]], window: int) -> list[_Out]:
         outs = []
         for part, target in written:
             place = part.state.windows[window]
@@ -286,7 +282,7 @@ class _Run:
         item.folded.set_result(True)
 
     def _run(
-        self, item: _Item, parts: Sequence[tuple[Part, Sequence[int | None]]], workspaces: dict[Real, Workspace]
+        self, item: _Item, parts: Sequence[tuple[PassGroup, Sequence[int | None]]], workspaces: dict[Real, Workspace]
     ) -> None:
         """The passes of some parts over a window, with what each of them picks of the turn's needs."""
         turn, outs, span = item.turn, iter(item.outs), item.turn.job.span(item.window)
@@ -300,7 +296,7 @@ class _Run:
                 data = WindowData(window, raws, [out.slab[: out.size] for out in own])
                 part.passes[turn.index].run(data, self._workspace(part, workspaces))
 
-    def _workspace(self, part: Part, workspaces: dict[Real, Workspace]) -> Workspace:
+    def _workspace(self, part: PassGroup, workspaces: dict[Real, Workspace]) -> Workspace:
         """This thread's arrays for the part's tiles; made again, larger, when a part needs more than any before."""
         state = part.state
         elements, models = max(state.tile, state.stat_tile), len(state.task.models)

@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ..output.commit import Output
-from ..output.manifest import Manifest
-from ..plan.inputs import Inputs
-from ..plan.plan import Plan
-from ..plan.records import Receipt
-from ..plan.survey import Round, Survey
+from ..output import Manifest, OutputDirectory
+from ..plan import Inputs, Plan, Receipt, Round, Survey
 from .shard import Shard
 
-Phase = Literal["survey", "merge", "commit"]
+Step = Literal["survey", "merge", "commit"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class Member:
     """One recipe of a run: its inputs, and the output directory that it fills."""
 
     inputs: Inputs
-    output: Output
+    output: OutputDirectory
 
     @property
     def plan(self) -> Plan:
@@ -44,7 +40,7 @@ class Runner(Protocol):
 class Progress(Protocol):
     """Is told what happens; sizes are bytes of inputs looked at."""
 
-    def phase(self, name: Phase, total_bytes: int, done_bytes: int) -> None: ...
+    def phase(self, name: Step, total_bytes: int, done_bytes: int) -> None: ...
 
     def shard_done(self, shard: int) -> None: ...
 

@@ -10,10 +10,9 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..kernels.protocol import Array, Kernels
-from ..models.checkpoint import Checkpoint
-from ..models.location import Bytes, TensorLocation
-from ..storage.protocol import Store
+from ..kernels import Array, Kernels
+from ..models import Bytes, Checkpoint, TensorLocation
+from ..storage import Store
 from .meter import Meter
 
 

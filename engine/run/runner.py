@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plan.records import Receipt
-from ..plan.shared_reading import make_group
-from ..plan.survey import Survey
+from ..plan import Receipt, Survey, share_reading
 from .protocols import Member, Outcome, Progress, Runner
 from .shard import Shard
 from .surveys import take_surveys
-from .work_items import group_fold_bytes
+from .work_items import shared_fold_bytes
 
 
 def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[Outcome]:
@@ -49,7 +47,7 @@ class _Run:
         self._missing = missing
         self._runner = runner
         self._progress = progress
-        self._group = make_group([member.plan for member in members])
+        self._group = share_reading([member.plan for member in members])
         self._receipts: dict[int, dict[int, Receipt]] = {}
 
     def run(self) -> dict[int, Outcome]:
@@ -75,8 +73,8 @@ class _Run:
         indices = range(len(self._group.plans[0].shards))
         lacking = {i: tuple(m for m in self._missing if i not in self._receipts[m]) for i in indices}
         shards = [Shard(index, members) for index, members in lacking.items() if members]
-        whole = group_fold_bytes(self._group, [Shard(index, tuple(self._missing)) for index in indices])
-        self._progress.phase("merge", whole, max(0, whole - group_fold_bytes(self._group, shards)))
+        whole = shared_fold_bytes(self._group, [Shard(index, tuple(self._missing)) for index in indices])
+        self._progress.phase("merge", whole, max(0, whole - shared_fold_bytes(self._group, shards)))
 
         def done(place: int, receipt: Receipt) -> None:
             self._receipts[place][receipt.shard] = receipt

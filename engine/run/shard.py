@@ -15,23 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AnabranchError
-from ..fold.tensor import Target, TensorState, set_thresholds
-from ..fold.tensor_fold import TensorFold
-from ..kernels.protocol import Kernels
-from ..methods.stages import CombinationMerge, Elect, TaskVectorMerge
-from ..output.manifest import PLAN_ATTRIBUTE
-from ..plan.demands import grain
-from ..plan.plan import Plan
-from ..plan.records import Receipt, TensorRow
-from ..plan.shared_reading import Group
-from ..plan.survey import Survey
-from ..plan.task import TensorTask
-from ..plan.windows import joint_window_elements
-from ..storage.protocol import Store, Writer
+from ..fold import Target, TensorFold, TensorState, set_thresholds
+from ..kernels import Kernels
+from ..methods import CombinationMerge, Elect, TaskVectorMerge
+from ..output import PLAN_ATTRIBUTE
+from ..plan import Plan, Receipt, SharedReading, Survey, TensorRow, TensorTask, grain, joint_window_elements
+from ..storage import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .tensor_job import Job, Part
+from .tensor_job import PassGroup, TensorJob
 
 
 class Ledger(Protocol):
@@ -116,7 +109,7 @@ class ShardWorker:
 
     def __init__(
         self,
-        group: Group,
+        group: SharedReading,
         stores: Sequence[Store],
         outputs: Sequence[Ledger],
         memory: MemoryPlan,
@@ -156,11 +149,11 @@ class ShardWorker:
             run.discard()
             raise
 
-    def _jobs(self, shards: Sequence[Shard], surveys: Sequence[Survey | None], run: _Merge) -> Iterator[Job]:
+    def _jobs(self, shards: Sequence[Shard], surveys: Sequence[Survey | None], run: _Merge) -> Iterator[TensorJob]:
         for shard in shards:
             for position in self._group.plans[0].shards[shard.index].tasks:
                 folds = self._folds(position, shard.members, surveys)
-                job = Job([Part(fold.state, fold.passes, places) for fold, places in folds])
+                job = TensorJob([PassGroup(fold.state, fold.passes, places) for fold, places in folds])
                 run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
 
@@ -214,7 +207,7 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
 class _Expected:
     """A tensor on its way through the pipeline."""
 
-    job: Job
+    job: TensorJob
     folds: Sequence[TensorFold]
     shard: Shard
 
@@ -224,7 +217,7 @@ class _Merge:
 
     def __init__(
         self,
-        group: Group,
+        group: SharedReading,
         outputs: Sequence[Ledger],
         meter: Meter,
         run_id: str,
@@ -253,7 +246,7 @@ class _Merge:
             self._sinks[member] = ShardSink(plan, shard.index, self._outputs[member].store, self._run_id, self._meter)
         return self._sinks[member]
 
-    def job_done(self, job: Job) -> None:
+    def job_done(self, job: TensorJob) -> None:
         expected = self._expected.popleft() if self._expected[0].job is job else None
         assert expected is not None, "tensors come in the order of the plan"
         for fold in expected.folds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from .meter import Meter, Stage
-from .protocols import Phase, Progress
+from .protocols import Progress, Step
 
 
 class Stages:
@@ -23,7 +23,7 @@ class Stages:
         self._stage: Stage = "start"
         self._began = began
 
-    def phase(self, name: Phase, total_bytes: int, done_bytes: int) -> None:
+    def phase(self, name: Step, total_bytes: int, done_bytes: int) -> None:
         self._enter(name)
         self._progress.phase(name, total_bytes, done_bytes)
 

@@ -7,23 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..fold.brackets import order_passes
-from ..fold.histograms import quantile_orders
-from ..fold.passes import Pass
-from ..fold.statistics import HistogramPass, StatisticsPass
-from ..fold.tensor import TensorState
-from ..kernels.protocol import Kernels
-from ..kernels.rank_search import LEVELS_32
-from ..plan.demands import grain
-from ..plan.plan import Plan
-from ..plan.records import SurveyPart, SurveyRow
-from ..plan.survey import Round
-from ..plan.windows import window_elements
-from ..storage.protocol import Store
+from ..fold import HistogramPass, Pass, StatisticsPass, TensorState, order_passes, quantile_orders
+from ..kernels import LEVELS_32, Kernels
+from ..plan import Plan, Round, SurveyPart, SurveyRow, grain, window_elements
+from ..storage import Store
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .tensor_job import Job, Part
+from .tensor_job import PassGroup, TensorJob
 
 # -- gathering -----------------------------------------------------------------------------------------------------
 
@@ -69,14 +60,14 @@ class _ShardSurvey:
         self._counts_lock = threading.Lock()
         self._level = level
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[TensorJob]:
         for position in self._plan.shards[self._shard].tasks:
             task = self._plan.tasks[position]
             if not task.has_task_vectors:
                 continue
             elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task))
             state = TensorState(task, self._plan, self._kernels, elements)
-            yield Job([Part(state, self._passes(state), range(len(self._plan.sources)))])
+            yield TensorJob([PassGroup(state, self._passes(state), range(len(self._plan.sources)))])
 
     def _passes(self, state: TensorState) -> list[Pass]:
         if self._round.kind in ("high", "low"):
@@ -92,7 +83,7 @@ class _ShardSurvey:
         orders = [order for i in state.present for order in quantile_orders(state, i, found)]
         return [statistics, *order_passes(state, orders)]
 
-    def add(self, job: Job) -> None:
+    def add(self, job: TensorJob) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
         [part] = job.parts
         if isinstance(taken := part.passes[0], StatisticsPass):

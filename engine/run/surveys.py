@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..plan.plan import Plan
-from ..plan.records import SurveyPart
-from ..plan.survey import Round, Survey, decide_densities, narrow_thresholds, threshold_searches
+from ..plan import Plan, Round, Survey, SurveyPart, decide_densities, narrow_thresholds, threshold_searches
 from .memory import QUANTILES_PASSES
 
 if TYPE_CHECKING:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..fold.passes import OptionalPass, Pass
-from ..fold.tensor import Target, TensorState
-from ..models.location import TensorLocation
+from ..fold import OptionalPass, Pass, Target, TensorState
+from ..models import TensorLocation
 
 Need = tuple[int, TensorLocation]
 """A source of the pipeline, and the tensor in it."""
 
 
 @dataclass(slots=True)
-class Part:
+class PassGroup:
     """Recipes that look at a tensor alike: passes that run in order, the last of which writes the state's targets."""
 
     state: TensorState
@@ -38,10 +37,10 @@ class Part:
 
 
 @dataclass(slots=True)
-class Job:
+class TensorJob:
     """One tensor on its way through the pipeline: in each turn every part that has another pass takes it."""
 
-    parts: Sequence[Part]
+    parts: Sequence[PassGroup]
     """Their windows begin and end alike; each keeps grains of its own whole."""
 
     @property
@@ -57,7 +56,7 @@ class Job:
         windows = [part.state.windows[window] for part in self.parts]
         return windows[0].begin, max(each.read_end for each in windows)
 
-    def in_turn(self, turn: int) -> list[Part]:
+    def in_turn(self, turn: int) -> list[PassGroup]:
         """The parts that have a pass then."""
         return [part for part in self.parts if turn < len(part.passes)]
 
@@ -65,7 +64,7 @@ class Job:
         """Whether it is known only when the turns before are over that parts have something to do then."""
         return all(isinstance(part.passes[turn], OptionalPass) for part in self.in_turn(turn))
 
-    def written_in(self, turn: int) -> list[tuple[Part, Target]]:
+    def written_in(self, turn: int) -> list[tuple[PassGroup, Target]]:
         """What the last passes of parts write in that turn."""
         return [(part, target) for part in self.parts if turn == len(part.passes) - 1 for target in part.state.targets]
 

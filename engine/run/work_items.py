@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..plan.demands import passes_over
-from ..plan.plan import Plan
-from ..plan.shared_reading import Group, make_group
-from ..storage.opening import crosses_network
-from ..storage.protocol import Store
+from ..plan import Plan, SharedReading, passes_over, share_reading
+from ..storage import Store, crosses_network
 from .memory import Surroundings
 from .protocols import Member
 from .shard import Shard
@@ -16,10 +13,10 @@ from .shard import Shard
 
 def fold_bytes(plan: Plan, shards: Iterable[int]) -> int:
     """Bytes of inputs that the passes over these shards look at."""
-    return group_fold_bytes(make_group([plan]), [Shard(index, (0,)) for index in shards])
+    return shared_fold_bytes(share_reading([plan]), [Shard(index, (0,)) for index in shards])
 
 
-def group_fold_bytes(group: Group, shards: Iterable[Shard]) -> int:
+def shared_fold_bytes(group: SharedReading, shards: Iterable[Shard]) -> int:
     """As `fold_bytes`, for plans that share a reading."""
     passes: dict[tuple[int, bool], int] = {}  # most tensors share their settings
     total = 0
@@ -42,7 +39,7 @@ def surroundings(members: Sequence[Member], ray: bool = False, cuda: bool = Fals
     return Surroundings(inputs, any(crosses_network(member.output.store.url) for member in members), ray, cuda)
 
 
-def group_stores(group: Group, members: Sequence[Member]) -> list[Store]:
+def shared_stores(group: SharedReading, members: Sequence[Member]) -> list[Store]:
     """Where the bytes of each of the group's sources are."""
     stores = {
         place: store

@@ -1,1 +1,20 @@
-"""."""
+"""Storage: where bytes lie, and how files appear whole or not at all.
+
+Held by tests/contract (what every store must do), tests/unit/storage, tests/s3 and tests/faults.
+"""
+
+from __future__ import annotations
+
+from .joined import JoinedStore
+from .opening import crosses_network, open_store
+from .protocol import FileInfo, Leftover, Store, Writer
+
+__all__ = [
+    "FileInfo",
+    "JoinedStore",
+    "Leftover",
+    "Store",
+    "Writer",
+    "crosses_network",
+    "open_store",
+]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from anabranch.engine.errors import InputError
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.local import LocalRunner
@@ -373,7 +373,7 @@ def test_an_input_that_changes_while_it_is_read(place: Place, happens: Callable[
     fault = Fault("read", at_read, times=100, action=lambda: spoil_once(folder / "model.safetensors", happens))
     source = FaultStore(Forgetful(str(folder)), fault)
     spoilt = replace(inputs, stores=[*inputs.stores[:2], source])
-    output = Output(inputs.plan, LocalStore(str(place.out), create=True))
+    output = OutputDirectory(inputs.plan, LocalStore(str(place.out), create=True))
     members = [Member(spoilt, output)]
     runner = LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter())
     with pytest.raises(InputError, match=r"model1/model\.safetensors"):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.local import LocalRunner
@@ -39,7 +39,7 @@ class Quiet:
 
 def merge(recipe: Path, store: Store) -> None:
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
-    members = [Member(inputs, Output(inputs.plan, store))]
+    members = [Member(inputs, OutputDirectory(inputs.plan, store))]
     run(members, LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter()), Quiet())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol import LEAST_CHANGE, Kind
-from ..row_sums import ROW, WINDOW_ROWS
+from ..row_sums import ROW, SUM_ROWS
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
 from . import blocks, codec, cuts, election, philox, rowwise, sources, sums, window
 from .codec import NARROW, RAW, TABLES, WIDE
@@ -90,11 +90,11 @@ class CpuKernels:
 
     def row_dots(self, a: Numbers, b: Numbers, width: int, out: Numbers) -> None:
         assert a.size == b.size == out.size * width
-        rowwise.row_dots(a, b, out, np.empty(width), np.empty(WINDOW_ROWS))
+        rowwise.row_dots(a, b, out, np.empty(width), np.empty(SUM_ROWS))
 
     def row_divergence(self, w: Numbers, base: Numbers, width: int, out: Numbers) -> None:
         assert w.size == base.size == out.size * width
-        rowwise.row_divergence(w, base, out, np.empty((3, width)), np.empty(WINDOW_ROWS))
+        rowwise.row_divergence(w, base, out, np.empty((3, width)), np.empty(SUM_ROWS))
 
     def scale_rows(self, t: Numbers, factors: Numbers, width: int, out: Numbers) -> None:
         assert t.size == out.size == factors.size * width

@@ -22,7 +22,7 @@ from ..elementary import (
     TO_WHOLE,
     WINDOW,
 )
-from ..row_sums import ROW, WINDOW_ROWS
+from ..row_sums import ROW, SUM_ROWS
 
 
 def fold(term: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def ordered_sums(terms: Tensor) -> Tensor:
         part = terms[:, start : start + WINDOW]
         padded = torch.zeros(rows, -(-part.shape[1] // ROW) * ROW, dtype=torch.float64, device=terms.device)
         padded[:, : part.shape[1]] = part
-        chunks = torch.zeros(rows, WINDOW_ROWS, dtype=torch.float64, device=terms.device)
+        chunks = torch.zeros(rows, SUM_ROWS, dtype=torch.float64, device=terms.device)
         chunks[:, : padded.shape[1] // ROW] = fold(padded.view(rows, -1, ROW))
         total = total + fold(chunks)
     return total

@@ -10,10 +10,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...json_text import canonical_json
-from ...recipe.chat_templates import CHAT_TEMPLATES
-from ...recipe.schema import Recipe
-from ...recipe.tokenizer_keys import TokenizerKeys
-from ...storage.protocol import Store
+from ...recipe import CHAT_TEMPLATES, Recipe, TokenizerKeys
+from ...storage import Store
 from ..checkpoint import Checkpoint, side_file_names
 from ..location import TensorLocation
 from ..references import ModelUrl

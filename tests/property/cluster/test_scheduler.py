@@ -23,12 +23,12 @@ from anabranch.cluster.ray.events import (
     LookedUp,
     LookUp,
     LookUpFailed,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     TaskProgress,
@@ -51,7 +51,7 @@ class World:
     """Workers, an output with receipts, and a network that may delay, repeat and lose."""
 
     def __init__(self, sizes: list[int], limits: Limits = LIMITS, seed: int = 0) -> None:
-        self.tasks = [Task(i, size, f"shard {i}") for i, size in enumerate(sizes)]
+        self.tasks = [ShardTask(i, size, f"shard {i}") for i, size in enumerate(sizes)]
         self.limits = limits
         self.make = partial(Scheduler, self.tasks, limits=limits, seed=seed)
         self.scheduler = self.make()

@@ -23,9 +23,9 @@ from anabranch.engine.kernels.window_calls import (
     WindowNear,
 )
 from anabranch.engine.models.opening import Opened
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
-from anabranch.engine.plan.shared_reading import make_group
+from anabranch.engine.plan.shared_reading import share_reading
 from anabranch.engine.plan.windows import TILE_ELEMENTS
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.buffers import BufferPool
@@ -35,7 +35,7 @@ from anabranch.engine.run.meter import Meter
 from anabranch.engine.run.protocols import Member
 from anabranch.engine.run.runner import run
 from anabranch.engine.run.shard import Shard
-from anabranch.engine.run.work_items import group_fold_bytes
+from anabranch.engine.run.work_items import shared_fold_bytes
 from anabranch.engine.storage.opening import open_store
 
 from ...adapters import write_adapter
@@ -94,7 +94,7 @@ def counted(
     }
     path = write_recipe(out / "recipe.yml", complete)
     inputs = open_inputs(load_recipe(path), path.parent)
-    output = Output(inputs.plan, open_store(str(out / "out"), create=True))
+    output = OutputDirectory(inputs.plan, open_store(str(out / "out"), create=True))
     meter, kernels = Meter(), CountingKernels(whole)
     members = [Member(inputs, output)]
     run(members, LocalRunner(members, 2, limit_mib * MIB, kernels, meter), Quiet())
@@ -178,11 +178,11 @@ def test_progress_counts_what_is_computed_while_it_is_read_as_it_is_then(tmp_pat
         recipe = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": [entry]}
         inputs = open_inputs(load_recipe(write_recipe(tmp_path / "recipe.yml", recipe)), tmp_path, opened)
         store = open_store(str(tmp_path / f"out{weighted}"), create=True)
-        members.append(Member(inputs, Output(inputs.plan, store)))
+        members.append(Member(inputs, OutputDirectory(inputs.plan, store)))
     meter = Meter()
     run(members, LocalRunner(members, 2, 1024 * MIB, CpuKernels(), meter), Quiet())
-    group = make_group([member.plan for member in members])
-    counted = group_fold_bytes(group, [Shard(0, tuple(range(len(members))))])
+    group = share_reading([member.plan for member in members])
+    counted = shared_fold_bytes(group, [Shard(0, tuple(range(len(members))))])
     assert meter.usage["fold"].bytes == counted == (2 + 4) * weight.numel()
 
 

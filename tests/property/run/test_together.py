@@ -18,7 +18,7 @@ from anabranch.engine.errors import InputError
 from anabranch.engine.kernels.protocol import Kernels
 from anabranch.engine.kernels.torch.reference import TorchKernels
 from anabranch.engine.models.opening import Opened
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.local import LocalRunner
@@ -196,7 +196,7 @@ def counted(recipes: Sequence[Path], out: Path) -> tuple[Meter, CountingKernels]
     members = []
     for recipe in recipes:
         inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
-        members.append(Member(inputs, Output(inputs.plan, open_store(str(out / recipe.stem), create=True))))
+        members.append(Member(inputs, OutputDirectory(inputs.plan, open_store(str(out / recipe.stem), create=True))))
     meter, kernels = Meter(), CountingKernels(whole=False)
     run_members(members, LocalRunner(members, 2, 1024 * MIB, kernels, meter), Quiet())
     return meter, kernels

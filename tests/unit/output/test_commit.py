@@ -10,7 +10,7 @@ import torch
 
 from anabranch.engine.errors import InputError, OutputConflictError, ResourceError, TemporaryError
 from anabranch.engine.models.config_json import patch_config
-from anabranch.engine.output.commit import Output, index_json
+from anabranch.engine.output.commit import OutputDirectory, index_json
 from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, TASKS_NAME, TENSORS_NAME
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
@@ -193,7 +193,7 @@ def test_another_plan_is_refused_whatever_the_directory_has(recipe: Path, tmp_pa
     other.write_text(recipe.read_text().replace("block: 16", "block: 8"))
     finished, started, foreign, unreadable = (MemoryStore() for _ in range(4))
     merge(recipe, finished)
-    Output(plan_of(recipe), started).open()
+    OutputDirectory(plan_of(recipe), started).open()
     foreign.replace("notes.txt", b"mine")
     unreadable.replace(PLAN_NAME, b"not json")
     for store, said in (
@@ -210,9 +210,9 @@ def test_another_plan_is_refused_whatever_the_directory_has(recipe: Path, tmp_pa
 
 def test_the_same_plan_may_open_an_output_twice(recipe: Path) -> None:
     store, plan = MemoryStore(), plan_of(recipe)
-    Output(plan, store).open()
+    OutputDirectory(plan, store).open()
     before = contents(store)
-    Output(plan, store).open()
+    OutputDirectory(plan, store).open()
     assert contents(store) == before
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
-from anabranch.engine.plan.shared_reading import make_group, why_apart
+from anabranch.engine.plan.shared_reading import share_reading, why_apart
 from anabranch.engine.plan.windows import ROW_ELEMENTS, cut_windows, joint_window_elements, least_joint_elements
 from anabranch.engine.recipe.parse import load_recipe
-from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB, PARTS_BYTES, Surroundings, plan_group_memory, plan_memory
+from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB, PARTS_BYTES, Surroundings, plan_memory, plan_shared_memory
 
 from ...merging import MIB, write_checkpoint, write_recipe
 
@@ -84,7 +84,7 @@ def test_strangers_do_not_share(folder: Path, tmp_path: Path) -> None:
 
 def test_every_input_is_read_once(folder: Path) -> None:
     plans = [plan_of(folder, (0, 1)), plan_of(folder, (1, 2)), plan_of(folder, (2, 0), exclude=["*.a"])]
-    group = make_group(plans)
+    group = share_reading(plans)
     assert [source.url.rsplit("/", 1)[-1] for source in group.sources] == ["base", "model0", "model1", "model2"]
     assert group.places == ((0, 1, 2), (0, 2, 3), (0, 3, 1))
     assert group.most_reads == 4
@@ -96,7 +96,7 @@ def test_every_input_is_read_once(folder: Path) -> None:
 
 
 def test_a_model_that_a_recipe_names_twice_is_read_twice_as_alone(folder: Path) -> None:
-    group = make_group([plan_of(folder, (0, 0)), plan_of(folder, (0, 1))])
+    group = share_reading([plan_of(folder, (0, 0)), plan_of(folder, (0, 1))])
     assert group.places == ((0, 1, 2), (0, 1, 3))
 
 
@@ -106,17 +106,17 @@ def test_the_memory_of_a_group_holds_a_buffer_for_every_input_and_output(folder:
         plan_of(folder, (1, 2), parameters={"density": 0.5, "block": 65_521}),
         plan_of(folder, (2, 0), parameters={"density": 0.5, "block": 999}, out_dtype="float32"),
     ]
-    group = make_group(plans)
+    group = share_reading(plans)
     for limit in (420, 512, 1024):
         for threads in (1, 2, 8):
-            memory = plan_group_memory(group, limit * MIB, threads)
+            memory = plan_shared_memory(group, limit * MIB, threads)
             assert memory.peak_bytes <= limit * MIB
             assert memory.slabs >= (memory.threads + AHEAD) * (group.most_reads + len(plans))
     alone = max(plan_memory(plan, 1024 * MIB, 2).fixed_bytes for plan in plans)
-    assert plan_group_memory(group, 1024 * MIB, 2).fixed_bytes > alone
+    assert plan_shared_memory(group, 1024 * MIB, 2).fixed_bytes > alone
     remote = Surroundings(remote_output=True)
-    uploads = plan_group_memory(group, 1024 * MIB, 2, remote).fixed_bytes
-    uploads -= plan_group_memory(group, 1024 * MIB, 2).fixed_bytes
+    uploads = plan_shared_memory(group, 1024 * MIB, 2, remote).fixed_bytes
+    uploads -= plan_shared_memory(group, 1024 * MIB, 2).fixed_bytes
     assert uploads >= len(plans) * PARTS_BYTES
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from anabranch.engine.methods.tadrop import TadropDensity
 from anabranch.engine.recipe.chat_templates import CHAT_TEMPLATES
 from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP
-from anabranch.engine.recipe.parse import Recipe, parse_recipe
-from anabranch.engine.recipe.schema import OUTPUT_DTYPES, ModelEntry, Output, Slice, SliceSource
+from anabranch.engine.recipe.parse import parse_recipe
+from anabranch.engine.recipe.schema import OUTPUT_DTYPES, Layout, ModelEntry, Recipe, Slice, SliceSource
 from anabranch.engine.recipe.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,7 +49,7 @@ def written(value: object) -> str:
         ("Entries of `models`", ModelEntry),
         ("Slices", Slice),
         ("Sources of a slice", SliceSource),
-        ("Output", Output),
+        ("Output", Layout),
         ("Tokenizer", TokenizerKeys),
         ("Entries of `tokens`", TokenEntry),
     ],

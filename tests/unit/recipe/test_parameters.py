@@ -21,7 +21,8 @@ from anabranch.engine.plan.parameters import (
 )
 from anabranch.engine.recipe.groups import groups_of
 from anabranch.engine.recipe.parameters import METHODS
-from anabranch.engine.recipe.parse import Recipe, parse_recipe
+from anabranch.engine.recipe.parse import parse_recipe
+from anabranch.engine.recipe.schema import Recipe
 
 
 class Resolver:

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from anabranch.engine.errors import RecipeError
 from anabranch.engine.methods.tadrop import TadropDensity
 from anabranch.engine.models.references import ModelUrl, resolve_model, resolve_model_url
+from anabranch.engine.recipe.canonical import canonical
 from anabranch.engine.recipe.groups import groups_of
 from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP, Parameter, Rule
-from anabranch.engine.recipe.parse import Recipe, canonical, load_recipe, parse_recipe
+from anabranch.engine.recipe.parse import load_recipe, parse_recipe
+from anabranch.engine.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -7,9 +7,11 @@ import yaml
 
 from anabranch.engine.errors import RecipeError
 from anabranch.engine.plan.parameters import ParameterResolver
+from anabranch.engine.recipe.canonical import canonical
 from anabranch.engine.recipe.groups import groups_of
 from anabranch.engine.recipe.parameters import Rule
-from anabranch.engine.recipe.parse import Recipe, canonical, parse_recipe
+from anabranch.engine.recipe.parse import parse_recipe
+from anabranch.engine.recipe.schema import Recipe
 
 SLICED = """\
 merge_method: linear

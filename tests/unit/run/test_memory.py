@@ -24,12 +24,12 @@ from anabranch.cluster.prepare import Execution, prepare, share_readings
 from anabranch.cluster.reports.progress import Silent
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.fold import sums
-from anabranch.engine.kernels import protocol
+from anabranch.engine.kernels import row_sums
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.plan.emr_outputs import cut_parts
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
-from anabranch.engine.plan.shared_reading import make_group
+from anabranch.engine.plan.shared_reading import share_reading
 from anabranch.engine.plan.windows import (
     ROW_ELEMENTS,
     cut_windows,
@@ -48,8 +48,8 @@ from anabranch.engine.run.memory import (
     SMALLEST_SLAB,
     MemoryPlan,
     Surroundings,
-    plan_group_memory,
     plan_memory,
+    plan_shared_memory,
 )
 from anabranch.engine.run.meter import Meter
 
@@ -150,7 +150,7 @@ def test_sums_of_rows_are_let_go_before_the_next_are_added_up(folder: Path, tmp_
         nonlocal most
         alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(rows)]
         most = max(most, len(alive))
-        return protocol.fold_rows(rows)
+        return row_sums.fold_rows(rows)
 
     plan_of(folder, method="dare_linear", density=0.5, rescale_norm="l1")
     with mock.patch.object(sums, "fold_rows", fold_rows):
@@ -310,7 +310,7 @@ def test_parts_of_a_recipe_hold_what_they_take_in_common_once(tmp_path: Path) ->
         empty_tensor(tmp_path, name, 40_000, 1000)
     parts = cut_parts(plan_of(tmp_path, method="emr"))
     assert len(parts) == 3
-    fixed = [plan_group_memory(make_group(parts[:count]), 1024 * MIB, 1).fixed_bytes for count in (1, 2, 3)]
+    fixed = [plan_shared_memory(share_reading(parts[:count]), 1024 * MIB, 1).fixed_bytes for count in (1, 2, 3)]
     rows = 24 * 2 * (40_000_000 // ROW_ELEMENTS + 1)
     assert fixed[0] - FIXED_BYTES == 4 * rows + 3 * BYTES_PER_TENSOR
     assert [b - a for a, b in itertools.pairwise(fixed)] == [2 * BYTES_PER_TENSOR] * 2

@@ -16,7 +16,7 @@ import torch
 
 from anabranch.engine.errors import InputError, TemporaryError
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
-from anabranch.engine.output.commit import Output
+from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run import memory
@@ -81,7 +81,7 @@ class Run:
     ) -> None:
         self.inputs = open_inputs(load_recipe(recipe), recipe.parent)
         self.out = FaultStore(MemoryStore())
-        output = Output(self.inputs.plan, self.out)
+        output = OutputDirectory(self.inputs.plan, self.out)
         with mock.patch.object(memory, "LARGEST_SLAB", 64 << 10):
             members = [Member(self.inputs, output)]
             self.runner = LocalRunner(members, threads, 1024 * MIB, kernels or CpuKernels(), Meter())

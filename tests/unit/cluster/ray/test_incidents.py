@@ -11,12 +11,12 @@ from anabranch.cluster.ray.events import (
     Finish,
     LookedUp,
     LookUp,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     Tick,
@@ -34,7 +34,7 @@ class Story:
     """A scheduler, its incidents, and the open runs by worker."""
 
     def __init__(self, names: list[str], workers: int) -> None:
-        tasks = [Task(i, SIZE_BYTES, name) for i, name in enumerate(names)]
+        tasks = [ShardTask(i, SIZE_BYTES, name) for i, name in enumerate(names)]
         self.lines: list[str] = []
         self.retries = 0
         self.runs: dict[int, StartTask] = {}

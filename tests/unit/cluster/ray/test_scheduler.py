@@ -16,12 +16,12 @@ from anabranch.cluster.ray.events import (
     LookedUp,
     LookUp,
     LookUpFailed,
+    ShardTask,
     SlotsChanged,
     StartTask,
     StartWorker,
     Stop,
     StopWorker,
-    Task,
     TaskDone,
     TaskFailed,
     TaskProgress,
@@ -37,8 +37,8 @@ from anabranch.engine.errors import AnabranchError, InputError, IntegrityError, 
 GB = 1_000_000_000
 
 
-def tasks(*sizes: int) -> list[Task]:
-    return [Task(i, size, f"shard-{i}") for i, size in enumerate(sizes)]
+def tasks(*sizes: int) -> list[ShardTask]:
+    return [ShardTask(i, size, f"shard-{i}") for i, size in enumerate(sizes)]
 
 
 def running(sizes: Sequence[int], workers: int, limits: Limits | None = None) -> tuple[Scheduler, list[Action]]:
@@ -419,7 +419,7 @@ def test_cost_per_task_does_not_grow_with_the_plan() -> None:
 
     def seconds(count: int) -> float:
         began = process_time()
-        scheduler = Scheduler(Task(i, GB + i % 7, "t") for i in range(count))
+        scheduler = Scheduler(ShardTask(i, GB + i % 7, "t") for i in range(count))
         events: deque[Event] = deque([SlotsChanged(0.0, 256)])
         while events:
             for action in scheduler.handle(events.popleft()):

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from anabranch.cluster import machine
-from anabranch.cluster.reports.plan import counted, duration, listed
+from anabranch.cluster.reports.plan import counted, duration
 from anabranch.cluster.reports.progress import BarProgress, Counter, LineProgress, Silent, Tally, open_progress
+from anabranch.engine.errors import some_names
 
 SHARDS = ["a.safetensors", "b.safetensors"]
 
@@ -135,8 +136,8 @@ def test_nouns_agree_with_their_numbers() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    assert listed(["a", "b"]) == "a, b"
-    assert listed([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
+    assert some_names(["a", "b"]) == "a, b"
+    assert some_names([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
 
 
 @pytest.mark.parametrize(
