@@ -28,15 +28,6 @@ LABELS = ("Concept", "Use", "Inputs", "Parameters", "Source")
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def test_the_reading_order_names_every_file_once() -> None:
-    layout = section((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "Layout, in reading order")
-    rows = re.findall(r"^\| (`.*?) \|", layout, flags=re.MULTILINE)
-    listed = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
-    files = [path.name for folder in ("engine", "cluster") for path in (ROOT / folder).glob("[!_]*.py")]
-    assert len(files) > 90
-    assert sorted(listed) == sorted(files)
-
-
 def prose(path: Path) -> str:
     """A document without its code: blocks and back quotes hold no links."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

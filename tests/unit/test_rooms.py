@@ -1,263 +1,103 @@
-"""Imports point one way: read every source file and compare its imports with the layers below."""
+"""The rooms of the engine, held to a rule: which room may import which, by public names, and who stays pure."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.sources import OUTSIDE_ROOMS, ROOT, Source, imports_of, read_sources, room_of
 
-# A module may import modules of its own or a lower number. Folders stand for all their files.
-LAYERS = {
-    "engine.errors": 0,
-    "engine.windows": 1,  # arithmetic on element numbers
-    "engine.order": 1,  # arithmetic on histograms
-    "engine.density": 1,  # arithmetic on statistics
-    "engine.coefficients": 1,  # arithmetic on dot products
-    "engine.meter": 1,
-    "engine.work": 1,
-    "engine.kernels": 1,
-    "engine.storage": 1,
-    "engine.methods": 2,
-    "engine.select": 3,  # masks from stages, kernels and order statistics
-    "engine.header": 3,
-    "engine.json_members": 1,
-    "engine.tokenizer_file": 1,
-    "engine.declared_tokens": 2,
-    "engine.vocabulary": 2,  # tokens to rows
-    "engine.chat_templates": 1,
-    "engine.tokenizer_keys": 3,
-    "engine.recipe": 3,
-    "engine.recipe_slices": 3,
-    "engine.canonical": 3,
-    "engine.model_groups": 3,
-    "engine.layers": 3,
-    "engine.recipe_text": 3,
-    "engine.recipe_dialect": 3,
-    "engine.recipe_schema": 3,
-    "engine.settings": 3,
-    "engine.model_url": 3,
-    "engine.parameters": 3,
-    "engine.manifest": 3,
-    "engine.source": 4,  # where one tensor's elements come from
-    "engine.derived": 4,
-    "engine.checkpoint": 4,
-    "engine.activations": 5,  # what orders task vectors besides their magnitude
-    "engine.reading": 5,
-    "engine.quantised": 5,  # what a checkpoint's configuration says of its weights
-    "engine.adapter": 5,
-    "engine.ties": 5,
-    "engine.model": 8,  # a checkpoint with all of that
-    "engine.blueprint": 5,
-    "engine.task": 5,  # one tensor of the output
-    "engine.demands": 5,
-    "engine.layout": 5,
-    "engine.plan": 5,
-    "engine.parts": 6,  # plans of several outputs of one recipe
-    "engine.task_model": 7,
-    "engine.group": 6,  # plans that share a reading
-    "engine.tensor": 6,  # one tensor's state between passes
-    "engine.scans": 7,
-    "engine.brackets": 8,
-    "engine.memory": 7,
-    "engine.job": 7,
-    "engine.pipeline": 8,
-    "engine.results": 7,
-    "engine.copying": 8,
-    "engine.average": 8,
-    "engine.columns": 9,
-    "engine.nearswap": 8,
-    "engine.fusion": 8,
-    "engine.election": 8,
-    "engine.task_sum": 8,
-    "engine.survey": 9,
-    "engine.whole_window": 9,
-    "engine.kept": 9,
-    "engine.fold": 9,
-    "engine.shard": 10,
-    "engine.tables": 10,
-    "engine.commit": 11,
-    "engine.embeddings": 6,  # which tensors have rows of tokens
-    "engine.tokenizer_output": 6,
-    "engine.tokenizer_plan": 7,  # reads tokenizers
-    "engine.inputs": 12,  # opens what a recipe names
-    "engine.verify": 12,
-    "engine": 13,  # the package itself may offer what lies below it
-    "cluster": 14,
-    "": 15,  # `import anabranch` offers plan, merge, survey and verify
+MAY_IMPORT = {
+    "storage": set(),
+    "kernels": set(),
+    "methods": set(),
+    "recipe": {"methods"},
+    "models": {"recipe", "storage", "kernels"},
+    "plan": {"models", "recipe", "storage", "kernels", "methods"},
+    "fold": {"plan", "models", "kernels", "methods"},
+    "output": {"plan", "models", "recipe", "storage"},
+    "run": {"output", "fold", "plan", "models", "recipe", "storage", "kernels", "methods"},
+    "cluster": {"run", "output", "plan", "models", "recipe", "storage", "kernels", "methods"},
 }
+"""Besides errors and json_text, which all may import. Fold and output do not know each other."""
 
-# These may import nothing of ours but what is listed, on top of their own folder.
-ONLY = {
-    "engine.errors": set(),
-    "engine.windows": set(),
-    "engine.order": set(),
-    "engine.density": set(),
-    "engine.coefficients": set(),
-    "engine.kernels": {"engine.errors"},
-    "engine.storage": {"engine.errors"},
-    "engine.methods": {"engine.errors", "engine.kernels", "engine.coefficients"},
-}
-
-PURE = (
-    "engine.vocabulary",
-    "engine.tokenizer_file",
-    "engine.plan",
-    "engine.blueprint",
-    "engine.layers",
-    "engine.task",
-    "engine.demands",
-    "engine.layout",
-    "engine.manifest",
-    "cluster.scheduler",
-)
+PURE = ("engine.methods", "engine.recipe", "engine.plan", "cluster.ray.scheduler")
+IMPURE = ("engine.recipe.parse", "engine.plan.inputs")
+"""The loader of recipe files, and what opens the inputs that they name."""
 INPUT_OUTPUT = {
-    "datetime",
-    "io",
-    "os",
-    "pathlib",
-    "random",
-    "shutil",
-    "socket",
-    "subprocess",
-    "tempfile",
-    "time",
+    *("asyncio", "datetime", "fsspec", "io", "multiprocessing", "os", "pathlib", "random", "ray", "s3fs", "shutil"),
+    *("socket", "subprocess", "tempfile", "threading", "time"),
 }
-INPUT_OUTPUT |= {"asyncio", "fsspec", "multiprocessing", "s3fs", "threading"}
 
 HEAVY = {"accelerate", "sklearn", "torch", "transformers"}
-MAY_BE_HEAVY = {
-    "engine.kernels.reference",
-    "engine.kernels.torch_election",
-    "engine.kernels.torch_rows",
-    "cluster.demo_models",
-}
+MAY_BE_HEAVY = ("engine.kernels.torch.", "cluster.demo.models")
 
-
-@dataclass(frozen=True)
-class Import:
-    """One imported module: ours without `anabranch` (`engine.header`), others by their first name."""
-
-    name: str
-    ours: bool
-    at_import_time: bool
-    line: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file of ours, by its dotted name without `anabranch`."""
-
-    name: str
-    tree: ast.Module
-    imports: tuple[Import, ...]
-
-    @property
-    def layer(self) -> str:
-        return layer_of(self.name)
-
-
-def layer_of(module: str) -> str:
-    """The entry of LAYERS that a module falls under."""
-    if module in ("engine", ""):
-        return module
-    if module.startswith("cluster"):
-        return "cluster"
-    return ".".join(module.split(".")[:2])
-
-
-def resolve(node: ast.ImportFrom, package: str, known: set[str]) -> Iterator[tuple[str, bool]]:
-    """Every module that a `from ... import ...` names: `from . import header` means the module header."""
-    if node.level:
-        parts = ("anabranch." + package if package else "anabranch").split(".")
-        base = ".".join(parts[: len(parts) - node.level + 1] + ([node.module] if node.module else []))
-    else:
-        base = node.module or ""
-    if base != "anabranch" and not base.startswith("anabranch."):
-        yield base.split(".")[0], False
-        return
-    base = base.removeprefix("anabranch").lstrip(".")
-    for alias in node.names:
-        inside = f"{base}.{alias.name}".lstrip(".")
-        yield (inside if inside in known else base), True
-
-
-def imports_of(tree: ast.Module, package: str, known: set[str]) -> Iterator[Import]:
-    def visit(node: ast.AST, at_import_time: bool) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                for alias in child.names:
-                    ours = alias.name.split(".")[0] == "anabranch"
-                    name = alias.name.removeprefix("anabranch").lstrip(".") if ours else alias.name.split(".")[0]
-                    yield Import(name, ours, at_import_time, child.lineno)
-            elif isinstance(child, ast.ImportFrom):
-                for name, ours in resolve(child, package, known):
-                    yield Import(name, ours, at_import_time, child.lineno)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                yield from visit(child, False)
-            else:
-                inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-                yield from visit(child, at_import_time and not inner)
-
-    yield from visit(tree, True)
-
-
-def sources() -> list[Source]:
-    files = {"": ROOT / "anabranch" / "__init__.py"}
-    for top in ("engine", "cluster"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    found = []
-    for name, path in files.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        found.append(Source(name, tree, tuple(imports_of(tree, package, set(files)))))
-    return found
-
-
-SOURCES = sources()
+SOURCES = read_sources()
+ROOMS = {source.room: source for source in SOURCES if source.name == f"engine.{source.room}"}
 every_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name or "anabranch")
 
 
-@every_source
-def test_every_file_has_a_layer(source: Source) -> None:
-    assert source.layer in LAYERS, f"{source.name}: give the new file a place in LAYERS, or another home"
+def within(name: str, places: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def test_every_file_of_the_engine_lies_in_a_room() -> None:
+    rooms = {source.room for source in SOURCES if source.name.startswith("engine.")} - {*OUTSIDE_ROOMS}
+    assert rooms == MAY_IMPORT.keys() - {"cluster"}
+    assert {path.name for path in (ROOT / "engine").glob("*.py")} == {
+        "__init__.py",
+        *(f"{name}.py" for name in OUTSIDE_ROOMS),
+    }
 
 
 @every_source
-def test_no_file_imports_a_higher_layer(source: Source) -> None:
+def test_rooms_import_the_rooms_below_them_alone(source: Source) -> None:
+    allowed = MAY_IMPORT.get(source.room, set()) | {source.room, *OUTSIDE_ROOMS}
+    if source.name == "":
+        return
     for item in source.imports:
         if item.ours:
-            assert LAYERS[layer_of(item.name)] <= LAYERS[source.layer], (
-                f"{source.name}:{item.line} imports {item.name or 'anabranch'}, which stands above it"
+            found = room_of(item.name)
+            assert found in allowed, (
+                f"{source.name}:{item.line} imports {item.name}: {source.room} may not know {found}"
             )
 
 
 @every_source
-def test_the_lowest_layers_import_only_what_is_listed(source: Source) -> None:
-    if source.layer not in ONLY:
-        return
-    allowed = ONLY[source.layer] | {source.layer}
+def test_rooms_know_each_other_by_public_names(source: Source) -> None:
     for item in source.imports:
-        if item.ours:
-            assert layer_of(item.name) in allowed, f"{source.name}:{item.line} imports {item.name}"
+        if not item.ours or not item.name.startswith("engine.") or source.name == "":
+            continue
+        found = room_of(item.name)
+        if found != source.room and found not in OUTSIDE_ROOMS:
+            # A module may be a public name itself: `tadrop` holds formulas that read best with its name before them.
+            public = item.name == f"engine.{found}" or item.name.rpartition(".")[2] in public_names(ROOMS[found])
+            assert public, f"{source.name}:{item.line} reaches into {found}: take {item.name} from the room"
 
 
-def test_no_import_cycle() -> None:
-    graph: dict[str, set[str]] = {}
-    for source in SOURCES:
-        # A package and its own files may name each other, as Python allows; only cycles between files count.
-        own = {source.name, source.name.rpartition(".")[0]}
-        graph[source.name] = {i.name for i in source.imports if i.ours and i.at_import_time} - own
+def public_names(room: Source) -> list[str]:
+    for node in room.tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [str(name) for name in ast.literal_eval(node.value)]
+    raise AssertionError(f"{room.name} has no __all__")
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"cluster"}))
+def test_a_room_offers_what_others_use_and_no_more(room: str) -> None:
+    text = "\n".join(s.path.read_text(encoding="utf-8") for s in SOURCES if s.room != room)
+    unused = [name for name in public_names(ROOMS[room]) if not re.search(rf"\b{name}\b", text)]
+    assert not unused, f"nobody outside {room} names these: {unused}"
+
+
+def test_no_circle_between_files() -> None:
+    """Imports for types and inside functions count: a circle of those is one, too."""
+    graph = {source.name: {item.name for item in source.imports if item.ours} - {source.name} for source in SOURCES}
     while True:
-        leaves = {name for name, needs in graph.items() if not needs & set(graph)}
+        leaves = {name for name, needs in graph.items() if not needs & graph.keys()}
         if not leaves:
             break
         graph = {name: needs for name, needs in graph.items() if name not in leaves}
@@ -265,19 +105,19 @@ def test_no_import_cycle() -> None:
 
 
 @every_source
-def test_engine_knows_no_cluster(source: Source) -> None:
+def test_engine_knows_neither_cluster_nor_ray(source: Source) -> None:
     if source.name.startswith("engine"):
-        names = {item.name.split(".")[0] for item in source.imports}
-        assert not names & {"cluster", "ray"}
+        assert not {item.name.split(".")[0] for item in source.imports} & {"cluster", "ray"}
 
 
 @every_source
 def test_pure_files_do_no_input_or_output(source: Source) -> None:
-    if source.name not in PURE:
+    if not within(source.name, PURE) or within(source.name, IMPURE):
         return
     for item in source.imports:
-        banned = layer_of(item.name) == "engine.storage" if item.ours else item.name in INPUT_OUTPUT | {"ray"}
-        assert not banned, f"{source.name}:{item.line} imports {item.name}"
+        banned = item.name in ("engine.storage", *IMPURE) if item.ours else item.name in INPUT_OUTPUT
+        offered = source.name == "engine." + source.room  # a room's __init__ names what the room offers
+        assert not banned or offered, f"{source.name}:{item.line} imports {item.name}"
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("open", "print", "input"), f"{source.name}:{node.lineno} calls {node.func.id}"
@@ -285,15 +125,16 @@ def test_pure_files_do_no_input_or_output(source: Source) -> None:
 
 @every_source
 def test_heavy_libraries_are_imported_late(source: Source) -> None:
-    if source.name in MAY_BE_HEAVY:
+    if source.name.startswith(MAY_BE_HEAVY):
         return
-    heavy = [item for item in source.imports if item.at_import_time and not item.ours and item.name in HEAVY]
+    early = [item for item in source.imports if not item.late and not item.typing and not item.ours]
+    heavy = [item for item in early if item.name in HEAVY]
     assert not heavy, f"{source.name} imports {heavy[0].name} at line {heavy[0].line} when it is itself imported"
 
 
 def test_a_merge_worker_loads_no_heavy_library() -> None:
     """The same by running it, so that an import by way of another library is seen too."""
-    modules = [s.name for s in SOURCES if s.name.startswith("engine") and s.name not in MAY_BE_HEAVY]
+    modules = [s.name for s in SOURCES if s.name.startswith("engine") and not s.name.startswith(MAY_BE_HEAVY)]
     script = "import importlib, sys\n"
     script += "".join(f"importlib.import_module('anabranch.{name}')\n" for name in modules)
     script += f"print(*sorted({HEAVY | {'ray'}!r} & set(sys.modules)))"
@@ -302,25 +143,45 @@ def test_a_merge_worker_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == ""
 
 
+def sentence(source: Source) -> str:
+    """The first line of a room's docstring without its name: `Plan: what becomes ...` says `what becomes ...`."""
+    name, _, text = (ast.get_docstring(source.tree) or "").splitlines()[0].partition(": ")
+    assert name == source.room.capitalize()
+    return text.rstrip(".")
+
+
+def test_documents_have_the_sentence_of_every_room() -> None:
+    """The table of CONTRIBUTING and the lines of engine/__init__ say what each room says of itself, in its order."""
+    rooms = [(room, sentence(ROOMS[room])) for room in MAY_IMPORT if room != "cluster"]
+    rows = re.findall(r"^\| `(\w+)/` \| (.*?) \|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert [row for row in rows if row[0] in MAY_IMPORT.keys() - {"cluster"}] == rooms
+    lines = re.findall(
+        r"^(\w+)/ +(.*?)$",
+        ast.get_docstring(next(s.tree for s in SOURCES if s.name == "engine")) or "",
+        flags=re.MULTILINE,
+    )
+    assert lines == rooms
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT.keys() - {"cluster"}))
+def test_a_room_names_the_tests_that_hold_it(room: str) -> None:
+    text = ast.get_docstring(ROOMS[room].tree) or ""
+    named = re.findall(r"tests/[\w/.]+\w", text)
+    assert named and all((ROOT / name).exists() for name in named), named
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("from .errors import InputError", {"engine.errors"}),
-        ("from . import header", {"engine.header"}),
+        ("from . import plan", {"engine.plan"}),
         ("from ..cluster.cli import main", {"cluster.cli"}),
         ("from anabranch.engine import plan", {"engine.plan"}),
-        ("import anabranch.engine.output.verify", {"engine.verify"}),
-        ("def f():\n    from .verify import check", {"engine.verify"}),
+        ("import anabranch.engine.output.verify", {"engine.output.verify"}),
+        ("def f():\n    from .output.verify import check", {"engine.output.verify"}),
+        ("if TYPE_CHECKING:\n    from .errors import InputError", {"engine.errors"}),
     ],
 )
 def test_imports_are_found_however_they_are_written(text: str, expected: set[str]) -> None:
-    known = {
-        "engine",
-        "engine.errors",
-        "engine.header",
-        "engine.plan",
-        "engine.verify",
-        "cluster",
-        "cluster.cli",
-    }
+    known = {"engine", "engine.errors", "engine.plan", "engine.output.verify", "cluster", "cluster.cli"}
     assert {item.name for item in imports_of(ast.parse(text), "engine", known) if item.ours} == expected
