@@ -17,6 +17,8 @@ class Import:
     """One imported module: ours without `anabranch` (`engine.plan.layout`), others by their first name."""
 
     name: str
+    attribute: str
+    """What of the module is imported; "" where it is the module itself."""
     ours: bool
     late: bool
     """Inside a function: only when it is called."""
@@ -37,6 +39,10 @@ class Source:
     @property
     def room(self) -> str:
         return room_of(self.name)
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
 
 
 def room_of(name: str) -> str:
@@ -78,10 +84,10 @@ def imports_of(tree: ast.Module, package: str, known: set[str]) -> Iterator[Impo
                 for alias in child.names:
                     ours = alias.name.split(".")[0] == "anabranch"
                     name = alias.name.removeprefix("anabranch").lstrip(".") if ours else alias.name.split(".")[0]
-                    yield Import(name, ours, late, typing, child.lineno)
+                    yield Import(name, "", ours, late, typing, child.lineno)
             elif isinstance(child, ast.ImportFrom):
-                for name, ours in _resolved(child, package, known):
-                    yield Import(name, ours, late, typing, child.lineno)
+                for name, attribute, ours in _resolved(child, package, known):
+                    yield Import(name, attribute, ours, late, typing, child.lineno)
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 yield from visit(child, late, typing=True)
             else:
@@ -91,7 +97,7 @@ def imports_of(tree: ast.Module, package: str, known: set[str]) -> Iterator[Impo
     yield from visit(tree, late=False, typing=False)
 
 
-def _resolved(node: ast.ImportFrom, package: str, known: set[str]) -> Iterator[tuple[str, bool]]:
+def _resolved(node: ast.ImportFrom, package: str, known: set[str]) -> Iterator[tuple[str, str, bool]]:
     """Every module that a `from ... import ...` names: `from . import header` means the module header."""
     if node.level:
         parts = ("anabranch." + package if package else "anabranch").split(".")
@@ -99,9 +105,9 @@ def _resolved(node: ast.ImportFrom, package: str, known: set[str]) -> Iterator[t
     else:
         base = node.module or ""
     if base != "anabranch" and not base.startswith("anabranch."):
-        yield base.split(".")[0], False
+        yield base.split(".")[0], "", False
         return
     base = base.removeprefix("anabranch").lstrip(".")
     for alias in node.names:
         inside = f"{base}.{alias.name}".lstrip(".")
-        yield (inside if inside in known else base), True
+        yield (inside, "", True) if inside in known else (base, alias.name, True)

@@ -1,9 +1,8 @@
 """How the sources hang together, counted: what a reader must open, what imports what, what asks for classes.
 
-    python -m benchmarks.structure [--json] [--room fold=tensor,select --room run=pipeline,shard]
+    python -m benchmarks.structure [--json]
 
-Everything is found in the tree, nothing is listed here. A room is a folder of `engine/`; `--room` says which flat
-files count as one, for a layout without that folder. What the rows count:
+Everything is found in the tree, nothing is listed here. What the rows count:
 
 - *files for one element*: those whose functions are handed the numbers of a CABS merge (see `one_element`).
 - *files that the commit reaches*: through imports of any kind, those for type checkers and inside functions included;
@@ -28,9 +27,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from .one_element import DTYPES, on_the_way
+from .sources import ROOT, read_sources, room_of
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "anabranch"
 FORBIDDEN = ("engine/fold/", "engine/run/", "engine/kernels/cpu")
 """The commit has nothing to do with arithmetic or with how a merge is run."""
 
@@ -38,66 +36,28 @@ FORBIDDEN = ("engine/fold/", "engine/run/", "engine/kernels/cpu")
 class Sources:
     """The files of a checkout, by dotted name without the package: `engine.kernels.cpu`."""
 
-    def __init__(self, root: Path, rooms: Mapping[str, Sequence[str]] | None = None) -> None:
-        self.files = {"": root / PACKAGE / "__init__.py"}
-        for path in sorted(path for top in ("engine", "cluster") for path in (root / top).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-        self.trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in self.files.items()}
-        self._named = {f"engine.{file}": room for room, files in (rooms or {}).items() for file in files}
-
-    def is_package(self, name: str) -> bool:
-        return self.files[name].name == "__init__.py"
-
-    @staticmethod
-    def in_engine(name: str) -> bool:
-        return name.partition(".")[0] == "engine"
-
-    def room(self, name: str) -> str:
-        """The folder of engine/ that a file lies in, or the one it counts for; '' for other files."""
-        path = name.split(".")
-        is_inside = path[0] == "engine" and (len(path) > 2 or (len(path) == 2 and self.is_package(name)))
-        return path[1] if is_inside else self._named.get(name, "")
+    def __init__(self, root: Path = ROOT) -> None:
+        self.files = {source.name: source for source in read_sources(root)}
 
     @property
     def rooms(self) -> list[str]:
-        return sorted({self.room(name) for name in self.files if name not in self._named} - {""})
+        """Folders of engine/."""
+        inside = {source.room for name, source in self.files.items() if name.startswith("engine.")}
+        return sorted(inside - {name.partition(".")[2] for name in self.flat})
 
     @property
     def flat(self) -> list[str]:
         """Files of engine/ that lie in none of its folders."""
         names = [name for name in self.files if name.startswith("engine.") and name.count(".") == 1]
-        return [name for name in names if not self.is_package(name)]
-
-    def is_forbidden(self, name: str) -> bool:
-        """Whether a file is of a room that the commit must not know."""
-        path = f"engine/{self.room(name)}/" if name in self._named else name.replace(".", "/")
-        return path.startswith(FORBIDDEN)
-
-    # -- imports -------------------------------------------------------------------------------------------------
+        return [name for name in names if not self.files[name].is_package]
 
     def imported(self, name: str) -> Iterator[tuple[str, str]]:
         """(file of ours, name in it or '') for every import in a file."""
-        package = name if self.is_package(name) else name.rpartition(".")[0]
-        for node in ast.walk(self.trees[name]):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    if alias.name.split(".")[0] == PACKAGE:
-                        yield alias.name.removeprefix(PACKAGE).lstrip("."), ""
-            elif isinstance(node, ast.ImportFrom):
-                above = f"{PACKAGE}.{package}".rstrip(".").split(".")
-                above = above[: len(above) - node.level + 1] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                if base.split(".")[0] == PACKAGE:
-                    yield from (self._place(base.removeprefix(PACKAGE).lstrip("."), alias.name) for alias in node.names)
-
-    def _place(self, base: str, name: str) -> tuple[str, str]:
-        inside = f"{base}.{name}".lstrip(".")
-        return (inside, "") if inside in self.files else (base, name)
+        return ((item.name, item.attribute) for item in self.files[name].imports if item.ours)
 
     def _defining(self, file: str, name: str) -> str:
         """Where a name that a package offers is defined."""
-        if name and self.is_package(file):
+        if name and self.files[file].is_package:
             passed_on = {inner: origin for origin, inner in self.imported(file)}
             if name in passed_on:
                 return self._defining(passed_on[name], name)
@@ -113,8 +73,8 @@ class Sources:
 
     def levels(self) -> int:
         """Files on the longest chain of imports within engine/."""
-        imports = {name: set(filter(self.in_engine, files)) for name, files in self.imports_by_name.items()}
-        reached = {name: reach(imports, name) for name in filter(self.in_engine, imports)}
+        imports = {name: {file for file in files if in_engine(file)} for name, files in self.imports_by_name.items()}
+        reached = {name: reach(imports, name) for name in imports if in_engine(name)}
 
         @cache
         def level(name: str) -> int:
@@ -128,6 +88,15 @@ class Sources:
         """Files that import themselves by way of others; a package and its own files may name each other."""
         own = {name: files - {name.rpartition(".")[0]} for name, files in self.imports.items()}
         return [name for name in own if name in reach(own, name)]
+
+
+def in_engine(name: str) -> bool:
+    return name.partition(".")[0] == "engine"
+
+
+def is_forbidden(name: str) -> bool:
+    """Whether a file is of a room that the commit must not know."""
+    return name.replace(".", "/").startswith(FORBIDDEN)
 
 
 def reach(imports: Mapping[str, set[str]], start: str) -> set[str]:
@@ -187,24 +156,25 @@ def measure(sources: Sources) -> dict[str, Any]:
     by_name = reach(sources.imports_by_name, commit) - {commit}
     stages = {
         node.name
-        for name, tree in sources.trees.items()
-        if sources.room(name) == "methods"
-        for node in tree.body
+        for source in sources.files.values()
+        if source.room == "methods"
+        for node in source.tree.body
         if isinstance(node, ast.ClassDef)
     }
-    outside = {name: tree for name, tree in sources.trees.items() if sources.room(name) != "methods"}
+    trees = {name: source.tree for name, source in sources.files.items()}
+    outside = {name: tree for name, tree in trees.items() if room_of(name) != "methods"}
     tests = {name: Counter(found) for name, tree in outside.items() if (found := tested(tree, stages))}
-    asserts = {name: count for name, tree in sources.trees.items() if (count := narrowing(tree))}
+    asserts = {name: count for name, tree in trees.items() if (count := narrowing(tree))}
     return {
         **{f"files for one element in {dtype}": sorted(way) for dtype, way in zip(DTYPES, ways, strict=True)},
         "of these in both": sorted(set.intersection(*ways)),
         "files that the commit reaches": sorted(reached),
-        "of these in fold, run or kernels/cpu": sorted(filter(sources.is_forbidden, reached)),
+        "of these in fold, run or kernels/cpu": sorted(filter(is_forbidden, reached)),
         "files that the commit reaches by name": sorted(by_name),
-        "of these in fold, run or kernels/cpu, by name": sorted(filter(sources.is_forbidden, by_name)),
+        "of these in fold, run or kernels/cpu, by name": sorted(filter(is_forbidden, by_name)),
         "tests on stages outside methods": tests,
         "tests on stages outside methods and fold": {
-            name: found for name, found in tests.items() if sources.room(name) != "fold"
+            name: found for name, found in tests.items() if room_of(name) != "fold"
         },
         "asserts that only narrow types": asserts,
         "rooms of engine": sources.rooms,
@@ -223,10 +193,8 @@ def total(value: Any) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Count how the sources hang together.")
     parser.add_argument("--json", action="store_true", dest="as_json", help="with the names behind every number")
-    parser.add_argument("--room", action="append", default=[], metavar="ROOM=FILE,...", help="flat files of a room")
     options = parser.parse_args(arguments)
-    rooms = {room: files.split(",") for room, _, files in (each.partition("=") for each in options.room)}
-    found = measure(Sources(ROOT, rooms))
+    found = measure(Sources())
     if options.as_json:
         print(json.dumps(found, indent=2))
         return 0
