@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow test-parity lint format deploy-check rooms bench bench-peer clean
+.PHONY: help setup setup-s3 demo test test-slow test-parity lint format docs deploy-check bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -21,9 +21,9 @@ help:
 	@echo 'make test-parity  the same recipes through mergekit, in an environment of its own, and through us'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
+	@echo 'make docs       what documents show of the code: tables of methods, the picture of the rooms'
 	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
-	@echo 'make rooms      draw the picture of docs/architecture.md from the imports of the code'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
@@ -68,15 +68,16 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: setup
+	$(BIN)/python docs/method_tables.py
+	$(BIN)/python -m benchmarks.rooms
+
 bench-peer:
 	benchmarks/peers/setup.sh
 
 deploy-check: setup
 	$(BIN)/python -m pytest tests/unit/test_deploy.py $(PYTEST_ARGS)
 	if command -v hadolint > /dev/null; then hadolint deploy/Dockerfile; fi
-
-rooms: setup
-	$(BIN)/python -m benchmarks.rooms
 
 bench: setup
 	$(BIN)/python -m benchmarks

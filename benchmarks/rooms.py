@@ -1,6 +1,6 @@
 """The picture of the rooms in docs/architecture.md, drawn from what the files import.
 
-    python -m benchmarks.rooms          # writes it; `make rooms`
+    python -m benchmarks.rooms          # writes it; `make docs`
     python -m benchmarks.rooms --check  # fails where the document shows another one
 
 An arrow goes from a room to one whose names it imports. What already follows from other arrows is left out, so that the

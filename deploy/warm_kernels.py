@@ -9,8 +9,8 @@ import numpy as np
 import yaml
 
 import anabranch
+from anabranch.engine.methods import METHODS
 from anabranch.engine.models.header import build_header
-from anabranch.engine.recipe.parameters import METHODS
 
 SHAPES = {"layers.0.mlp.weight": (64, 512), "norm.weight": (512,)}
 DTYPES = {"BF16": ("bfloat16", np.uint16), "F16": ("float16", np.float16), "F32": ("float32", np.float32)}
@@ -53,12 +53,12 @@ def recipes() -> list[dict[str, object]]:
     """One per method and way to choose densities, and what takes other paths."""
     weighted = [{"model": name, "parameters": {"weight": 0.5}} for name in MODELS]
     made: list[dict[str, object]] = [{"models": weighted, "base_model": BASE} | other for other in OTHERS]
-    for method, schema in METHODS.items():
-        models = weighted if "weight" in schema.defaults else [{"model": name} for name in MODELS]
+    for schema in (method.schema for method in METHODS.values()):
+        models = weighted if "weight" in schema.parameters else [{"model": name} for name in MODELS]
         common = {"models": models[: schema.most]} | ({"base_model": BASE} if schema.base == "required" else {})
-        given = {name: value for name, value in REQUIRED.items() if name in schema.defaults}
-        densities = DENSITIES if "density" in schema.defaults else ({},)
-        made += [common | {"merge_method": method, "parameters": given | density} for density in densities]
+        given = {name: value for name, value in REQUIRED.items() if name in schema.parameters}
+        densities = DENSITIES if "density" in schema.parameters else ({},)
+        made += [common | {"merge_method": schema.name, "parameters": given | density} for density in densities]
     return made
 
 

@@ -97,7 +97,8 @@ def make_survey_report(plan: Plan, parts: Sequence[SurveyPart]) -> SurveyReport:
             row = found.get((i, task.name))
             if row is None or task.settings is None:
                 continue
-            wanted = decided.densities.get(task.name, task.settings.densities)[task.position_of(i)]
+            given = task.settings.method.densities or (1.0,) * len(task.models)  # what selects no share keeps all
+            wanted = decided.densities.get(task.name, given)[task.position_of(i)]
             rows.append({"model": i, "url": model.url, "tensor": task.name} | _statistics(row, wanted))
     return SurveyReport(plan, tuple(rows))
 

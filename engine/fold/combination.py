@@ -62,7 +62,7 @@ def _merge_of(target: Target, operands: Operands) -> tuple[CombinationMerge, lis
     """A target's method, and its weights of the models that have a coefficient."""
     settings = target.task.settings
     assert settings is not None and isinstance(settings.method, CombinationMerge)
-    return settings.method, [settings.weights[i] for i in operands.models]
+    return settings.method, settings.method.weights_of(operands.models)
 
 
 def beyond_fp64(state: TensorState) -> InputError:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import Array, Kernels, RankSearch, value_key
-from ..methods import All, Band, Beyond, Blocks, ModelThreshold, Random, RankedRandom, Rescale, Selection, Top, Variance
+from ..methods import (
+    All,
+    Band,
+    Beyond,
+    Blocks,
+    ModelThreshold,
+    Random,
+    RankedRandom,
+    Rescale,
+    Selection,
+    Top,
+    TopInTurn,
+    Variance,
+)
 
 KEEP_ALL_EQUAL = 1 << 62
 """A share of equal values that no tensor reaches."""
@@ -125,10 +138,6 @@ class Selector:
 
     selection: Selection
     rescale: Rescale
-    gammas: Sequence[float]
-    """Per model; used by Band only."""
-    epsilons: Sequence[float]
-    """Per model; used by RankedRandom only."""
     row: int
     """Elements of one row of the tensor; used by RankedRandom only."""
     kernels: Kernels
@@ -140,7 +149,7 @@ class Selector:
 
     @property
     def claims_matter(self) -> bool:
-        return isinstance(self.selection, Blocks) or (isinstance(self.selection, Top) and self.selection.sequential)
+        return isinstance(self.selection, Blocks | TopInTurn)
 
     @property
     def divides(self) -> bool:
@@ -167,7 +176,7 @@ class Selector:
         keep = int(self.densities[i] * (nonzero if self.shares_mask else numel))
         if not isinstance(self.selection, Band):
             return (keep,)
-        left_out = min(int(self.gammas[i] * numel), numel - keep)
+        left_out = min(int(self.selection.gammas[i] * numel), numel - keep)
         return (left_out + keep, left_out) if keep > 0 else (0, 0)
 
     def ledgers(self, models: Iterable[int]) -> Iterator[tuple[int, int, Cut, EqualLedger]]:
@@ -209,28 +218,27 @@ class Selector:
             case Blocks(m=m, drop_tail=drop_tail, overlap_never=overlap_never):
                 n = block_keep(self.densities[i], m)
                 self.kernels.mask_blocks(values, n, m, claims, mask, overlap_never, drop_tail)
-            case Top(sequential=sequential):
-                self._mask_above(i, 0, values, claims if sequential else None, mask, ranks)
-                if sequential:
-                    claims += mask
+            case TopInTurn():
+                self._mask_above(i, 0, values, claims, mask, ranks)
+                claims += mask
             case Band():
                 self._mask_above(i, 0, values, None, mask, ranks)
                 self._mask_above(i, 1, values, None, spare, ranks)
                 mask ^= spare  # what lies above the second edge lies above the first
-            case ModelThreshold() | Variance():
+            case Top() | ModelThreshold() | Variance():
                 self._mask_above(i, 0, values, None, mask, ranks)
             case Beyond():
                 self._mask_above(i, 0, values, None, mask, ranks)
                 claims += mask
             case Random():
                 self.kernels.mask_random(*self.keys[i], first, self.densities[i], mask)
-            case RankedRandom():
-                divided = t if self.divides else None
-                self.kernels.mask_ranked(values, self.row, *self.keys[i], first, *self._probabilities(i), mask, divided)
+            case RankedRandom(epsilons=epsilons):
+                divided, bounds = t if self.divides else None, self._probabilities(i, epsilons[i])
+                self.kernels.mask_ranked(values, self.row, *self.keys[i], first, *bounds, mask, divided)
             case All():
                 raise AssertionError("a selection that keeps everything has no mask")
 
-    def _probabilities(self, i: int) -> tuple[float, float]:
+    def _probabilities(self, i: int, epsilon: float) -> tuple[float, float]:
         """The least probability of model i and how far the largest lies above it; a row of one element has its density.
 
         Epsilon is smaller where it would lead out of [0, 1], as densities that follow from the tensor may want.
@@ -238,7 +246,7 @@ class Selector:
         density = self.densities[i]
         if self.row == 1:
             return density, 0.0
-        epsilon = min(self.epsilons[i], density, 1.0 - density)
+        epsilon = min(epsilon, density, 1.0 - density)
         return density - epsilon, 2.0 * epsilon
 
     def _mask_above(self, i: int, place: int, values: Array, claims: Array | None, mask: Array, ranks: Ranks) -> None:

@@ -24,9 +24,9 @@ class TaskVectorSum:
         assert settings is not None and isinstance(settings.method, TaskVectorMerge)
         self._state = state
         self._method = method = settings.method
-        self._given = settings.weights
+        self._given = method.weights
         normalized = method.normalize and method.consensus == "sum"
-        self._denominator = normalizer(settings.weights, state.real) if normalized else 1.0
+        self._denominator = normalizer(method.weights, state.real) if normalized else 1.0
 
     def run(self, workspace: Workspace, length: int) -> None:
         """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2).
@@ -40,8 +40,8 @@ class TaskVectorSum:
         if method.sharing is not None:
             self._share_into(total, workspace, active, method.sharing)
             return
-        weights = self._given
-        self._sum_into(total, workspace, active, [1.0] * len(weights) if method.weighting == "energy" else weights)
+        equal = [1.0] * len(self._state.task.models)
+        self._sum_into(total, workspace, active, equal if method.weighting == "energy" else self._given)
         if method.consensus != "sum":
             signs = workspace.signs[:length]
             signs[:] = total

@@ -93,19 +93,18 @@ class TensorState:
         if settings is None or not isinstance(settings.method, TaskVectorMerge):
             return None
         keys = tuple(random_key(self.plan.seed, position, self.task.name) for position in range(models))
-        densities = [d if isinstance(d, float) else 0.0 for d in settings.densities]
-        if isinstance(settings.method.selection, Variance):
-            densities = [settings.method.selection.share] * models
+        selection = settings.method.selection
+        densities = [d if isinstance(d, float) else 0.0 for d in settings.method.densities] or [1.0] * models
+        if isinstance(selection, Variance):
+            densities = [selection.share] * models
         return Selector(
-            selection=settings.method.selection,
+            selection=selection,
             rescale=settings.method.rescale,
             kernels=self.kernels,
             keys=keys,
             densities=densities,
-            gammas=settings.gammas,
-            epsilons=settings.epsilons,
             row=self.task.row_elements,
-            edges=[first_edges(settings.method.selection, self.real) for _ in range(models)],
+            edges=[first_edges(selection, self.real) for _ in range(models)],
         )
 
     def _factors(self, i: int) -> Array | None:

@@ -13,9 +13,11 @@ from ..methods import (
     Elect,
     Fusion,
     NearSwap,
+    Selection,
     TadropDensity,
     TaskVectorMerge,
     Top,
+    TopInTurn,
     Variance,
     tadrop,
 )
@@ -160,7 +162,7 @@ class TensorFold:
         """Passes that decide densities from the tensor alone (`tadrop` without a target)."""
         state = self.state
         assert state.task.settings is not None and state.selector is not None
-        local = {i: d for i, d in enumerate(state.task.settings.densities) if isinstance(d, TadropDensity)}
+        local = {i: d for i, d in enumerate(state.task.settings.method.densities) if isinstance(d, TadropDensity)}
         local = {i: d for i, d in local.items() if i in state.present}
         by_moments = {i: d for i, d in local.items() if d.statistic != "quantile"}
         passes: list[Pass] = []
@@ -196,15 +198,15 @@ class TensorFold:
         if method.rescale == "density":
             self.state.divisors = [d if d > 0 else 1.0 for d in selector.densities]
 
-    def _order_passes(self, method: TaskVectorMerge) -> list[Pass]:
+    def _order_passes(self, method: TaskVectorMerge[Selection]) -> list[Pass]:
         state = self.state
         selection, depths = method.selection, range(len(state.levels))
-        if not isinstance(selection, Top | Band | Variance):
+        if not isinstance(selection, Top | TopInTurn | Band | Variance):
             return []
         if isinstance(selection, Variance):
             shared = edge_orders(state, state.present[0], sequential=False)
             return order_passes(state, shared)
-        if isinstance(selection, Band) or not selection.sequential:
+        if not isinstance(selection, TopInTurn):
             orders = [order for i in state.present for order in edge_orders(state, i, sequential=False)]
             return order_passes(state, orders)
         passes: list[Pass] = []

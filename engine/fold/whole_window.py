@@ -54,7 +54,7 @@ def fold_whole(
             way, rules = "all", [() for _ in state.present]
         case Blocks(m=m, drop_tail=drop, overlap_never=never):
             way, rules = "blocks", [(block_keep(selector.densities[i], m), m, never, drop) for i in state.present]
-        case Top(sequential=False) | ModelThreshold():
+        case Top() | ModelThreshold():
             way, rules = "cut", [_cut_rule(selector.edges[i][0], ranks[i][0]) for i in state.present]
         case Band():
             edges = [zip(selector.edges[i], ranks[i], strict=True) for i in state.present]
@@ -83,7 +83,7 @@ def _sum(state: TensorState, target: Target, out: NDArray[np.uint8]) -> WindowSu
     settings = target.task.settings
     assert settings is not None and isinstance(settings.method, TaskVectorMerge)
     method = settings.method
-    weights: Sequence[float] = settings.weights
+    weights: Sequence[float] = method.weights
     voting = weights
     if method.weighting == "energy":
         assert state.energies is not None
@@ -97,6 +97,6 @@ def _sum(state: TensorState, target: Target, out: NDArray[np.uint8]) -> WindowSu
         weights=[weights[i] for i in state.present],
         normalize=method.normalize,
         voting=[voting[i] for i in state.present],
-        denominator=normalizer(settings.weights, state.real) if normalized else 1.0,
+        denominator=normalizer(method.weights, state.real) if normalized else 1.0,
         factor=method.lambda_,
     )

@@ -1,21 +1,22 @@
-"""Sums with given weights: task arithmetic (arXiv 2212.04089), the linear average (arXiv 2203.05482), passthrough."""
+"""Models themselves with given weights: the linear average (arXiv 2203.05482), passthrough."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from .coefficients import Weights
-from .stages import All, CombinationMerge, TaskVectorMerge
+from .parameters import Normalize, Weight
+from .schema import Means, PerModel, merge_method
+from .stages import CombinationMerge
 
 
-def task_arithmetic(*, normalize: bool, lambda_: float) -> TaskVectorMerge:
-    """W0 + lambda * sum of w_i (W_i - W0)."""
-    return TaskVectorMerge(All(), normalize=normalize, lambda_=lambda_)
-
-
-def linear(*, normalize: bool) -> CombinationMerge:
+@merge_method(base="listed")
+def linear(*, weight: Weight = (1.0,), normalize: Normalize = True) -> CombinationMerge:
     """Sum of w_i W_i, divided by the sum of w_i when normalized."""
-    return CombinationMerge(Weights(), normalize=normalize)
+    return CombinationMerge(coefficients=Weights(), weights=weight, normalize=normalize)
 
 
-def passthrough() -> CombinationMerge:
+@merge_method(base="listed", most=1)
+def passthrough(*, scale: Annotated[PerModel[float], Means("factor of the model itself")] = (1.0,)) -> CombinationMerge:
     """scale * W; with a scale of 1, W's own bytes."""
-    return CombinationMerge(Weights(), copies=True)
+    return CombinationMerge(coefficients=Weights(), weights=scale, copies=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .schema import merge_method
 from .stages import Elect
 
 
+@merge_method()
 def emr() -> Elect:
-    """The unified task vector; the parts of the tasks follow from the same plan (`parts.cut_parts`)."""
+    """The unified task vector; the outputs of the tasks are cut from the same plan."""
     return Elect()

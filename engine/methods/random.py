@@ -2,24 +2,100 @@
 
 from __future__ import annotations
 
-from .stages import Random, RankedRandom, Rescale, TaskVectorMerge
+from typing import Annotated, TypeAlias
+
+from .parameters import Density, Enlarge, Lambda, Normalize, RescaleNorm, Share, Weight, divisor
+from .schema import Means, PerModel, merge_method
+from .stages import Random, RankedRandom, TaskVectorMerge
+
+Epsilon: TypeAlias = Annotated[
+    PerModel[Share],
+    Means(
+        "how far the probability of a row's smallest change lies below the density, and that of its largest above it. "
+        "Both must be between 0 and 1, unless the density is 0 or 1; beside tadrop epsilon gives way"
+    ),
+]
 
 
-def dare_linear(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+@merge_method()
+def dare_linear(
+    *,
+    weight: Weight = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+    rescale: Enlarge = True,
+    rescale_norm: RescaleNorm = "none",
+    density: Density = (1.0,),
+) -> TaskVectorMerge[Random]:
     """Drop at random with probability 1 - d, divide what is kept by d, add up."""
-    return TaskVectorMerge(Random(), rescale, "sum", normalize, lambda_)
+    return TaskVectorMerge(
+        selection=Random(density),
+        weights=weight,
+        rescale=divisor(rescale, rescale_norm),
+        normalize=normalize,
+        lambda_=lambda_,
+    )
 
 
-def dare_ties(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+@merge_method()
+def dare_ties(
+    *,
+    weight: Weight = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+    rescale: Enlarge = True,
+    rescale_norm: RescaleNorm = "none",
+    density: Density = (1.0,),
+) -> TaskVectorMerge[Random]:
     """DARE with the sign consensus of TIES."""
-    return TaskVectorMerge(Random(), rescale, "ties", normalize, lambda_)
+    return TaskVectorMerge(
+        selection=Random(density),
+        weights=weight,
+        rescale=divisor(rescale, rescale_norm),
+        consensus="ties",
+        normalize=normalize,
+        lambda_=lambda_,
+    )
 
 
-def della(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+@merge_method()
+def della(
+    *,
+    weight: Weight = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = True,
+    rescale: Enlarge = True,
+    rescale_norm: RescaleNorm = "none",
+    density: Density = (1.0,),
+    epsilon: Epsilon = (0.15,),
+) -> TaskVectorMerge[RankedRandom]:
     """Drop at random, small magnitudes rather than large ones, divide by the probability; then TIES's signs."""
-    return TaskVectorMerge(RankedRandom(), rescale, "ties", normalize, lambda_)
+    return TaskVectorMerge(
+        selection=RankedRandom(density, epsilon),
+        weights=weight,
+        rescale=divisor(rescale, rescale_norm),
+        consensus="ties",
+        normalize=normalize,
+        lambda_=lambda_,
+    )
 
 
-def della_linear(*, rescale: Rescale, normalize: bool, lambda_: float) -> TaskVectorMerge:
+@merge_method()
+def della_linear(
+    *,
+    weight: Weight = (1.0,),
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
+    rescale: Enlarge = True,
+    rescale_norm: RescaleNorm = "none",
+    density: Density = (1.0,),
+    epsilon: Epsilon = (0.15,),
+) -> TaskVectorMerge[RankedRandom]:
     """The drop of DELLA, then the sum."""
-    return TaskVectorMerge(RankedRandom(), rescale, "sum", normalize, lambda_)
+    return TaskVectorMerge(
+        selection=RankedRandom(density, epsilon),
+        weights=weight,
+        rescale=divisor(rescale, rescale_norm),
+        normalize=normalize,
+        lambda_=lambda_,
+    )

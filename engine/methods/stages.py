@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from .coefficients import Coefficients
+from .demands import MethodDemands, SelectionDemands, Sight, SurveyKind
+from .tadrop import Density, TadropDensity
+
+# -- which elements of the task vectors are kept ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class All:
+class All(SelectionDemands):
     """Every element of every task vector is kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class _ByDensity(SelectionDemands):
+    """A selection that keeps a share of each task vector."""
+
+    densities: tuple[Density, ...]
+    """Per model, the share that is kept; a TadropDensity with a target becomes a number after the survey."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(_ByDensity):
     """n:m sparsity over the flattened tensor, models claiming positions in recipe order (CABS, arXiv 2503.01874)."""
 
     m: int
@@ -25,50 +37,121 @@ class Blocks:
     overlap_never: bool = False
     """Later models get free positions only, even when these run out."""
 
+    orders_magnitudes: ClassVar[bool] = True
+    counts_claims: ClassVar[bool] = True
+
+    @property
+    def block(self) -> int:
+        return self.m
+
 
 @dataclass(frozen=True, slots=True)
-class Top:
+class Top(_ByDensity):
     """The int(density * N) largest magnitudes of a tensor."""
 
-    sequential: bool = False
-    """Models choose in recipe order, least-claimed positions first (CA of CABS without BS)."""
+    orders_magnitudes: ClassVar[bool] = True
+
+    @property
+    def searches(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class TopInTurn(_ByDensity):
+    """The same, but models choose in recipe order, least-claimed positions first (CA of CABS without BS)."""
+
+    orders_magnitudes: ClassVar[bool] = True
+    counts_claims: ClassVar[bool] = True
+
+    @property
+    def searches(self) -> int:
+        return len(self.densities)
+
+
+@dataclass(frozen=True, slots=True)
+class Band(_ByDensity):
     """The int(density * N) magnitudes that come after the int(gamma * N) largest (Breadcrumbs, arXiv 2312.06795)."""
 
+    gammas: tuple[float, ...]
+    """Per model, the share of the largest magnitudes that is left out."""
+
+    orders_magnitudes: ClassVar[bool] = True
+    cuts: ClassVar[int] = 2
+
+    @property
+    def searches(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True, slots=True)
-class ModelThreshold:
+class ModelThreshold(_ByDensity):
     """Magnitudes at or above one threshold for the whole model (the published TIES code)."""
 
+    orders_magnitudes: ClassVar[bool] = True
+    spans_model: ClassVar[bool] = True
+
 
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(_ByDensity):
     """Each element with probability density, from a counter-based generator (DARE, arXiv 2311.03099)."""
 
 
 @dataclass(frozen=True, slots=True)
-class RankedRandom:
+class RankedRandom(_ByDensity):
     """Each element with a probability that grows with its magnitude's rank in its row (DELLA, arXiv 2406.11617).
 
     It goes from density - epsilon for the smallest to density + epsilon for the largest; a row is the last dimension.
     """
 
+    epsilons: tuple[float, ...]
+    """Per model, how far probabilities lie from the density at most."""
+
+    orders_magnitudes: ClassVar[bool] = True
+    ranks_rows: ClassVar[bool] = True
+    sees: ClassVar[Sight] = "row"
+
+    def problem(self, model: int) -> str:
+        density, epsilon = self.densities[model], self.epsilons[model]
+        # Densities that follow from the tensor are known later, and epsilon gives way to them; 0 and 1 leave nothing
+        # to chance.
+        if isinstance(density, TadropDensity) or density in (0.0, 1.0):
+            return ""
+        if density - epsilon > 0 and density + epsilon < 1:
+            return ""
+        return (
+            f"density {density:g} +- epsilon {epsilon:g} must lie between 0 and 1, because these are the probabilities "
+            "of its smallest and largest changes"
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Variance:
+class Variance(SelectionDemands):
     """One mask for all models: of the elements in which they differ, the share with the largest variance (SCE)."""
 
     share: float
 
+    @property
+    def searches(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
+class Beyond(SelectionDemands):
     """Magnitudes above a given one: every element that a model really changed (RAM, arXiv 2601.13572)."""
 
     epsilon: float
+
+    counts_claims: ClassVar[bool] = True
+
+
+Selection = All | Blocks | Top | TopInTurn | Band | ModelThreshold | Random | RankedRandom | Variance | Beyond
+Selected_co = TypeVar("Selected_co", bound=Selection, covariant=True)
+
+# -- what becomes of what is kept -------------------------------------------------------------------------------------
+
+Rescale = Literal["none", "density", "l1", "l2"]
+Consensus = Literal["sum", "ties", "overlap_ties"]
+Weighting = Literal["given", "energy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +164,13 @@ class Sharing:
     """... of which no more count than this many times its own: 1 + r * min(max(shared / own, 0), alpha) times."""
 
 
-Selection = All | Blocks | Top | Band | ModelThreshold | Random | RankedRandom | Variance | Beyond
-Rescale = Literal["none", "density", "l1", "l2"]
-Consensus = Literal["sum", "ties", "overlap_ties"]
-Weighting = Literal["given", "energy"]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskVectorMerge:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskVectorMerge(MethodDemands, Generic[Selected_co]):
     """W0 + lambda * consensus(rescale(select(W_i - W0)))."""
 
-    selection: Selection
+    selection: Selected_co
+    weights: tuple[float, ...] = ()
+    """Per model; () where they follow from what the masks keep."""
     rescale: Rescale = "none"
     """What kept values are divided by: nothing, the density, or the share of the norm that was kept.
 
@@ -107,7 +186,24 @@ class TaskVectorMerge:
     sharing: Sharing | None = None
     """In place of weights and consensus: what models that keep the same element make of it."""
 
-    reads_base: ClassVar[bool] = True
+    merges_task_vectors: ClassVar[bool] = True
+
+    @property
+    def densities(self) -> tuple[Density, ...]:
+        return self.selection.densities if isinstance(self.selection, _ByDensity) else ()
+
+    def with_densities(self, densities: Sequence[Density]) -> Self:
+        selection: Any = self.selection
+        return replace(self, selection=replace(selection, densities=tuple(densities)))
+
+    @property
+    def local_densities(self) -> dict[int, TadropDensity]:
+        """By model, densities that follow from the tensor alone."""
+        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is None}
+
+    @property
+    def target_densities(self) -> dict[int, TadropDensity]:
+        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is not None}
 
     @property
     def counts_owners(self) -> bool:
@@ -115,16 +211,67 @@ class TaskVectorMerge:
         return self.sharing is not None and self.sharing.r != 0
 
     @property
+    def restores_norm(self) -> bool:
+        """Whether norms are taken of the task vectors, and again of what is kept of them."""
+        return self.rescale in ("l1", "l2")
+
+    @property
+    def survey(self) -> SurveyKind:
+        if self.selection.spans_model:
+            return "threshold"
+        wanted = {density.statistic for density in self.target_densities.values()}
+        return "quantiles" if "quantile" in wanted else "moments" if wanted else ""
+
+    @property
+    def looks(self) -> int:
+        sums = self.restores_norm or any(d.statistic != "quantile" for d in self.local_densities.values())
+        kept_sums = self.restores_norm + (self.weighting == "energy")
+        return sums + kept_sums + self.counts_owners
+
+    @property
+    def searches(self) -> int:
+        return self.selection.searches + any(d.statistic == "quantile" for d in self.local_densities.values())
+
+    @property
+    def histograms(self) -> int:
+        quantiles = any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in self.densities)
+        return 2 if quantiles else self.selection.cuts
+
+    @property
+    def sees(self) -> Sight:
+        return self.selection.sees
+
+    @property
+    def block(self) -> int:
+        return self.selection.block
+
+    @property
+    def ranks_rows(self) -> bool:
+        return self.selection.ranks_rows
+
+    def problem(self, model: int) -> str:
+        return self.selection.problem(model)
+
+    @property
+    def keeps(self) -> Literal["nothing", "samples"]:
+        return "samples" if self.looks or self.searches else "nothing"
+
+    @property
     def selecting(self) -> Hashable:
-        """What decides masks and statistics, the same for recipes that differ only in how they combine."""
-        return replace(self, consensus="sum", normalize=False, lambda_=1.0, sharing=None), self.counts_owners
+        alike = replace(self, weights=(), consensus="sum", normalize=False, lambda_=1.0, sharing=None)
+        return alike, self.counts_owners
 
 
-@dataclass(frozen=True, slots=True)
-class CombinationMerge:
+# -- tensors themselves, with coefficients ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CombinationMerge(MethodDemands):
     """A sum of coefficients times tensors."""
 
     coefficients: Coefficients
+    weights: tuple[float, ...] = ()
+    """Per model; () where coefficients follow from the tensors alone."""
     of: Literal["models", "base", "differences"] = "models"
     """Of the models themselves; of the base and the models; or of the differences to the base, on top of it."""
     normalize: bool = False
@@ -134,41 +281,65 @@ class CombinationMerge:
     vectors: Literal["tensor", "rows", "columns"] = "tensor"
     """What has coefficients of its own: the tensor, every row of the last dimension, every column of the first one."""
 
+    def weights_of(self, models: Sequence[int]) -> list[float]:
+        """The weights of some models; 1 where the method takes none."""
+        return [self.weights[i] if self.weights else 1.0 for i in models]
+
     @property
     def reads_base(self) -> bool:
-        """Whether the base's own values take part."""
         return self.of != "models"
 
     @property
+    def is_copy(self) -> bool:
+        return self.copies and self.weights == (1.0,)
+
+    @property
+    def looks(self) -> int:
+        return int(self.coefficients.needs_gram and self.vectors != "rows")
+
+    @property
+    def sees(self) -> Sight:
+        sights: dict[str, Sight] = {"tensor": "element", "rows": "row", "columns": "column"}
+        return sights[self.vectors]
+
+    @property
     def selecting(self) -> Hashable:
-        """What decides which tensors are added up and whether they are looked at first."""
         return self.of, self.coefficients.needs_gram, self.vectors
 
 
+# -- methods of their own kind ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class NearSwap:
+class NearSwap(MethodDemands):
     """The base plus the change of one model, the smaller the more of it: min(1, t / |W_1 - W0|) times it."""
 
     t: float
 
-    reads_base: ClassVar[bool] = True
-
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
+class Fusion(MethodDemands):
     """The base plus those changes of one model whose importance stands out."""
 
-    reads_base: ClassVar[bool] = True
+    sees: ClassVar[Sight] = "row"
+    histograms: ClassVar[int] = 3
+    keeps: ClassVar[Literal["rows"]] = "rows"
+
+    @property
+    def searches(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
-class Elect:
+class Elect(MethodDemands):
     """One part of what EMR-Merging (arXiv 2405.17461) makes of a tensor; all parts look at it alike."""
 
     task: int | None = None
     """Whose mask is written, by position in the recipe; None: the unified task vector is."""
 
-    reads_base: ClassVar[bool] = True
+    merges_task_vectors: ClassVar[bool] = True
+    block: ClassVar[int] = 8
+    keeps: ClassVar[Literal["masks"]] = "masks"
 
     @property
     def selecting(self) -> Hashable:
@@ -176,4 +347,4 @@ class Elect:
         return "elect"
 
 
-Method = TaskVectorMerge | CombinationMerge | NearSwap | Fusion | Elect
+Method = TaskVectorMerge[Selection] | CombinationMerge | NearSwap | Fusion | Elect

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,3 +81,7 @@ class TadropDensity:
     spread: float = 0.1
     """Change of sparsity per standard deviation of redundancy; used with a target only."""
     statistic: Literal["participation", "quantile", "kurtosis"] = "participation"
+
+
+Density: TypeAlias = float | TadropDensity
+"""A share of a tensor's elements, or how it follows from them."""

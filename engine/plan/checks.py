@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..errors import InputError, RecipeError, some_names
-from ..methods import ModelThreshold, RankedRandom, TadropDensity, TaskVectorMerge
 from ..models import DTYPES, Activations, Checkpoint, TensorInfo, foreign_format, is_computed
 from ..recipe import Recipe
 from .blueprint import Blueprint
-from .demands import selection_of
 from .task import TensorTask
 
 
@@ -86,42 +84,32 @@ def _names_in(task: TensorTask, order: Activations) -> list[str]:
     return [source.info.name for source, own in pairs if source is not None and own == order]
 
 
-def check_probabilities(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
-    """Ranked random elements need density +- epsilon inside (0, 1); a density of 0 or 1 leaves nothing to chance.
-
-    Densities that follow from the tensor are known later; epsilon gives way to them.
-    """
+def check_models(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> None:
+    """Refuse values of a model that its stages cannot work with."""
     checked: set[int] = set()
     for task in tasks:
         settings = task.settings
-        if settings is None or id(settings) in checked or not isinstance(selection_of(settings), RankedRandom):
+        if settings is None or id(settings) in checked:
             continue
         checked.add(id(settings))
-        for i, (density, epsilon) in enumerate(zip(settings.densities, settings.epsilons, strict=True)):
-            if isinstance(density, TadropDensity) or density in (0.0, 1.0):
-                continue
-            if density - epsilon <= 0 or density + epsilon >= 1:
+        for i in range(len(task.models)):
+            if problem := settings.method.problem(i):
                 url = models[task.model_of(i)].url
-                raise RecipeError(
-                    f"tensor {task.name!r} of {url}: density {density:g} +- epsilon {epsilon:g} must lie between "
-                    "0 and 1, because these are the probabilities of its smallest and largest changes",
-                    "choose a smaller epsilon or another density",
-                )
+                text = f"tensor {task.name!r} of {url}: {problem}"
+                raise RecipeError(text, "choose a smaller epsilon or another density")
 
 
-def check_target_scope(tasks: Sequence[TensorTask]) -> None:
+def check_whole_models(tasks: Sequence[TensorTask]) -> None:
     """Refuse what one threshold for a whole model cannot mean."""
     for task in tasks:
-        if task.settings is None or not isinstance(task.settings.method, TaskVectorMerge):
+        if task.settings is None or task.settings.method.survey != "threshold":
             continue
-        if isinstance(task.settings.method.selection, ModelThreshold) and task.is_double:
+        if task.is_double:
             raise InputError(
                 f"tensor {task.name!r} is F64, which `scope: model` does not take",
                 "exclude it, convert it, or use `scope: tensor`",
             )
-        if isinstance(task.settings.method.selection, ModelThreshold) and any(
-            isinstance(d, TadropDensity) for d in task.settings.densities
-        ):
+        if not all(isinstance(density, float) for density in task.settings.method.densities):
             raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
 
 

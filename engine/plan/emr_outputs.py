@@ -25,7 +25,7 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
     Raises:
         InputError: tensors that EMR-Merging cannot merge, or none that it can; a base that is more than one folder.
     """
-    if plan.recipe.merge_method != "emr":
+    if not plan.recipe.method.writes_tasks:
         return (plan,)
     _check(plan)
     tasks = tuple(replace(task, stored="values") if task.settings else _left_out(task) for task in plan.tasks)

@@ -27,7 +27,7 @@ from ..models import (
     tokenizer_url,
     with_the_names_of,
 )
-from ..recipe import METHODS, Recipe, activations_of, donor_of, groups_of, references_of
+from ..recipe import Recipe, activations_of, donor_of, groups_of, references_of
 from ..storage import FileInfo, Store, crosses_network
 from .emr_outputs import cut_parts
 from .make import make_plan
@@ -213,7 +213,7 @@ def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
     if recipe.base_model is None or not recipe.has_base or recipe.slices:
         return recipe
     models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
-    fewest = METHODS[recipe.merge_method].fewest
+    fewest = recipe.method.fewest
     if len(models) < fewest:
         text = f"{recipe.merge_method} needs {fewest} or more models besides the base, `models` lists {len(models)}"
         raise RecipeError(text, "entries that are the base under another name do not count; list another model")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError, some_names
+from ..errors import InputError, RecipeError, some_names
 from ..json_text import canonical_json
-from ..methods import BUILDERS, CombinationMerge, Method, TadropDensity
+from ..methods import METHODS, Method, find_method
 from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo
 from ..recipe import ModelGroup, Recipe, activations_of, canonical
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .checks import (
     check_activations,
+    check_models,
     check_names,
-    check_probabilities,
     check_quantised,
-    check_target_scope,
+    check_whole_models,
     mismatch,
 )
 from .layout import OutputShard, cut_shards, layout, make_shard
-from .parameters import ParameterResolver, SharedParameters
+from .parameters import ParameterResolver, Values
 from .plan import NUMERICS, Plan
 from .task import TensorSettings, TensorTask, make_task
 
@@ -63,8 +62,8 @@ def make_plan(
     tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
     maker.report(noticed)
     check_activations(tasks, noticed)
-    check_target_scope(tasks)
-    check_probabilities(tasks, blueprint.models)
+    check_whole_models(tasks)
+    check_models(tasks, blueprint.models)
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
@@ -76,6 +75,8 @@ def make_plan(
         inputs.append({"tokenizer": dict(tokenizer)})
     if activations:
         inputs.append({"activations": [activations[name].identity() for name in sorted(activations)]})
+    if recipe.merge_method not in METHODS:
+        inputs.append({"stages": _digest(tasks)})
     described = canonical(recipe, urls)
     return Plan(
         recipe,
@@ -100,6 +101,12 @@ def plan_id(recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], shar
     return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
+def _digest(tasks: Sequence[TensorTask]) -> str:
+    """What identifies the stages that a method of the user's own made: an edited function gives another plan."""
+    made = {task.name: repr(task.settings.method) for task in tasks if task.settings is not None}
+    return hashlib.sha256(canonical_json(made)).hexdigest()
+
+
 def _distinct(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     return list({checkpoint.url: checkpoint for checkpoint in checkpoints}.values())
 
@@ -112,7 +119,7 @@ class _TaskMaker:
         orders = [[activations.get(activations_of(recipe, e) or "") for e in g.entries] for g in blueprint.groups]
         self._orders = [tuple(own) if any(own) else () for own in orders]
         self._blueprint = blueprint
-        self._settings = [_SettingsCache(recipe, group) for group in blueprint.groups]
+        self._settings = [_MethodCache(recipe, group) for group in blueprint.groups]
         self._sources = [[blueprint.sources[number] for number in origins] for origins in blueprint.origins]
         self._problems: list[str] = []
         self._other_rows: dict[str, dict[str, None]] = {}
@@ -140,7 +147,7 @@ class _TaskMaker:
         if not any(sources):
             return make_task(name, location, none, origins, out_dtype, None, "in no model")
         found = self._settings[tensor.group].get(tensor)
-        if isinstance(found.method, CombinationMerge) and found.method.copies and found.weights == (1.0,):
+        if found.method.is_copy:
             return make_task(name, location, none, origins, out_dtype, None, "passed through")
         return make_task(name, location, sources, origins, out_dtype, found, "", self._orders[tensor.group])
 
@@ -162,34 +169,38 @@ class _TaskMaker:
             warnings.append(f"{url}: {text} {some_names(list(found))}")
 
 
-class _SettingsCache:
-    """Settings of one group's tensors; those with equal parameters share one object, as most do."""
+class _MethodCache:
+    """What a recipe's method makes of one group's tensors; those with equal parameters share one object, as most do."""
 
     def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
+        self._recipe = recipe
         self._resolver = ParameterResolver(recipe, group)
         self._has_base = group.apart is not None
-        self._build = BUILDERS[recipe.merge_method]
-        self._wanted = tuple(inspect.signature(self._build).parameters)
-        self._methods: dict[SharedParameters, Method] = {}
-        self._made: dict[tuple[object, ...], TensorSettings] = {}
+        self._made: dict[tuple[Values, tuple[Values, ...]], TensorSettings] = {}
 
     def get(self, tensor: OutputTensor) -> TensorSettings:
         shared = self._resolver.shared(tensor.name, tensor.position)
         own = tuple(self._resolver.model(i, name, tensor.position) for i, name in enumerate(tensor.names[1:]))
         found = self._made.get((shared, own))
         if found is None:
-            given = {"has_base": self._has_base}
-            method = self._build(**{n: given[n] if n in given else getattr(shared, n) for n in self._wanted})
-            found = TensorSettings(
-                method,
-                weights=tuple(float(p.weight * p.scale) for p in own),
-                densities=tuple(_density(p.density) for p in own),
-                epsilons=tuple(float(p.epsilon) for p in own),
-                gammas=tuple(float(p.gamma) for p in own),
-            )
-            self._made[shared, own] = found
+            found = self._made[shared, own] = TensorSettings(self._make(tensor.name, shared, own))
         return found
 
+    def _make(self, tensor_name: str, shared: Values, own: Sequence[Values]) -> Method:
+        """The stages for one tensor.
 
-def _density(value: float | TadropDensity) -> float | TadropDensity:
-    return value if isinstance(value, TadropDensity) else float(value)
+        Raises:
+            RecipeError: a method of the user's own refuses these values, or returns something else.
+        """
+        name, schema = self._recipe.merge_method, self._recipe.method
+        values: dict[str, Any] = dict(zip(schema.shared, shared, strict=True))
+        values |= dict(zip(schema.per_model, zip(*own, strict=True), strict=True))
+        method = find_method(name)
+        assert method is not None, "the recipe was read with it"
+        try:
+            return method.make(values, has_base=self._has_base)
+        except Exception as error:
+            if name in METHODS:
+                raise
+            text = f"{name} makes no stages for tensor {tensor_name!r}: {error}"
+            raise RecipeError(f"{self._recipe.at(('merge_method',))}: {text}", "correct the function") from error

@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import RecipeError
-from ..methods import TadropDensity
 from ..models import is_number
-from ..recipe import METHODS, ModelEntry, ModelGroup, Recipe, Setting, rules_of, shorten
+from ..recipe import ModelEntry, ModelGroup, Recipe, Setting, Value, rules_of, shorten
 
-
-@dataclass(frozen=True, slots=True)
-class TensorParameters:
-    """What one model contributes to one tensor; neutral where the method takes no such parameter."""
-
-    weight: float = 1.0
-    density: float | TadropDensity = 1.0
-    scale: float = 1.0
-    epsilon: float = 0.0
-    gamma: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class SharedParameters:
-    """How one tensor is merged, the same for all models; neutral where the method takes no such parameter."""
-
-    block: int = 256
-    tail: Literal["keep", "drop"] = "keep"
-    overlap: Literal["allow", "never"] = "allow"
-    overlap_merge: Literal["sum", "ties"] = "sum"
-    conflict: Literal["none", "sequential"] = "none"
-    scope: Literal["tensor", "model"] = "tensor"
-    rescale: Literal["none", "density", "l1", "l2"] = "none"
-    """`rescale` and `rescale_norm` together: what kept values are divided by."""
-    normalize: bool = False
-    lambda_: float = 1.0
-    t: float = 0.0
-    normalize_weights: bool = True
-    eps: float = 0.0
-    max_iter: int = 0
-    tol: float = 0.0
-    nuslerp_flatten: bool = True
-    nuslerp_row_wise: bool = False
-    filter_wise: bool = False
-    select_topk: float = 1.0
-    epsilon: float = 0.0
-    r: float = 0.0
-    alpha: float = 0.0
+Values = tuple[Value, ...]
+"""Values of parameters for one tensor, in the order of the schema."""
 
 
 class ParameterResolver:
-    """Looks up parameters by tensor name and position; the same ones always give an equal object.
+    """Looks up parameters by tensor name and position; the same ones always give an equal tuple.
 
     Args:
         recipe: a recipe.
@@ -60,20 +21,18 @@ class ParameterResolver:
     """
 
     def __init__(self, recipe: Recipe, group: ModelGroup) -> None:
-        schema = METHODS[recipe.merge_method]
-        own = [name for name in schema.defaults if schema.is_per_model(name)]
-        shared = [name for name in schema.defaults if not schema.is_per_model(name)]
+        method = recipe.method
 
-        def rules(names: list[str], entry: ModelEntry | None) -> dict[str, Setting]:
+        def rules(names: Sequence[str], entry: ModelEntry | None) -> dict[str, Setting]:
             return {name: rules_of(recipe, name, entry, group) for name in names}
 
         self._models = [
-            _Lookup(TensorParameters, rules(own, entry), f"model {shorten(entry.model)}") for entry in group.entries
+            _Lookup(rules(method.per_model, entry), f"model {shorten(entry.model)}") for entry in group.entries
         ]
-        self._shared = _Lookup(_shared_parameters, rules(shared, None), "the merge")
+        self._shared = _Lookup(rules(method.shared, None), "the merge")
 
-    def model(self, index: int, tensor_name: str, position: float) -> TensorParameters:
-        """The values of one model (0-based in the group) for one tensor.
+    def model(self, index: int, tensor_name: str, position: float) -> Values:
+        """The values of one model (0-based in the group) for one tensor, in the order of `MethodSchema.per_model`.
 
         Args:
             index: which model.
@@ -85,8 +44,8 @@ class ParameterResolver:
         """
         return self._models[index].get(tensor_name, position)
 
-    def shared(self, tensor_name: str, position: float) -> SharedParameters:
-        """The values that all models share for one tensor of the output."""
+    def shared(self, tensor_name: str, position: float) -> Values:
+        """The values that all models share for one tensor of the output, in the order of `MethodSchema.shared`."""
         return self._shared.get(tensor_name, position)
 
 
@@ -133,52 +92,37 @@ def interpolate(gradient: tuple[float, ...], position: float) -> float:
     return (1.0 - share) * gradient[left] + share * gradient[right]
 
 
-Made = TypeVar("Made")
+class _Lookup:
+    """One group of parameters; tensors that match the same rules at the same position share one tuple."""
 
-
-class _Lookup(Generic[Made]):
-    """One group of parameters; tensors that match the same rules at the same position share one object."""
-
-    def __init__(self, make: Callable[..., Made], rules: Mapping[str, Setting], owner: str) -> None:
-        self._make = make
-        self._rules = {_FIELDS.get(name, name): setting for name, setting in rules.items()}
+    def __init__(self, rules: Mapping[str, Setting], owner: str) -> None:
+        self._rules = rules
         self._owner = owner
         values = [rule.value for setting in rules.values() for rule in setting]
         self._has_gradient = any(isinstance(value, tuple) for value in values)
-        self._filtered = [field for field, setting in self._rules.items() if setting[0].filter is not None]
+        self._filtered = [name for name, setting in rules.items() if setting[0].filter is not None]
         plain = not self._filtered and not self._has_gradient
         self._constant = self._resolve("", 0.0) if plain else None
-        self._made: dict[tuple[object, ...], Made] = {}
+        self._made: dict[tuple[object, ...], Values] = {}
 
-    def get(self, tensor_name: str, position: float) -> Made:
+    def get(self, tensor_name: str, position: float) -> Values:
         if self._constant is not None:
             return self._constant
-        key = (position if self._has_gradient else 0.0, *(self._match(field, tensor_name) for field in self._filtered))
+        key = (position if self._has_gradient else 0.0, *(self._match(name, tensor_name) for name in self._filtered))
         found = self._made.get(key)
         if found is None:
             found = self._made[key] = self._resolve(tensor_name, position)
         return found
 
-    def _match(self, field: str, tensor_name: str) -> int:
-        for i, rule in enumerate(self._rules[field]):
+    def _match(self, name: str, tensor_name: str) -> int:
+        for i, rule in enumerate(self._rules[name]):
             if rule.filter is None or rule.filter in tensor_name:
                 return i
         raise RecipeError(
-            f"{field} has no value for tensor {tensor_name!r} of {self._owner}: none of its filters matches",
-            f"Add an entry without a filter at the end: {field}: [..., {{value: ...}}].",
+            f"{name} has no value for tensor {tensor_name!r} of {self._owner}: none of its filters matches",
+            f"Add an entry without a filter at the end: {name}: [..., {{value: ...}}].",
         )
 
-    def _resolve(self, tensor_name: str, position: float) -> Made:
-        values: dict[str, Any] = {}
-        for field, setting in self._rules.items():
-            value = setting[self._match(field, tensor_name)].value
-            values[field] = interpolate(value, position) if isinstance(value, tuple) else value
-        return self._make(**values)
-
-
-_FIELDS = {"lambda": "lambda_"}  # a keyword of Python
-
-
-def _shared_parameters(*, rescale: bool = False, rescale_norm: str = "none", **others: Any) -> SharedParameters:
-    divisor: Any = "none" if not rescale else "density" if rescale_norm == "none" else rescale_norm
-    return SharedParameters(rescale=divisor, **others)
+    def _resolve(self, tensor_name: str, position: float) -> Values:
+        values = [setting[self._match(name, tensor_name)].value for name, setting in self._rules.items()]
+        return tuple(interpolate(value, position) if isinstance(value, tuple) else value for value in values)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..methods import SurveyKind
 from ..models import Checkpoint, RowGather
 from ..recipe import Recipe
-from .demands import SurveyKind, survey_kind
+from .demands import survey_kind
 from .layout import OutputShard, layout
 from .task import TensorTask
 

@@ -76,7 +76,7 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
             densities = tadrop.budget_densities(u, [row.numel for row in rows], wanted.mean, wanted.spread)
             for task, value, row, statistic in zip(tasks, densities, rows, u, strict=True):
                 assert task.settings is not None
-                decided.setdefault(task.name, list(task.settings.densities))[task.position_of(i)] = value
+                decided.setdefault(task.name, list(task.settings.method.densities))[task.position_of(i)] = value
                 redundant = None if math.isnan(statistic) else statistic
                 table.append(
                     {
@@ -93,8 +93,8 @@ def _budgets(plan: Plan, i: int) -> Mapping[TadropDensity, list[TensorTask]]:
     """The tensors of model i by the target that they share, in plan order."""
     groups: dict[TadropDensity, list[TensorTask]] = defaultdict(list)
     for task, settings, position in _merged(plan, i):
-        wanted = settings.densities[position]
-        if task.models[position] is not None and isinstance(wanted, TadropDensity) and wanted.mean is not None:
+        wanted = settings.method.target_densities.get(position)
+        if task.models[position] is not None and wanted is not None:
             groups[wanted].append(task)
     return groups
 
@@ -117,7 +117,7 @@ def threshold_searches(plan: Plan) -> list[RankSearch]:
         numel, densities = 0, set()
         for task, settings, position in _merged(plan, i):
             numel += task.numel
-            densities.add(settings.densities[position])
+            densities.add(settings.method.densities[position])
         if len(densities) > 1:
             raise RecipeError("`scope: model` needs one density per model, the recipe gives different ones by tensor")
         wanted = densities.pop() if densities else 1.0  # a model all of whose tensors are copied

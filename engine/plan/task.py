@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..methods import Elect, Method, TadropDensity, TaskVectorMerge
+from ..methods import Method
 from ..models import DTYPES, Activations, TensorLocation
 
 
@@ -14,14 +14,6 @@ class TensorSettings:
     """How one tensor is merged."""
 
     method: Method
-    weights: tuple[float, ...]
-    """Per model; its scale where the method has no weights."""
-    densities: tuple[float | TadropDensity, ...]
-    """Per model; a TadropDensity with a target becomes a number after the survey."""
-    epsilons: tuple[float, ...]
-    """Per model, how far probabilities of ranked random elements lie from the density."""
-    gammas: tuple[float, ...]
-    """Per model, the share of the largest magnitudes that a band leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +77,7 @@ class TensorTask:
     @property
     def has_task_vectors(self) -> bool:
         """Whether differences to the reference are merged."""
-        return self.settings is not None and isinstance(self.settings.method, TaskVectorMerge | Elect)
+        return self.settings is not None and self.settings.method.merges_task_vectors
 
     def model_of(self, position: int) -> int:
         """Which of `Plan.models` stands at a position of `models`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .canonical import canonical
 from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, references_of, rules_of
-from .parameters import METHODS, Setting
+from .parameters import Setting, Value
 from .parse import load_recipe
 from .schema import TASK_NAME, UNIFIED, ModelEntry, Recipe, SliceSource, task_name
 from .text import shorten
@@ -16,7 +16,6 @@ from .tokenizer_keys import TokenizerKeys
 
 __all__ = [
     "CHAT_TEMPLATES",
-    "METHODS",
     "TASK_NAME",
     "UNIFIED",
     "ModelEntry",
@@ -25,6 +24,7 @@ __all__ = [
     "Setting",
     "SliceSource",
     "TokenizerKeys",
+    "Value",
     "activations_of",
     "canonical",
     "donor_of",

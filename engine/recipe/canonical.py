@@ -7,7 +7,7 @@ from typing import Any
 
 from ..methods import TadropDensity
 from .groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
-from .parameters import METHODS, Setting, Value
+from .parameters import Setting, Value
 from .schema import Recipe, Slice, task_name
 
 
@@ -56,15 +56,14 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
 
 def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> list[dict[str, Any]]:
     """Every model with all parameters of its own, from wherever the recipe gives them."""
-    schema = METHODS[recipe.merge_method]
-    names = [name for name in schema.defaults if schema.is_per_model(name)]
+    names = recipe.method.per_model
     return [
         {
             "model": url(entry.model),
             "parameters": {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in names},
         }
         | _activations(activations_of(recipe, entry), url)
-        | ({"name": task_name(entry)} if recipe.merge_method == "emr" else {})
+        | ({"name": task_name(entry)} if recipe.method.writes_tasks else {})
         for entry in group.entries
     ]
 
@@ -75,8 +74,7 @@ def _activations(reference: str | None, url: Callable[[str], str]) -> dict[str, 
 
 def _shared(recipe: Recipe, group: ModelGroup) -> dict[str, Any]:
     """The parameters that all models of a group share."""
-    schema = METHODS[recipe.merge_method]
-    names = [name for name in schema.defaults if not schema.is_per_model(name)]
+    names = recipe.method.shared
     found = {name: _plain_setting(rules_of(recipe, name, None, group)) for name in names}
     if "rescale_norm" in names and not may_be(recipe, "rescale", True, group):
         found["rescale_norm"] = "none"

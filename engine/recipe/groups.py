@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .parameters import METHODS, Rule, Setting, Value
+from .parameters import Rule, Setting, Value
 from .schema import ModelEntry, Recipe, Slice, SliceSource
 from .text import KeyPath
 
@@ -40,7 +40,7 @@ def groups_of(recipe: Recipe) -> tuple[ModelGroup, ...]:
 
 
 def _group_of(recipe: Recipe, number: int, part: Slice) -> ModelGroup:
-    apart = base_of(recipe, part) if METHODS[recipe.merge_method].base != "listed" else None
+    apart = base_of(recipe, part) if recipe.method.base != "listed" else None
     places = tuple(i for i, source in enumerate(part.sources) if source.model != apart)
     base = next((source for source in part.sources if source.model == apart), None)
     path = ("slices", number, "sources")
@@ -87,7 +87,7 @@ def rules_of(recipe: Recipe, name: str, entry: ModelEntry | None = None, group: 
 
     Ends with the first rule that applies to every tensor; without one, tensors may have no value.
     """
-    default = METHODS[recipe.merge_method].defaults[name]
+    default = recipe.method.parameters[name].default
     rules: list[Rule] = []
     for rule in (
         *(entry.parameters.get(name, ()) if entry else ()),
@@ -103,7 +103,7 @@ def rules_of(recipe: Recipe, name: str, entry: ModelEntry | None = None, group: 
 
 def may_be(recipe: Recipe, name: str, value: Value, group: ModelGroup | None = None) -> bool:
     """Whether any tensor (of a group) may get this value of a parameter that all models share."""
-    if name not in METHODS[recipe.merge_method].defaults:
+    if name not in recipe.method.parameters:
         return False
     groups = groups_of(recipe) if group is None else (group,)
     return any(rule.value == value for one in groups for rule in rules_of(recipe, name, None, one))

@@ -1,18 +1,14 @@
-"""Which parameters each merge method takes, and how recipes write them: number, gradient, filters, TADrop."""
+"""How recipes write parameters: number, gradient, filters, TADrop."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from ..methods import TadropDensity
+from ..methods import METHODS, MethodSchema, Parameter, TadropDensity
 from .text import KeyPath, Problem, did_you_mean, shorten
-
-FLOAT32_MAX = 3.4028234663852886e38
-"""Parameters meet tensors in fp32."""
-
 
 Value = bool | int | float | str | TadropDensity | tuple[float, ...]
 """What a rule gives: one value, or a gradient over the layers as a tuple of numbers."""
@@ -30,154 +26,22 @@ Setting = tuple[Rule, ...]
 """The first rule that matches a tensor's name gives its value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """What one key under `parameters` may hold."""
-
-    name: str
-    kind: Literal["number", "density", "integer", "flag", "choice"]
-    lowest: float = -FLOAT32_MAX
-    highest: float = FLOAT32_MAX
-    choices: tuple[str, ...] = ()
-    per_model: bool = False
-    """May be set for each model; the others are the same for all models."""
-    by_tensor: bool = True
-    """May differ between tensors, by filters and gradients."""
-
-    @property
-    def expected(self) -> str:
-        """The values that are allowed, in words."""
-        match self.kind:
-            case "flag":
-                return "true or false"
-            case "choice":
-                return "one of " + ", ".join(self.choices)
-            case "integer":
-                return f"a whole number from {self.lowest:.0f} to {self.highest:.0f}"
-            case _:
-                free = self.highest == FLOAT32_MAX
-                text = "a finite number" if free else f"a number from {self.lowest:g} to {self.highest:g}"
-                return text + (" or {tadrop: {}}" if self.kind == "density" else "")
-
-
-PARAMETERS: Mapping[str, Parameter] = {
-    parameter.name: parameter
-    for parameter in (
-        Parameter("weight", "number", per_model=True),
-        Parameter("density", "density", 0, 1, per_model=True),
-        Parameter("epsilon", "number", 0, 1, per_model=True),
-        Parameter("r", "number"),
-        Parameter("alpha", "number"),
-        Parameter("gamma", "number", 0, 1, per_model=True),
-        Parameter("select_topk", "number", 0, 1),
-        Parameter("block", "integer", 1, 65536),
-        Parameter("tail", "choice", choices=("keep", "drop")),
-        Parameter("overlap", "choice", choices=("allow", "never")),
-        Parameter("overlap_merge", "choice", choices=("sum", "ties")),
-        Parameter("conflict", "choice", choices=("none", "sequential")),
-        Parameter("scope", "choice", choices=("tensor", "model"), by_tensor=False),
-        Parameter("rescale", "flag"),
-        Parameter("rescale_norm", "choice", choices=("none", "l1", "l2")),
-        Parameter("normalize", "flag"),
-        Parameter("lambda", "number"),
-        Parameter("scale", "number", per_model=True),
-        Parameter("t", "number"),
-        Parameter("normalize_weights", "flag"),
-        Parameter("eps", "number", 0, 1),
-        Parameter("max_iter", "integer", 0, 10**12),
-        Parameter("tol", "number", 0, 1),
-        Parameter("nuslerp_flatten", "flag"),
-        Parameter("nuslerp_row_wise", "flag"),
-        Parameter("filter_wise", "flag"),
-    )
-}
 IGNORED = Parameter("int8_mask", "flag", per_model=True)
 """mergekit's switch for a smaller mask: accepted everywhere, changes nothing here."""
 
-REQUIRED = None
-"""In place of a default: the recipe must say it."""
-
-
-@dataclass(frozen=True, slots=True)
-class MethodSchema:
-    """What a merge method needs from a recipe."""
-
-    defaults: Mapping[str, Value | None]
-    """Every parameter that the method takes, with its default or REQUIRED."""
-    base: Literal["required", "optional", "listed"] = "required"
-    """Whether there is a base apart from the models. `listed`: no, `base_model` may name one of them as reference."""
-    differences: bool = True
-    """Merges differences to the base, where there is one."""
-    fewest: int = 1
-    """Models that it merges at least, not counting the base ..."""
-    most: int | None = None
-    """... and at most."""
-    one_for_all: tuple[str, ...] = ()
-    """Parameters that other methods take for each model and this one for all models together."""
-
-    def is_per_model(self, name: str) -> bool:
-        """Whether a parameter may be set for each model."""
-        return PARAMETERS[name].per_model and name not in self.one_for_all
-
-
-ORDERED = ("magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties")
-"""Methods whose masks follow an order of magnitudes, in which activations may take part."""
-
-MOST_COUNTED = 255
-"""Models at most where a byte counts how many of them have kept, or change, an element."""
-
-_COMMON: Mapping[str, Value | None] = {"weight": 1.0, "lambda": 1.0, "normalize": False, "rescale": False}
-_SPARSE = {**_COMMON, "rescale_norm": "none"}
-
-METHODS: Mapping[str, MethodSchema] = {
-    "task_arithmetic": MethodSchema(_COMMON),
-    "magnitude": MethodSchema({**_SPARSE, "density": REQUIRED, "conflict": "none"}, most=MOST_COUNTED),
-    "cabs": MethodSchema(
-        {
-            **_SPARSE,
-            "density": REQUIRED,
-            "block": 256,
-            "tail": "keep",
-            "overlap": "allow",
-            "overlap_merge": "sum",
-        },
-        most=MOST_COUNTED,
-    ),
-    # `rescale: true` means mergekit's ratio of norms where mergekit users write it.
-    "ties": MethodSchema({**_SPARSE, "density": 1.0, "normalize": True, "rescale_norm": "l1", "scope": "tensor"}),
-    "dare_linear": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
-    "dare_ties": MethodSchema({**_SPARSE, "density": 1.0, "rescale": True}),
-    "della": MethodSchema({**_SPARSE, "density": 1.0, "epsilon": 0.15, "normalize": True, "rescale": True}),
-    "della_linear": MethodSchema({**_SPARSE, "density": 1.0, "epsilon": 0.15, "rescale": True}),
-    "breadcrumbs": MethodSchema({**_SPARSE, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"}),
-    "breadcrumbs_ties": MethodSchema({**_SPARSE, "density": 1.0, "gamma": 0.01, "rescale_norm": "l1"}),
-    "sce": MethodSchema({"select_topk": 1.0, "lambda": 1.0}),
-    "linear": MethodSchema({"weight": 1.0, "normalize": True}, "listed", differences=False),
-    "passthrough": MethodSchema({"scale": 1.0}, "listed", differences=False, most=1),
-    "slerp": MethodSchema({"t": REQUIRED}, differences=False, most=1),
-    "nuslerp": MethodSchema(
-        {"weight": 1.0, "nuslerp_flatten": True, "nuslerp_row_wise": False}, "optional", fewest=2, most=2
-    ),
-    "multislerp": MethodSchema({"weight": 1.0, "normalize_weights": True, "eps": 1e-8}, "optional"),
-    "karcher": MethodSchema({"max_iter": 10, "tol": 1e-5}, "listed", differences=False),
-    "model_stock": MethodSchema({"filter_wise": False}, fewest=2),
-    "nearswap": MethodSchema({"t": REQUIRED}, most=1),
-    "arcee_fusion": MethodSchema({}, differences=False, most=1),
-    "ram": MethodSchema({"epsilon": 1e-5}, most=MOST_COUNTED, one_for_all=("epsilon",)),
-    "ramplus_tl": MethodSchema({"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, most=MOST_COUNTED, one_for_all=("epsilon",)),
-    "emr": MethodSchema({}),
-}
+OURS: Collection[str] = {name: None for method in METHODS.values() for name in method.schema.parameters}
+"""Parameters that any of our methods takes."""
 
 
 def read_parameters(
-    raw: Any, path: KeyPath, method: str, problems: list[Problem], *, of_model: bool
+    raw: Any, path: KeyPath, method: MethodSchema, problems: list[Problem], *, of_model: bool
 ) -> dict[str, Setting]:
     """Read one `parameters` mapping of a recipe.
 
     Args:
         raw: what the recipe holds there; None is the same as nothing.
         path: where it stands, for messages.
-        method: a name in METHODS.
+        method: what the recipe's method takes.
         problems: everything that is wrong is appended here.
         of_model: the mapping belongs to one model.
 
@@ -189,17 +53,13 @@ def read_parameters(
     if not isinstance(raw, dict):
         problems.append(Problem(path, f"expected a mapping of parameters, got {shorten(raw)}"))
         return {}
-    taken = METHODS[method].defaults
     settings: dict[str, Setting] = {}
     for name, value in raw.items():
         here = (*path, name)
-        parameter = IGNORED if name == IGNORED.name else PARAMETERS.get(name)
+        parameter = IGNORED if name == IGNORED.name else method.parameters.get(name)
         if parameter is None:
-            text = f"unknown parameter; {method} takes {', '.join(taken) or 'none'}{did_you_mean(name, taken)}"
-            problems.append(Problem(here, text))
-        elif parameter is not IGNORED and name not in taken:
-            problems.append(Problem(here, f"{method} takes no {name}; it takes {', '.join(taken) or 'no parameters'}"))
-        elif of_model and parameter is not IGNORED and not METHODS[method].is_per_model(name):
+            problems.append(Problem(here, _not_taken(name, method)))
+        elif of_model and not parameter.per_model:
             text = f"{name} is the same for all models; write it under the recipe's own `parameters`"
             problems.append(Problem(here, text))
         else:
@@ -207,6 +67,14 @@ def read_parameters(
             if setting and parameter is not IGNORED:
                 settings[name] = setting
     return settings
+
+
+def _not_taken(name: Any, method: MethodSchema) -> str:
+    taken = ", ".join(method.parameters)
+    if name in OURS:
+        return f"{method.name} takes no {name}; it takes {taken or 'no parameters'}"
+    near = did_you_mean(name, method.parameters)
+    return f"unknown parameter; {method.name} takes {taken or 'none'}{near}"
 
 
 def read_setting(parameter: Parameter, raw: Any, path: KeyPath, problems: list[Problem]) -> Setting:

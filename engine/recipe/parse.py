@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import RecipeError
+from ..methods import METHODS, MethodSchema, NoMethod, find_method
 from .dialect import MISPLACED, other_tool, plain_recipe
 from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
-from .parameters import METHODS, ORDERED, PARAMETERS, read_parameters
+from .parameters import OURS, read_parameters
 from .schema import TASK_NAME, Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
@@ -65,17 +66,16 @@ def parse_recipe(text: str, where: str) -> Recipe:
     check_structure(data, problems)
     module, settings = lift_module(data, problems)
     places = Places(where, document.lines, module)
-    method = data.get("merge_method")
-    if isinstance(method, str) and method not in METHODS:
-        problems.append(Problem(("merge_method",), _unknown_method(method)))
-        method = None
-    _read_all_parameters(data, method if isinstance(method, str) else None, problems)
-    if isinstance(method, str) and module:
+    method = _method_of(data, problems)
+    _read_all_parameters(data, method, problems)
+    if method is not None and module:
         data["parameters"] = module_parameters(settings, module, method, data["parameters"], problems)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems += [_problem(details) for details in error.errors(include_url=False)]
+    else:
+        recipe._method = method
     if not problems:
         problems += _contradictions(recipe)
     if problems:
@@ -84,9 +84,22 @@ def parse_recipe(text: str, where: str) -> Recipe:
     return _without_base(recipe)
 
 
-def _unknown_method(method: str) -> str:
-    supported = f"supported: {', '.join(METHODS)}"
-    return f"unknown method {shorten(method)}; {supported}{did_you_mean(method, METHODS)}"
+def _method_of(data: dict[str, Any], problems: list[Problem]) -> MethodSchema | None:
+    """What the recipe's method needs; None where it names none."""
+    name = data.get("merge_method")
+    if not isinstance(name, str):
+        return None  # as any key that is missing or no text
+    try:
+        method = find_method(name)
+    except NoMethod as error:
+        problems.append(Problem(("merge_method",), str(error)))
+        return None
+    if method is None:
+        supported = f"supported: {', '.join(METHODS)}"
+        text = f"unknown method {shorten(name)}; {supported}{did_you_mean(name, METHODS)}"
+        problems.append(Problem(("merge_method",), text))
+        return None
+    return method.schema
 
 
 def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any], bool]]:
@@ -99,7 +112,7 @@ def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, 
     yield from each_slice(data)
 
 
-def _read_all_parameters(data: dict[str, Any], method: str | None, problems: list[Problem]) -> None:
+def _read_all_parameters(data: dict[str, Any], method: MethodSchema | None, problems: list[Problem]) -> None:
     """Replace each `parameters` by its settings; without a method they mean nothing and are left out."""
     for path, holder, of_model in _each_parameters(data):
         raw = holder.pop("parameters", None)
@@ -133,7 +146,7 @@ def _problem(details: ErrorDetails) -> Problem:
 
 def _as_parameter(path: KeyPath) -> str:
     """What to say about `weight: 1` beside `model`, where its `parameters` belong; "" about other keys."""
-    if path[-1] in PARAMETERS and path[0] != "output":
+    if path[-1] in OURS and path[0] != "output":
         return f"; did you mean `parameters: {{{path[-1]}: ...}}`?"
     return ""
 
@@ -162,7 +175,7 @@ def _known_keys(path: KeyPath) -> list[str]:
 
 def _contradictions(recipe: Recipe) -> Iterator[Problem]:
     """What no key shows alone."""
-    schema = METHODS[recipe.merge_method]
+    schema = recipe.method
     listed = [entry.model for entry in recipe.models]
     if schema.base == "required" and recipe.base_model is None and not recipe.slices:
         what = "differences to a base model" if schema.differences else "a base model with another model"
@@ -188,7 +201,7 @@ def _contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 def _count_contradictions(recipe: Recipe) -> Iterator[Problem]:
     """The number of models, not counting the base where the method sets it apart."""
-    schema = METHODS[recipe.merge_method]
+    schema = recipe.method
     for group in groups_of(recipe):
         count = sum(entry.model != group.apart for entry in group.entries)
         if count < schema.fewest or (schema.most is not None and count > schema.most):
@@ -217,7 +230,7 @@ def _tokenizer_contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
     """Outputs per task: their names, and what a mask cannot express."""
-    if recipe.merge_method != "emr":
+    if not recipe.method.writes_tasks:
         for group in groups_of(recipe):
             for i, entry in enumerate(group.entries):
                 if entry.name is not None:
@@ -240,14 +253,9 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entry: ModelEntry) -> Iterator[Problem]:
-    for name, default in METHODS[recipe.merge_method].defaults.items():
-        if (
-            default is None
-            and METHODS[recipe.merge_method].is_per_model(name)
-            and not rules_of(recipe, name, entry, group)
-        ):
-            expected = PARAMETERS[name].expected
-            text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {expected}"
+    for name, parameter in recipe.method.parameters.items():
+        if parameter.default is None and parameter.per_model and not rules_of(recipe, name, entry, group):
+            text = f"{recipe.merge_method} needs a {name} for {shorten(entry.model)}: {parameter.expected}"
             yield Problem(path, text)
     if may_be(recipe, "scope", "model"):
         rules = rules_of(recipe, "density", entry, group)
@@ -258,13 +266,12 @@ def _entry_contradictions(recipe: Recipe, group: ModelGroup, path: KeyPath, entr
 
 def _shared_contradictions(recipe: Recipe) -> Iterator[Problem]:
     path: KeyPath = ("parameters",)
-    for name, default in METHODS[recipe.merge_method].defaults.items():
-        for group in (
-            groups_of(recipe) if default is None and not METHODS[recipe.merge_method].is_per_model(name) else ()
-        ):
-            if not rules_of(recipe, name, None, group):
+    required = [p for p in recipe.method.parameters.values() if p.default is None and not p.per_model]
+    for parameter in required:
+        for group in groups_of(recipe):
+            if not rules_of(recipe, parameter.name, None, group):
                 where = group.path[:2] if recipe.slices else path
-                yield Problem(where, f"{recipe.merge_method} needs a {name}: {PARAMETERS[name].expected}")
+                yield Problem(where, f"{recipe.merge_method} needs a {parameter.name}: {parameter.expected}")
     norms = [rule.value for rule in recipe.parameters.get("rescale_norm", ())]
     if set(norms) - {"none"} and not may_be(recipe, "rescale", True):
         yield Problem((*path, "rescale_norm"), "has an effect only with rescale: true")
@@ -280,8 +287,9 @@ def _order_contradictions(recipe: Recipe) -> Iterator[Problem]:
         own = enumerate(group.entries)
         places += [((*group.entry_path(i), "activations"), entry.activations) for i, entry in own]
     for path, given in places:
-        if given is not None and recipe.merge_method not in ORDERED:
-            text = f"{recipe.merge_method} does not order changes by magnitude; these methods do: {', '.join(ORDERED)}"
+        if given is not None and not recipe.method.orders_magnitudes:
+            ordered = ", ".join(name for name, method in METHODS.items() if method.schema.orders_magnitudes)
+            text = f"{recipe.merge_method} does not order changes by magnitude; these methods do: {ordered}"
             yield Problem(path, text)
         elif given is not None and may_be(recipe, "scope", "model"):
             yield Problem(path, "does not go with scope: model, whose threshold is one magnitude for all tensors")

@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..methods import MethodSchema
 from .chat_templates import CHAT_TEMPLATES
-from .parameters import METHODS, Setting, read_number
+from .parameters import Setting, read_number
 from .text import KeyPath, Places, did_you_mean, shorten
 from .tokenizer_keys import TokenizerKeys, read_chat_template, read_tokenizer_keys
 
@@ -214,10 +215,17 @@ class Recipe(BaseModel):
     output: Layout = Field(default_factory=Layout)
 
     _places: Places = PrivateAttr(default_factory=Places)
+    _method: MethodSchema | None = PrivateAttr(default=None)
 
     def at(self, path: KeyPath) -> str:
         """What messages call a place in the recipe: file, line and key path."""
         return self._places.describe(path)
+
+    @property
+    def method(self) -> MethodSchema:
+        """What the method needs; kept here because a process that only runs a plan may lack a user's own module."""
+        assert self._method is not None, "parse_recipe has set it"
+        return self._method
 
     @property
     def output_dtype(self) -> str | None:
@@ -229,12 +237,12 @@ class Recipe(BaseModel):
     def has_base(self) -> bool:
         """Whether `base_model` stands apart from the models, and is not just one of them that names the reference."""
         bases = (self.base_model, *(part.base_model for part in self.slices))
-        return any(base is not None for base in bases) and METHODS[self.merge_method].base != "listed"
+        return any(base is not None for base in bases) and self.method.base != "listed"
 
     @property
     def merges_differences(self) -> bool:
         """Whether differences to the base are merged, so that "no difference" leaves the base's value."""
-        return self.has_base and METHODS[self.merge_method].differences
+        return self.has_base and self.method.differences
 
     @property
     def tokenizer_keys(self) -> TokenizerKeys | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..methods import MethodSchema
 from .groups import base_of
-from .parameters import METHODS, Setting, read_parameters
+from .parameters import Setting, read_parameters
 from .schema import Recipe, Slice
 from .text import KeyPath, Problem, did_you_mean, shorten
 
@@ -84,7 +85,7 @@ def each_slice(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any
 
 
 def module_parameters(
-    raw: Any, path: KeyPath, method: str, recipe: Mapping[str, Setting], problems: list[Problem]
+    raw: Any, path: KeyPath, method: MethodSchema, recipe: Mapping[str, Setting], problems: list[Problem]
 ) -> dict[str, Setting]:
     """The recipe's parameters with its module's before them: the first rule that applies wins."""
     own = read_parameters(raw, (*path, "parameters"), method, problems, of_model=False)
@@ -93,7 +94,7 @@ def module_parameters(
 
 def slice_contradictions(recipe: Recipe) -> Iterator[Problem]:
     """What is wrong with slices and shows in no key alone."""
-    apart = METHODS[recipe.merge_method].base != "listed"
+    apart = recipe.method.base != "listed"
     bases = [base_of(recipe, part) for part in recipe.slices]
     for i, part in enumerate(recipe.slices):
         path: KeyPath = ("slices", i)
@@ -110,7 +111,7 @@ def _base_contradictions(recipe: Recipe, part: Slice, path: KeyPath, bases: list
     """The base stands in every slice, as its layers too must be chosen."""
     method, base = recipe.merge_method, base_of(recipe, part)
     if base is None:
-        if METHODS[method].base == "required":
+        if recipe.method.base == "required":
             text = f"base_model is missing, here and at the top; {method} merges models with a base model"
             yield Problem(path, text)
         elif any(bases):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ..errors import AnabranchError
 from ..fold import Target, TensorFold, TensorState, set_thresholds
 from ..kernels import Kernels
-from ..methods import CombinationMerge, Elect, TaskVectorMerge
 from ..output import PLAN_ATTRIBUTE
 from ..plan import Plan, Receipt, SharedReading, Survey, TensorRow, TensorTask, grain, joint_window_elements
 from ..storage import Store, Writer
@@ -183,11 +182,10 @@ class ShardWorker:
     def _selection(self, member: int, task: TensorTask, survey: Survey | None) -> Hashable:
         """Equal for plans whose masks and statistics of this tensor are the same, whatever they make of them."""
         plan, settings = self._group.plans[member], task.settings
-        if settings is None or not isinstance(settings.method, TaskVectorMerge | CombinationMerge | Elect):
+        if settings is None or settings.method.selecting is None:
             return member
         thresholds = survey.thresholds if survey is not None else None
-        of_models = settings.densities, settings.epsilons, settings.gammas
-        chosen = (settings.method.selecting, of_models, thresholds, plan.seed, plan.keep_base_where_nonfinite)
+        chosen = (settings.method.selecting, thresholds, plan.seed, plan.keep_base_where_nonfinite)
         return chosen, task.orders, self._group.places[member], task.origins, task.sources
 
     def _target(self, member: int, task: TensorTask) -> Target:
@@ -200,7 +198,8 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
     densities = survey.densities.get(task.name) if survey is not None else None
     if densities is None or task.settings is None:
         return task
-    return replace(task, settings=replace(task.settings, densities=densities))
+    method = task.settings.method.with_densities(densities)
+    return replace(task, settings=replace(task.settings, method=method))
 
 
 @dataclass(frozen=True, slots=True)

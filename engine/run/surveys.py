@@ -70,7 +70,7 @@ def _same_statistics(a: Plan, b: Plan) -> bool:
         if (mine.origins, mine.sources) != (other.origins, other.sources):
             return False
         # A threshold's second round looks where the density says.
-        if a.survey_kind == "threshold" and mine.settings.densities != other.settings.densities:
+        if a.survey_kind == "threshold" and mine.settings.method.densities != other.settings.method.densities:
             return False
     return True
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.engine.recipe.parameters import METHODS
-
 from ..corpus.files import FILES
-from ..corpus.test_corpus import OURS_ALONE
+from ..corpus.test_corpus import MERGEKITS
 from . import test_random
 from .peer import Job, run_mergekit
 from .recipes import CASES
@@ -26,6 +24,6 @@ def test_mergekit_accepts_what_we_accept(tmp_path: Path) -> None:
 
 def test_every_method_of_mergekit_is_compared_or_refused_by_name(tmp_path: Path) -> None:
     theirs = set(run_mergekit([], tmp_path).methods)
-    assert theirs == set(METHODS) - OURS_ALONE
+    assert theirs == MERGEKITS
     compared = {case.data["merge_method"] for case in (*CASES, *test_random.CASES)}
     assert compared == theirs

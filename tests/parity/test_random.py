@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anabranch.engine.recipe.parameters import METHODS
+from anabranch.engine.methods import METHODS
 
 from ..merging import load_output, merge, write_recipe
 from .checkpoints import HIDDEN

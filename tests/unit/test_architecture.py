@@ -14,7 +14,7 @@ NAMES = sorted(set(re.findall(r"`((?:cluster\.)?[a-z_0-9]+(?:\.[a-z_0-9]+)*\.[A-
 
 
 def test_the_picture_is_that_of_the_code() -> None:
-    assert rooms.main(["--check"]) == 0, "run `make rooms`"
+    assert rooms.main(["--check"]) == 0, "run `make docs`"
 
 
 def test_each_way_names_functions() -> None:

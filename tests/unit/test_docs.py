@@ -14,9 +14,9 @@ import yaml
 import anabranch
 from anabranch.cluster.cli import cli
 from anabranch.engine import errors
-from anabranch.engine.methods import BUILDERS
-from anabranch.engine.recipe.parameters import METHODS
+from anabranch.engine.methods import METHODS
 from anabranch.engine.recipe.parse import parse_recipe
+from docs.method_tables import with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("docs", "benchmarks", "configs", "deploy")
@@ -126,21 +126,44 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 
 
-@pytest.mark.parametrize("method", BUILDERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_section(method: str) -> None:
     text = section(METHODS_PAGE.read_text(encoding="utf-8"), method)
     places = [text.find(f"**{label}.**") for label in LABELS]
     assert -1 not in places, f"{method}: {LABELS[places.index(-1)]} is missing"
     assert places == sorted(places), f"{method}: expected the order {LABELS}"
     parameters = text[places[3] : places[4]].split("The recipe's", 1)[0]
-    assert set(re.findall(r"`(\w+)`", parameters)) == set(METHODS[method].defaults)
+    assert set(re.findall(r"`(\w+)`", parameters)) == set(METHODS[method].schema.parameters)
 
 
-@pytest.mark.parametrize("page", [METHODS_PAGE, ROOT / "README.md"], ids=["docs/methods.md", "README.md"])
-def test_the_tables_list_every_method(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    table = rows(section(text, "Methods"))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_recipe_to_copy(method: str) -> None:
+    text = section(METHODS_PAGE.read_text(encoding="utf-8"), method)
+    recipes = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert method in [parse_recipe(recipe, "docs/methods.md").merge_method for recipe in recipes]
+
+
+def test_the_first_table_of_the_methods_lists_every_method() -> None:
+    table = rows(METHODS_PAGE.read_text(encoding="utf-8").split("\n## ", 1)[0])
     assert [re.findall(r"`(\w+)`", row[0]) for row in table] == [[method] for method in METHODS]
+
+
+def test_the_tables_of_parameters_are_those_of_the_signatures() -> None:
+    """`make docs` writes them."""
+    text = METHODS_PAGE.read_text(encoding="utf-8")
+    assert with_tables(text) == text
+
+
+def test_every_parameter_says_what_it_means() -> None:
+    for name, method in METHODS.items():
+        assert [key for key, parameter in method.schema.parameters.items() if not parameter.meaning] == [], name
+
+
+def test_the_readme_names_methods_that_there_are_once() -> None:
+    table = rows(section(README, "Methods"))
+    named = [name for row in table for name in re.findall(r"`(\w+)`", row[0])]
+    assert len(named) == len(set(named)) and set(named) <= set(METHODS)
+    assert len(named) > 20
 
 
 @every_document

@@ -17,7 +17,7 @@ import torch
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.protocol import Kernels
 from anabranch.engine.kernels.torch.reference import TorchKernels
-from anabranch.engine.recipe.parameters import METHODS
+from anabranch.engine.methods import METHODS
 
 from ...merging import merge, write_checkpoint, write_recipe
 
@@ -57,9 +57,9 @@ def recipe(folder: Path, name: str) -> Path:
     path = folder / f"{name}.yml"
     if path.exists():
         return path
-    schema = METHODS[RECIPES[name]["merge_method"]]
+    schema = METHODS[RECIPES[name]["merge_method"]].schema
     models: list[dict[str, Any]] = [{"model": str(folder / f"model{i}")} for i in range(min(schema.most or 2, 2))]
-    if "weight" in schema.defaults:
+    if "weight" in schema.parameters:
         models = [model | {"parameters": {"weight": w}} for model, w in zip(models, (1.0, 0.6), strict=True)]
     base = {} if name in ("linear", "karcher") else {"base_model": str(folder / "base")}
     return write_recipe(path, RECIPES[name] | base | {"models": models, "output": {"shard_size": "300KB"}})

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from anabranch.engine.methods.tadrop import TadropDensity
 from anabranch.engine.recipe.chat_templates import CHAT_TEMPLATES
-from anabranch.engine.recipe.parameters import METHODS, PARAMETERS, TADROP
+from anabranch.engine.recipe.parameters import TADROP
 from anabranch.engine.recipe.parse import parse_recipe
 from anabranch.engine.recipe.schema import OUTPUT_DTYPES, Layout, ModelEntry, Recipe, Slice, SliceSource
 from anabranch.engine.recipe.tokenizer_keys import MAX_MULTIPLE, TokenEntry, TokenizerKeys
@@ -71,26 +71,6 @@ def test_every_choice_at_the_top() -> None:
     assert re.findall(r"`([^`]+)`", rows["dtype"][0]) == list(OUTPUT_DTYPES)
     assert re.findall(r"`([^`]+)`", rows["chat_template"][0]) == ["auto", *sorted(CHAT_TEMPLATES)]
     assert table("Tokenizer")["pad_to_multiple_of"][0] == f"a whole number from 1 to {MAX_MULTIPLE}"
-
-
-def test_every_method_with_its_parameters_and_defaults() -> None:
-    rows = table("Methods")
-    assert list(rows) == list(METHODS)
-    for name, (base, parameters) in rows.items():
-        schema = METHODS[name]
-        assert base == ("required" if schema.base == "required" else "optional")
-        documented = dict(item.split(": ") for item in re.findall(r"`([^`]+)`", parameters))
-        expected = {key: "required" if value is None else written(value) for key, value in schema.defaults.items()}
-        assert documented == expected, name
-
-
-def test_every_parameter() -> None:
-    rows = table("Parameters")
-    assert list(rows) == list(PARAMETERS)
-    for name, (values, scope, _) in rows.items():
-        assert values == PARAMETERS[name].expected
-        assert scope == ("each model" if PARAMETERS[name].per_model else "all models")
-    assert set(rows) == {name for schema in METHODS.values() for name in schema.defaults}
 
 
 def test_every_key_of_tadrop() -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.engine.errors import RecipeError
-from anabranch.engine.methods.tadrop import TadropDensity
+from anabranch.engine.methods import METHODS, Blocks, TadropDensity, TaskVectorMerge
 from anabranch.engine.plan.parameters import (
     ParameterResolver,
-    SharedParameters,
-    TensorParameters,
     count_layers,
     interpolate,
     layer_of,
     layer_position,
 )
 from anabranch.engine.recipe.groups import groups_of
-from anabranch.engine.recipe.parameters import METHODS
 from anabranch.engine.recipe.parse import parse_recipe
 from anabranch.engine.recipe.schema import Recipe
 
@@ -30,18 +29,26 @@ class Resolver:
 
     def __init__(self, recipe: Recipe, num_layers: int) -> None:
         self._resolver = ParameterResolver(recipe, groups_of(recipe)[0])
+        self._schema = recipe.method
         self._counts = {"model.layers": num_layers}
 
-    def model(self, index: int, name: str) -> TensorParameters:
-        return self._resolver.model(index, name, layer_position(name, self._counts))
+    def model(self, index: int, name: str) -> SimpleNamespace:
+        values = self._resolver.model(index, name, layer_position(name, self._counts))
+        return SimpleNamespace(**dict(zip(self._schema.per_model, values, strict=True)))
 
-    def shared(self, name: str) -> SharedParameters:
-        return self._resolver.shared(name, layer_position(name, self._counts))
+    def shared(self, name: str) -> SimpleNamespace:
+        values = self._resolver.shared(name, layer_position(name, self._counts))
+        return SimpleNamespace(**dict(zip(self._schema.shared, values, strict=True)))
+
+    def method(self, name: str) -> Any:
+        """The stages that the method makes of these values, for one model."""
+        values = vars(self.shared(name)) | {key: (value,) for key, value in vars(self.model(0, name)).items()}
+        return METHODS[self._schema.name].make(values, has_base=True)
 
 
 def resolver(models: str, parameters: str = "{}", method: str = "ties", num_layers: int = 5) -> Resolver:
     text = f"merge_method: {method}\nmodels: {models}\nparameters: {parameters}\n"
-    text += "base_model: base\n" if METHODS[method].base == "required" else ""
+    text += "base_model: base\n" if METHODS[method].schema.base == "required" else ""
     return Resolver(parse_recipe(text, "r"), num_layers)
 
 
@@ -52,14 +59,15 @@ EMBEDDING = "model.embed_tokens.weight"
 
 def test_defaults_of_a_method() -> None:
     found = resolver("[{model: m}]")
-    assert found.model(0, MLP) == TensorParameters(weight=1.0, density=1.0)
-    assert found.shared(MLP) == SharedParameters(normalize=True, scope="tensor", lambda_=1.0)
+    assert vars(found.model(0, MLP)) == {"weight": 1.0, "density": 1.0}
+    rest = {"rescale": False, "rescale_norm": "l1"}
+    assert vars(found.shared(MLP)) == {"normalize": True, "scope": "tensor", "lambda": 1.0} | rest
 
 
 def test_a_model_comes_before_the_recipe() -> None:
     found = resolver("[{model: m, parameters: {weight: 0.5}}, {model: n}]", "{weight: 2, density: 0.25}")
-    assert found.model(0, MLP) == TensorParameters(0.5, 0.25)
-    assert found.model(1, MLP) == TensorParameters(2.0, 0.25)
+    assert found.model(0, MLP) == SimpleNamespace(weight=0.5, density=0.25)
+    assert found.model(1, MLP) == SimpleNamespace(weight=2.0, density=0.25)
 
 
 def test_the_first_filter_that_matches_wins() -> None:
@@ -123,8 +131,8 @@ def test_the_only_layer_takes_the_end_of_a_gradient() -> None:
 
 def test_lambda_may_be_a_gradient_and_normalize_may_be_filtered() -> None:
     found = resolver("[{model: m}]", "{lambda: [0, 1], normalize: [{filter: mlp, value: false}]}")
-    assert (found.shared(MLP).lambda_, found.shared(MLP).normalize) == (0.75, False)
-    assert (found.shared(ATTENTION).lambda_, found.shared(ATTENTION).normalize) == (0.25, True)
+    assert (vars(found.shared(MLP))["lambda"], found.shared(MLP).normalize) == (0.75, False)
+    assert (vars(found.shared(ATTENTION))["lambda"], found.shared(ATTENTION).normalize) == (0.25, True)
 
 
 def test_tadrop_for_some_tensors() -> None:
@@ -153,24 +161,25 @@ def test_the_base_is_not_counted() -> None:
         ("della_linear", "{rescale_norm: l1}", "l1"),
         ("dare_ties", "{rescale_norm: l2}", "l2"),
         ("dare_linear", "{rescale: false}", "none"),
-        ("task_arithmetic", "{rescale: true}", "density"),
+        ("task_arithmetic", "{rescale: true}", "none"),
         ("magnitude", "{density: 1, rescale: true}", "density"),
     ],
 )
 def test_rescale_and_its_norm_are_one_value(method: str, parameters: str, rescale: str) -> None:
-    assert resolver("[{model: m}]", parameters, method).shared(MLP).rescale == rescale
+    assert resolver("[{model: m}]", parameters, method).method(MLP).rescale == rescale
 
 
 def test_linear_takes_weights_and_nothing_else() -> None:
     found = resolver("[{model: m}, {model: n, parameters: {weight: 3}}]", method="linear")
     assert [found.model(i, MLP).weight for i in (0, 1)] == [1.0, 3.0]
-    assert found.shared(MLP) == SharedParameters(normalize=True)
+    assert vars(found.shared(MLP)) == {"normalize": True}
 
 
 def test_cabs_options_reach_the_merge() -> None:
     parameters = "{density: 0.5, block: 32, tail: drop, overlap: never, overlap_merge: ties}"
-    expected = SharedParameters(block=32, tail="drop", overlap="never", overlap_merge="ties")
-    assert resolver("[{model: m}]", parameters, "cabs").shared(MLP) == expected
+    found = resolver("[{model: m}]", parameters, "cabs").method(MLP)
+    selection = Blocks((0.5,), 32, drop_tail=True, overlap_never=True)
+    assert found == TaskVectorMerge(selection=selection, weights=(1.0,), consensus="overlap_ties")
 
 
 def test_gamma_and_epsilon_are_per_model() -> None:

@@ -57,9 +57,9 @@ def test_a_source_comes_before_its_slice_and_the_slice_before_the_recipe() -> No
     recipe = parse_recipe(SLICED, "r.yml")
     first, second = (ParameterResolver(recipe, group) for group in groups_of(recipe))
     mlp, attention = "model.layers.3.mlp.w", "model.layers.3.self_attn.w"
-    assert [first.model(0, name, 0.5).weight for name in (mlp, attention)] == [0.25, 0.25]
-    assert [first.model(1, name, 0.5).weight for name in (mlp, attention)] == [0.5, 3.0]
-    assert [second.model(0, name, 0.5).weight for name in (mlp, attention)] == [3.0, 3.0]
+    assert [first.model(0, name, 0.5)[0] for name in (mlp, attention)] == [0.25, 0.25]
+    assert [first.model(1, name, 0.5)[0] for name in (mlp, attention)] == [0.5, 3.0]
+    assert [second.model(0, name, 0.5)[0] for name in (mlp, attention)] == [3.0, 3.0]
 
 
 def test_the_base_of_a_slice_is_no_model_to_merge_but_its_layers_are_known() -> None:
