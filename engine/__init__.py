@@ -6,7 +6,7 @@ first:
 
 storage/  where bytes lie, and how files appear whole or not at all
 kernels/  arithmetic on a tile, written twice, equal bit for bit
-methods/  what a merge method is, a composition of stages, and the formulas behind it
+methods/  what a merge method is, a function that makes stages, and the formulas behind them
 recipe/   YAML becomes one frozen recipe, or one error with every line that is wrong
 models/   a checkpoint at a URL as the merge sees it, from headers alone
 plan/     what becomes of every tensor, which bytes it takes, and which files come of it; pure but for `inputs`
