@@ -76,7 +76,7 @@ bench-peer:
 	benchmarks/peers/setup.sh
 
 deploy-check: setup
-	$(BIN)/python -m pytest tests/unit/test_deploy.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit/cluster/test_deploy.py $(PYTEST_ARGS)
 	if command -v hadolint > /dev/null; then hadolint deploy/Dockerfile; fi
 
 bench: setup

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cluster.commands import merge, merge_all, plan, survey, verify
-    from .cluster.prepare import Execution
+    from .engine.run import Execution, merge, merge_all, plan, survey, verify
 
 __all__ = ["Execution", "merge", "merge_all", "plan", "survey", "verify"]
 
@@ -20,6 +19,6 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .cluster import commands
+    from .engine import run
 
-    return getattr(commands, name)
+    return getattr(run, name)

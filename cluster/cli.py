@@ -17,8 +17,7 @@ from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrup
 
 if TYPE_CHECKING:
     from ..engine.output import Loading, Problem, Verification
-    from .prepare import Execution, PreparedMerge
-    from .reports.merge import MergeReport
+    from ..engine.run import Execution, MergeReport, PreparedMerge
 
 Command = TypeVar("Command", bound=Callable[..., None])
 RESUMES = "the same command goes on where it stopped"
@@ -120,7 +119,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
 
     Of several recipes it also says which of them would share a reading of their inputs, and why others would not.
     """
-    from .prepare import Execution, check_disk, share_readings
+    from ..engine.run import Execution, check_disk, share_readings
 
     execution = Execution(workers, memory)
     jobs = _prepare(recipes, out, execution)
@@ -138,7 +137,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
 
 def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[PreparedMerge]:
     """One recipe goes to OUT itself, several go to folders of their names."""
-    from .prepare import outputs_of, prepare_all
+    from ..engine.run import outputs_of, prepare_all
 
     return prepare_all(recipes, [out] if len(recipes) == 1 else outputs_of(recipes, out), execution)
 
@@ -161,20 +160,27 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[P
 )
 @json_option
 @reported
-def merge(recipes: tuple[str, ...], out: str, profile: TextIO | None, as_json: bool, **options: Any) -> None:
+def merge(
+    recipes: tuple[str, ...],
+    out: str,
+    ray: str,
+    insecure_cluster: bool,
+    profile: TextIO | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Merge the models of RECIPE into OUT; goes on where an interrupted run stopped.
 
     Several recipes go into OUT/<name of the recipe file> each. Those whose outputs are laid out alike share one reading
     of their inputs, and the masks that are the same for them.
     """
-    from ..engine.run import Meter
-    from .commands import merge_reading
-    from .machine import process_began
-    from .prepare import Execution, check_disk, share_readings
-    from .reports.progress import folded_bytes, open_progress
-    from .reports.trace import write_trace
+    from ..engine.run import Execution, Meter, check_disk, merge_reading, process_began, share_readings
+    from .progress import folded_bytes, open_progress
+    from .ray import RayCluster
+    from .trace import write_trace
 
-    execution = Execution(memory_bytes=options.pop("memory"), **options)
+    place = RayCluster(ray, insecure_cluster) if ray else None
+    execution = Execution(options["workers"], options["memory"], options["device"], place)
     jobs = _prepare(recipes, out, execution)
     check_disk(jobs)
     readings = share_readings(jobs, execution)
@@ -209,9 +215,9 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
     """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
     from ..engine.output import write_table
     from ..engine.run import Meter
+    from ..engine.run import survey as take_survey
     from ..engine.storage import open_store
-    from .commands import survey as take_survey
-    from .reports.progress import folded_bytes, open_progress
+    from .progress import folded_bytes, open_progress
 
     meter = Meter()
     folder, slash, name = out.rpartition("/")
@@ -234,10 +240,9 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @reported
 def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
-    from ..engine.output import check_loading, problems_error
-    from .machine import available_cores
-    from .reports.progress import Tally, open_progress
-    from .verifying import check_is_model, open_outputs, verify_outputs
+    from ..engine.output import check_is_model, check_loading, open_outputs, problems_error, verify_outputs
+    from ..engine.run import available_cores
+    from .progress import Tally, open_progress
 
     outputs, tally = open_outputs(out), Tally()
     if load:

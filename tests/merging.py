@@ -17,28 +17,16 @@ from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import inputs_of_parts, open_inputs
 from anabranch.engine.plan.shared_reading import why_apart
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.execution import Execution, worker_memory
 from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.protocols import Member, Outcome
+from anabranch.engine.run.protocols import Member, Outcome, Silent
 from anabranch.engine.run.runner import run
 from anabranch.engine.storage.opening import open_store
 from anabranch.engine.storage.protocol import Store
 
 Tensors = Mapping[str, torch.Tensor]
 MIB = 1 << 20
-
-
-class Quiet:
-    """Progress that nobody watches."""
-
-    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
-        pass
-
-    def shard_done(self, shard: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 def write_checkpoint(folder: Path, tensors: Tensors, shards: int = 1, config: dict[str, Any] | None = None) -> Path:
@@ -101,8 +89,15 @@ def merge_parts(
 def run_together(members: Sequence[Member], threads: int, limit_mib: int, kernels: Any) -> list[Outcome]:
     for member in members[1:]:
         assert why_apart([members[0].plan], member.plan) == ""
-    runner = LocalRunner(members, threads, limit_mib * MIB, kernels or CpuKernels(), Meter())
-    return run(members, runner, Quiet())
+    return run(members, local_runner(members, threads, limit_mib, kernels), Silent())
+
+
+def local_runner(
+    members: Sequence[Member], threads: int = 2, limit_mib: int = 1024, kernels: Any = None, meter: Meter | None = None
+) -> LocalRunner:
+    """All work in this process, within a memory limit."""
+    memory = worker_memory(members, Execution(threads, limit_mib * MIB))
+    return LocalRunner(members, memory, kernels or CpuKernels(), meter or Meter())
 
 
 def load_output(out: Path) -> dict[str, torch.Tensor]:

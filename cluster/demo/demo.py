@@ -20,7 +20,7 @@ import click
 import yaml
 
 from ...engine.errors import AnabranchError, OutputConflictError, ResourceError
-from ..machine import available_cores
+from ...engine.run import available_cores
 
 if TYPE_CHECKING:
     from .models import Training

@@ -2,3 +2,7 @@
 
 Held by tests/cluster, tests/unit/cluster/ray and tests/property/cluster.
 """
+
+from .session import RayCluster
+
+__all__ = ["RayCluster"]

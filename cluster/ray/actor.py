@@ -1,10 +1,10 @@
-"""The actor: merges or surveys one shard at a time and answers with a receipt, never with weights."""
+"""The actor: works on one shard at a time and answers with its receipts, never with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import ray
 from ray.util.metrics import Counter
@@ -13,8 +13,8 @@ from ...engine.errors import AnabranchError, ResourceError
 from ...engine.kernels import make_kernels
 from ...engine.models import open_source
 from ...engine.output import OutputDirectory
-from ...engine.plan import Receipt, Round, SharedReading, Survey, SurveyPart
-from ...engine.run import MemoryPlan, Meter, Phase, Shard, ShardWorker, SurveyWorker
+from ...engine.plan import SharedReading
+from ...engine.run import MemoryPlan, Meter, Phase, R, Shard, Work, Worker, receipts_of
 from ...engine.storage import open_store
 
 Usage = Mapping[Phase, tuple[float, int, int]]
@@ -43,11 +43,11 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Done(Generic[R]):
     """A finished shard."""
 
-    receipts: Mapping[int, Receipt] | bool
-    """By plan of the group; True for a part of a survey, which the outputs hold."""
+    receipts: Mapping[int, R]
+    """By plan of the group."""
     usage: Usage
 
 
@@ -58,8 +58,8 @@ class Failed:
     error: AnabranchError
 
 
-class MergeWorker:
-    """State of one actor: opened inputs and output.
+class ShardActor:
+    """State of one actor: opened inputs and outputs.
 
     Args:
         group: plans that share a reading.
@@ -67,13 +67,11 @@ class MergeWorker:
     """
 
     def __init__(self, group: SharedReading, options: WorkerOptions) -> None:
-        self._group = group
-        self._options = options
-        self._stores = [open_source(checkpoint) for checkpoint in group.sources]
-        self._outputs = [
+        stores = [open_source(checkpoint) for checkpoint in group.sources]
+        outputs = [
             OutputDirectory(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
         ]
-        self._kernels = make_kernels(options.device)
+        self._worker = Worker(group, stores, outputs, options.memory, make_kernels(options.device))
         self._meter = Meter()
         self._bytes = Counter("anabranch_bytes", "Bytes per phase.", ("phase",))
         self._seconds = Counter("anabranch_seconds", "Seconds per phase.", ("phase",))
@@ -89,50 +87,25 @@ class MergeWorker:
         """The first sign of life."""
         return True
 
-    def merge(self, shard: Shard, surveys: Sequence[Survey | None]) -> Done | Failed:
-        """Write one shard of its members and publish the receipts, but for those that a twin published already."""
+    def work(self, work: Work[R], shard: Shard) -> Done[R] | Failed:
+        """Do it for the shard's members, but for those whose receipt a twin published already."""
         meter = self._meter = Meter()
-        receipts: dict[int, Receipt] = {}
-
-        def work() -> None:
-            found = {member: self._outputs[member].receipt(shard.index) for member in shard.members}
-            receipts.update({member: receipt for member, receipt in found.items() if receipt is not None})
-            missing = tuple(member for member in shard.members if member not in receipts)
-            if not missing:
-                return
-            options = self._options
-            worker = ShardWorker(self._group, self._stores, self._outputs, options.memory, self._kernels, meter)
-            worker.merge([Shard(shard.index, missing)], surveys, receipts.__setitem__)
-
-        return self._answer(work, meter, "merge", lambda: receipts)
-
-    def survey(self, shard: int, round_: Round, members: Sequence[int]) -> Done | Failed:
-        """Publish the statistics of one shard for members whose statistics are the same."""
-        meter = self._meter = Meter()
-
-        def work() -> None:
-            options, plan = self._options, self._group.plans[members[0]]
-            stores = [self._stores[place] for place in self._group.places[members[0]]]
-            worker = SurveyWorker(plan, stores, options.memory, self._kernels, meter)
-
-            def publish(parts: Sequence[SurveyPart]) -> None:
-                for member in members:
-                    self._outputs[member].publish_survey_parts(round_, parts)
-
-            worker.survey([shard], round_, publish)
-
-        return self._answer(work, meter, "survey", lambda: True)
-
-    def _answer(self, work: Any, meter: Meter, what: str, receipts: Any) -> Done | Failed:
         try:
-            work()
+            receipts = self._receipts(work, shard, meter)
         except AnabranchError as error:
             return Failed(error)
         except MemoryError:
             return Failed(ResourceError("a worker ran out of memory", "give more with --memory"))
         usage = {phase: (u.seconds, u.bytes, u.calls) for phase, u in meter.usage.items()}
-        self._report(usage, what)
-        return Done(receipts(), usage)
+        self._report(usage, work.step)
+        return Done(receipts, usage)
+
+    def _receipts(self, work: Work[R], shard: Shard, meter: Meter) -> Mapping[int, R]:
+        receipts = receipts_of(work, self._worker.outputs, shard)
+        missing = tuple(member for member in shard.members if member not in receipts)
+        if missing:
+            work.do(self._worker, meter, [Shard(shard.index, missing)], lambda _, made: receipts.update(made))
+        return receipts
 
     def _report(self, usage: Usage, what: str) -> None:
         for phase, (seconds, size, _) in usage.items():
@@ -145,7 +118,7 @@ class MergeWorker:
 
 def make_worker(options: WorkerOptions, name: str) -> Any:
     """The actor class with its resources; never restarted or retried by Ray, as the scheduler decides that."""
-    return ray.remote(concurrency_groups={"watch": 1})(MergeWorker).options(
+    return ray.remote(concurrency_groups={"watch": 1})(ShardActor).options(
         name=name,
         num_cpus=options.num_cpus,
         num_gpus=1 if options.device == "cuda" else 0,

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
-from ...engine.plan import Receipt, Round, SharedReading, Survey, share_reading
-from ...engine.run import Member, Meter, Phase, Shard, plan_shared_memory, shared_fold_bytes, surroundings
+from ...engine.plan import SharedReading, share_reading
+from ...engine.run import Done as Told
+from ...engine.run import Member, Meter, Phase, R, Shard, Work, receipts_of
 from .actor import Done, Failed, WorkerOptions, make_worker
 from .events import (
     Action,
@@ -51,39 +52,35 @@ LOOKS_AT_ONCE = 8
 
 
 class RayRunner:
-    """Surveys and merges shards on Ray actors, one shard at a time each.
+    """Has work done on Ray actors, one shard at a time each.
 
     Args:
         members: recipes that share a reading, each with an output directory that every node must reach under its URL.
-        workers: actors at most; None: as many as the cluster holds.
-        limit_bytes: memory limit of each actor.
-        device: `cpu` or `cuda`.
+        options: what each actor needs besides the plans.
         meter: gets the seconds and bytes of all actors.
         note: gets a line for each thing that goes wrong on the way.
+        workers: actors at most; None: as many as the cluster holds.
         limits: deadlines and retries.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        workers: int | None,
-        limit_bytes: int,
-        device: str,
+        options: WorkerOptions,
         meter: Meter,
         note: Callable[[str], None],
+        *,
+        workers: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self._members = members
         self._group = share_reading([member.plan for member in members])
-        self._workers = workers
+        self._outputs = [member.output for member in members]
+        self._options = options
         self._meter = meter
         self._note = note
-        self._retries = Counter("anabranch_retries", "Shards handed out again.")
+        self._workers = workers
         self._limits = limits or Limits()
-        around = surroundings(members, ray=True, cuda=device == "cuda")
-        self.memory = plan_shared_memory(self._group, limit_bytes, 1, around)
-        urls = tuple(member.output.store.url for member in members)
-        self._options = WorkerOptions(urls, self.memory, device)
+        self._retries = Counter("anabranch_retries", "Shards handed out again.")
         self._spare: list[Any] = []
         self._check_fits()
 
@@ -92,56 +89,24 @@ class RayRunner:
         # workers may still be starting.
         has_workers = any(node["Resources"].get("CPU") for node in ray.nodes() if node["Alive"])
         if has_workers and cluster_slots(self._options) < 1:
-            need = f"{self._options.num_cpus} CPU and {self.memory.limit_bytes >> 20} MiB"
+            need = f"{self._options.num_cpus} CPU and {self._options.memory.limit_bytes >> 20} MiB"
             raise ResourceError(
                 f"no node of the Ray cluster holds a worker: each needs {need}" + self._options.gpu_text,
                 "lower --memory or add larger nodes",
             )
 
-    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
-        round_ref, outputs = ray.put(round_), [self._members[member].output for member in members]
+    def run(self, work: Work[R], shards: Sequence[Shard], done: Told[R]) -> None:
+        _Drive(self, work, shards, done).run()
 
-        def look(shard: int) -> bool | None:
-            return True if all(output.survey_parts(round_, shard) is not None for output in outputs) else None
+    def task(self, work: Work[R], shard: Shard) -> ShardTask:
+        """What the scheduler knows of a shard."""
+        size = work.moved_bytes(self._group, shard)
+        return ShardTask(shard.index, size, self._group.plans[shard.members[0]].shards[shard.index].name)
 
-        _Drive(
-            [self._task(Shard(shard, tuple(members))) for shard in shards],
-            self,
-            start=lambda worker, shard: worker.survey.remote(shard, round_ref, tuple(members)),
-            look=look,
-            done=lambda shard, _: done(shard),
-        ).run()
-
-    def merge(
-        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
-    ) -> None:
-        surveys_ref, by_index = ray.put(tuple(surveys)), {shard.index: shard for shard in shards}
-
-        def look(index: int) -> Mapping[int, Receipt] | None:
-            found: dict[int, Receipt] = {}
-            for member in by_index[index].members:
-                receipt = self._members[member].output.receipt(index)
-                if receipt is None:
-                    return None
-                found[member] = receipt
-            return found
-
-        def settle(_index: int, receipts: Mapping[int, Receipt]) -> None:
-            for member, receipt in receipts.items():
-                done(member, receipt)
-
-        _Drive(
-            [self._task(shard) for shard in shards],
-            self,
-            start=lambda worker, index: worker.merge.remote(by_index[index], surveys_ref),
-            look=look,
-            done=settle,
-        ).run()
-
-    def _task(self, shard: Shard) -> ShardTask:
-        files = [self._group.plans[member].shards[shard.index] for member in shard.members]
-        size = shared_fold_bytes(self._group, [shard]) + sum(file.size for file in files)
-        return ShardTask(shard.index, size, files[0].name)
+    def look(self, work: Work[R], shard: Shard) -> Mapping[int, R] | None:
+        """The receipts of all its members, or None where one is not there."""
+        found = receipts_of(work, self._outputs, shard)
+        return found if len(found) == len(shard.members) else None
 
     @property
     def group(self) -> SharedReading:
@@ -196,36 +161,30 @@ class _Call:
     run: int = 0
 
 
-class _Drive:
+class _Drive(Generic[R]):
     """One run of the scheduler over some shards.
 
     Args:
-        tasks: one per shard.
         runner: what workers are made of.
-        start: hands a shard to a worker.
-        look: the shard's receipt in the output, or None.
-        done: called once per shard with its receipt.
+        work: what is done.
+        shards: to which.
+        done: called once per shard with its receipts.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[ShardTask],
-        runner: RayRunner,
-        start: Callable[[Any, int], Any],
-        look: Callable[[int], Any],
-        done: Callable[[int, Any], None],
-    ) -> None:
+    def __init__(self, runner: RayRunner, work: Work[R], shards: Sequence[Shard], done: Told[R]) -> None:
+        tasks = [runner.task(work, shard) for shard in shards]
         self._scheduler = Scheduler(tasks, limits=runner.limits)
         self._incidents = runner.incidents(tasks)
         self._runner = runner
-        self._start = start
-        self._look = look
+        self._work = work
+        self._work_ref = ray.put(work)
+        self._shards = {shard.index: shard for shard in shards}
         self._done = done
         self._finished: set[int] = set()
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._watches: dict[Any, _Call] = {}
-        self._looks: dict[Future[Any], LookUp] = {}
+        self._looks: dict[Future[Mapping[int, R] | None], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
         self._group_ref = ray.put(runner.group)
         self._run_id = secrets.token_hex(3)
@@ -308,21 +267,21 @@ class _Drive:
             self._settle(call.task, answer.receipts)
             self._tell(TaskDone(now, call.task, call.run))
 
-    def _looked(self, future: Future[Any], look: LookUp) -> None:
+    def _looked(self, future: Future[Mapping[int, R] | None], look: LookUp) -> None:
         now = time.monotonic()
         try:
-            receipt = future.result()
+            receipts = future.result()
         except AnabranchError as error:
             self._tell(LookUpFailed(now, look.task, look.look, error))
             return
-        if receipt is not None:
-            self._settle(look.task, receipt)
-        self._tell(LookedUp(now, look.task, look.look, receipt is not None))
+        if receipts is not None:
+            self._settle(look.task, receipts)
+        self._tell(LookedUp(now, look.task, look.look, receipts is not None))
 
-    def _settle(self, shard: int, receipt: Any) -> None:
+    def _settle(self, shard: int, receipts: Mapping[int, R]) -> None:
         if shard not in self._finished:
             self._finished.add(shard)
-            self._done(shard, receipt)
+            self._done(shard, receipts)
 
     # -- actions become calls ------------------------------------------------------------------------------------
 
@@ -339,13 +298,15 @@ class _Drive:
                 self._actors[number] = actor
                 self._calls[actor.ready.remote()] = _Call(number, None)
             case StartTask(task=task, worker=number, run=run):
-                self._calls[self._start(self._actors[number], task)] = _Call(number, task, run)
+                call = self._actors[number].work.remote(self._work_ref, self._shards[task])
+                self._calls[call] = _Call(number, task, run)
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
                 self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
                 self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
             case LookUp(task=task):
-                self._looks[self._pool.submit(self._look, task)] = action
+                look = self._pool.submit(self._runner.look, self._work, self._shards[task])
+                self._looks[look] = action
             case Stop(error=error):
                 self._error, self._over = error, True
             case Finish():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
-from ..reports.plan import counted
+from ...engine.run import counted
 from .events import (
     Action,
     Event,

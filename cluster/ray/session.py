@@ -6,10 +6,49 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...engine.errors import RecipeError, TemporaryError
+
+if TYPE_CHECKING:  # Ray is imported when it is connected to: it reads its environment then
+    from ...engine.run import Execution, Member, MemoryPlan, Meter, Runner
+
+RAY_BYTES = 64 << 20
+"""Ray inside an actor, beyond a plain process."""
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """A place for merges: `anabranch.merge(recipe, out, anabranch.Execution(place=RayCluster("auto")))`."""
+
+    address: str = "local"
+    """`local` (a Ray of its own on this machine), `auto`, or the address of a cluster."""
+    insecure: bool = False
+    """Use a cluster that asks nobody for a token."""
+
+    @property
+    def worker_bytes(self) -> int:
+        return RAY_BYTES
+
+    @contextmanager
+    def open(
+        self,
+        members: Sequence[Member],
+        memory: MemoryPlan,
+        execution: Execution,
+        meter: Meter,
+        note: Callable[[str], None],
+    ) -> Iterator[Runner]:
+        """Connect for the time of a merge; arguments as for `Place.open`, errors as for `ray_session`."""
+        with ray_session(self.address, self.insecure):
+            from .actor import WorkerOptions
+            from .driver import RayRunner
+
+            options = WorkerOptions(tuple(member.output.store.url for member in members), memory, execution.device)
+            yield RayRunner(members, options, meter, note, workers=execution.workers)
 
 
 @contextmanager

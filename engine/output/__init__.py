@@ -6,6 +6,7 @@ Held by tests/unit/output and tests/faults.
 from __future__ import annotations
 
 from .commit import OutputDirectory
+from .finished import Finished, check_is_model, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
     INDEX_NAME,
@@ -19,7 +20,7 @@ from .manifest import (
     Manifest,
 )
 from .tables import write_table
-from .verify import Problem, Verification, problems_error, read_manifest, verify
+from .verify import Problem, Verification, problems_error
 
 __all__ = [
     "INDEX_NAME",
@@ -30,14 +31,16 @@ __all__ = [
     "SURVEY_FOLDER",
     "TASKS_NAME",
     "TENSORS_NAME",
+    "Finished",
     "Loading",
     "Manifest",
     "OutputDirectory",
     "Problem",
     "Verification",
+    "check_is_model",
     "check_loading",
+    "open_outputs",
     "problems_error",
-    "read_manifest",
-    "verify",
+    "verify_outputs",
     "write_table",
 ]

@@ -5,38 +5,46 @@ Held by tests/unit/run, tests/property/run and tests/e2e.
 
 from __future__ import annotations
 
-from .local import LocalRunner
-from .memory import MemoryPlan, Surroundings, plan_memory, plan_shared_memory
-from .meter import PHASES, Meter, Phase, Stage
-from .protocols import Member, Outcome, Progress, Runner
-from .runner import run
-from .shard import Shard, ShardWorker
-from .stages import Stages
-from .survey import SurveyWorker
-from .surveys import survey_bytes
-from .work_items import fold_bytes, shared_fold_bytes, surroundings
+from .commands import merge, merge_all, merge_reading, plan, survey, verify
+from .execution import Execution
+from .machine import available_cores, process_began
+from .memory import MemoryPlan
+from .merge_report import MergeReport
+from .meter import Meter, Phase
+from .prepare import PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
+from .protocols import Member, Runner, Silent
+from .shard import Shard
+from .wording import counted, duration
+from .work import Done, R, Work, Worker, receipts_of
 
 __all__ = [
-    "PHASES",
-    "LocalRunner",
+    "Done",
+    "Execution",
     "Member",
     "MemoryPlan",
+    "MergeReport",
     "Meter",
-    "Outcome",
     "Phase",
-    "Progress",
+    "PreparedMerge",
+    "R",
     "Runner",
     "Shard",
-    "ShardWorker",
-    "Stage",
-    "Stages",
-    "Surroundings",
-    "SurveyWorker",
-    "fold_bytes",
-    "plan_memory",
-    "plan_shared_memory",
-    "run",
-    "shared_fold_bytes",
-    "surroundings",
-    "survey_bytes",
+    "Silent",
+    "Work",
+    "Worker",
+    "available_cores",
+    "check_disk",
+    "counted",
+    "duration",
+    "merge",
+    "merge_all",
+    "merge_reading",
+    "outputs_of",
+    "plan",
+    "prepare_all",
+    "process_began",
+    "receipts_of",
+    "share_readings",
+    "survey",
+    "verify",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..kernels import Kernels
-from ..plan import Receipt, Round, Survey, SurveyPart, share_reading
-from .memory import plan_shared_memory
+from ..plan import SharedReading, share_reading
+from ..storage import Store
+from .memory import MemoryPlan
 from .meter import Meter
 from .protocols import Member
-from .shard import Shard, ShardWorker
-from .survey import SurveyWorker
-from .work_items import shared_stores, surroundings
+from .shard import Shard
+from .work import Done, R, Work, Worker
 
 
 class LocalRunner:
@@ -19,47 +19,29 @@ class LocalRunner:
 
     Args:
         members: recipes that share a reading.
-        threads: fold threads at most; the memory limit may hold fewer.
-        limit_bytes: memory limit of this process.
+        memory: this process's share of memory; see `worker_memory`.
         kernels: where the arithmetic runs.
         meter: gets seconds and bytes.
-        cuda: whether the kernels run on a CUDA device.
     """
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        threads: int,
-        limit_bytes: int,
-        kernels: Kernels,
-        meter: Meter,
-        cuda: bool = False,
-    ) -> None:
+    def __init__(self, members: Sequence[Member], memory: MemoryPlan, kernels: Kernels, meter: Meter) -> None:
         self._members = members
+        self._group = share_reading([member.plan for member in members])
         self._kernels = kernels
         self._meter = meter
-        self._group = share_reading([member.plan for member in members])
-        self.memory = plan_shared_memory(self._group, limit_bytes, threads, surroundings(members, cuda=cuda))
+        self.memory = memory
 
-    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
-        def publish(parts: Sequence[SurveyPart]) -> None:
-            for member in members:
-                self._members[member].output.publish_survey_parts(round_, parts)
-            done(parts[0].shard)
+    def run(self, work: Work[R], shards: Sequence[Shard], done: Done[R]) -> None:
+        outputs = [member.output for member in self._members]
+        worker = Worker(self._group, _stores(self._group, self._members), outputs, self.memory, self._kernels)
+        work.do(worker, self._meter, shards, done)
 
-        inputs = self._members[members[0]].inputs
-        worker = SurveyWorker(inputs.plan, inputs.stores, self.memory, self._kernels, self._meter)
-        worker.survey(shards, round_, publish)
 
-    def merge(
-        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
-    ) -> None:
-        worker = ShardWorker(
-            self._group,
-            shared_stores(self._group, self._members),
-            [member.output for member in self._members],
-            self.memory,
-            self._kernels,
-            self._meter,
-        )
-        worker.merge(shards, surveys, done)
+def _stores(group: SharedReading, members: Sequence[Member]) -> list[Store]:
+    """Where the bytes of each of the group's sources are."""
+    stores = {
+        place: store
+        for member, places in zip(members, group.places, strict=True)
+        for place, store in zip(places, member.inputs.stores, strict=True)
+    }
+    return [stores[place] for place in range(len(group.sources))]

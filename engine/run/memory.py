@@ -39,8 +39,6 @@ CLIENT_BYTES = 64 << 20
 """s3fs with its client and open connections; measured 40 MiB."""
 PARTS_BYTES = 64 << 20
 """Parts of uploads on the way: one shard is being written while the one before is completed."""
-RAY_BYTES = 64 << 20
-"""Ray inside an actor, beyond a plain process."""
 CUDA_BYTES = 3 << 29
 """torch with CUDA and its context, in host memory."""
 QUANTILES_PASSES = 3
@@ -84,7 +82,8 @@ class Surroundings:
 
     remote_inputs: bool = False
     remote_output: bool = False
-    ray: bool = False
+    place_bytes: int = 0
+    """What the place where it runs holds in it, such as Ray."""
     cuda: bool = False
     quantiles: bool = False
     """Whether quantiles of every task vector are surveyed, whatever the recipe's method."""
@@ -94,7 +93,7 @@ class Surroundings:
         """Memory that is gone before the first window is read."""
         client = CLIENT_BYTES if self.remote_inputs or self.remote_output else 0
         parts = PARTS_BYTES if self.remote_output else 0
-        return client + parts + RAY_BYTES * self.ray + CUDA_BYTES * self.cuda
+        return client + parts + self.place_bytes + CUDA_BYTES * self.cuda
 
 
 def plan_memory(plan: Plan, limit_bytes: int, threads: int, surroundings: Surroundings | None = None) -> MemoryPlan:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ..output import Manifest, OutputDirectory
-from ..plan import Inputs, Plan, Receipt, Round, Survey
+from ..plan import Inputs, Plan
 from .shard import Shard
-
-Step = Literal["survey", "merge", "commit"]
+from .work import Done, R, Step, Work
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,14 @@ class Member:
 
 
 class Runner(Protocol):
-    """Where the shards of a group of recipes are surveyed and merged; members are places in the group."""
+    """Where work on the shards of a group of recipes is done."""
 
-    def survey(self, shards: Sequence[int], round_: Round, members: Sequence[int], done: Callable[[int], None]) -> None:
-        """Take the statistics that these members agree on, publish each shard's parts for all, then call `done`."""
+    def run(self, work: Work[R], shards: Sequence[Shard], done: Done[R]) -> None:
+        """Have it done for each shard and its members; every member's receipt is handed to `done` once.
 
-    def merge(
-        self, shards: Sequence[Shard], surveys: Sequence[Survey | None], done: Callable[[int, Receipt], None]
-    ) -> None:
-        """Write each shard of its members, publish their receipts, then call `done` with each."""
+        Raises:
+            InputError, ResourceError, TemporaryError: what stopped it; what was done until then stays.
+        """
 
 
 class Progress(Protocol):
@@ -46,6 +44,19 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Something happened that a user should know, such as the loss of a worker."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        pass
+
+    def shard_done(self, shard: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
 @dataclass(frozen=True)

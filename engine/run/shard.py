@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +16,13 @@ from numpy.typing import NDArray
 from ..errors import AnabranchError
 from ..fold import Target, TensorFold, TensorState, set_thresholds
 from ..kernels import Kernels
-from ..output import PLAN_ATTRIBUTE
+from ..output import PLAN_ATTRIBUTE, OutputDirectory
 from ..plan import Plan, Receipt, SharedReading, Survey, TensorRow, TensorTask, grain, joint_window_elements
 from ..storage import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
 from .tensor_job import PassGroup, TensorJob
-
-
-class Ledger(Protocol):
-    """Where a merge goes: the place of its shards, and of their receipts."""
-
-    @property
-    def store(self) -> Store:
-        """Where shards are written."""
-
-    def publish_receipt(self, receipt: Receipt) -> None:
-        """Record that a shard is durable."""
-
-    def receipt(self, shard: int) -> Receipt | None:
-        """The receipt of a shard that is there with its right size, else None."""
 
 
 class ShardSink:
@@ -110,7 +95,7 @@ class ShardWorker:
         self,
         group: SharedReading,
         stores: Sequence[Store],
-        outputs: Sequence[Ledger],
+        outputs: Sequence[OutputDirectory],
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
@@ -217,7 +202,7 @@ class _Merge:
     def __init__(
         self,
         group: SharedReading,
-        outputs: Sequence[Ledger],
+        outputs: Sequence[OutputDirectory],
         meter: Meter,
         run_id: str,
         done: Callable[[int, Receipt], None],
@@ -267,7 +252,7 @@ class _Merge:
             sink.discard()
             raise
 
-    def _make_durable(self, output: Ledger, sink: ShardSink) -> Receipt:
+    def _make_durable(self, output: OutputDirectory, sink: ShardSink) -> Receipt:
         try:
             receipt = sink.commit()
         except FileNotFoundError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from .meter import Meter, Stage
-from .protocols import Progress, Step
+from .protocols import Progress
+from .work import Step
 
 
 class Stages:

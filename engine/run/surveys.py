@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..plan import Plan, Round, Survey, SurveyPart, decide_densities, narrow_thresholds, threshold_searches
-from .memory import QUANTILES_PASSES
-
-if TYPE_CHECKING:
-    from .protocols import Member, Progress, Runner
+from .gather import gather
+from .protocols import Member, Progress, Runner
+from .work import SurveyWork
 
 
 def take_surveys(
@@ -32,13 +30,6 @@ def take_surveys(
         for place, found in zip(alike, survey.take(), strict=True):
             surveys[place] = found
     return surveys
-
-
-def survey_bytes(plan: Plan, shard: int, round_: Round) -> int:
-    """Bytes of inputs that a round of the survey looks at in one shard."""
-    passes = QUANTILES_PASSES if round_.kind == "quantiles" else 1
-    tasks = (plan.tasks[i] for i in plan.shards[shard].tasks)
-    return sum(passes * task.folded_bytes for task in tasks if task.has_task_vectors)
 
 
 def _alike(members: Sequence[Member], missing: Sequence[int]) -> list[list[int]]:
@@ -79,9 +70,9 @@ class _Survey:
     """The rounds of one kind of survey for members whose statistics are the same."""
 
     def __init__(self, members: Sequence[Member], alike: Sequence[int], runner: Runner, progress: Progress) -> None:
+        self._members = members
         self._alike = alike
         self._plans = [members[place].plan for place in alike]
-        self._outputs = [members[place].output for place in alike]
         self._runner = runner
         self._progress = progress
 
@@ -100,15 +91,5 @@ class _Survey:
         return [Survey({}, thresholds, rows)] * len(self._plans)
 
     def _round(self, round_: Round) -> list[SurveyPart]:
-        plan, shards = self._plans[0], range(len(self._plans[0].shards))
-        missing = [s for s in shards if any(output.survey_parts(round_, s) is None for output in self._outputs)]
-        sizes = {shard: survey_bytes(plan, shard, round_) for shard in shards}
-        self._progress.phase("survey", sum(sizes.values()), sum(sizes[s] for s in shards if s not in set(missing)))
-        if missing:
-            self._runner.survey(missing, round_, self._alike, self._progress.shard_done)
-        parts: list[SurveyPart] = []
-        for shard in shards:
-            found = self._outputs[0].survey_parts(round_, shard)
-            assert found is not None, "the runner published every part"
-            parts += found
-        return parts
+        gathered = gather(SurveyWork(round_), self._members, self._alike, self._runner, self._progress)
+        return [part for parts in gathered.of(self._alike[0]).values() for part in parts]

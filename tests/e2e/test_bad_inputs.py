@@ -17,18 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anabranch.engine.errors import InputError
-from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
-from anabranch.engine.run.local import LocalRunner
-from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.protocols import Member, Silent
 from anabranch.engine.run.runner import run
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.retry import Fault, FaultStore
 
-from ..merging import Quiet, load_output, merge, write_checkpoint, write_recipe
+from ..merging import load_output, local_runner, merge, write_checkpoint, write_recipe
 from .conftest import Command
 
 SHAPES = {"embed.weight": (12, 4), "layers.0.w": (10, 8), "layers.1.w": (10, 8), "norm": (8,)}
@@ -375,9 +372,8 @@ def test_an_input_that_changes_while_it_is_read(place: Place, happens: Callable[
     spoilt = replace(inputs, stores=[*inputs.stores[:2], source])
     output = OutputDirectory(inputs.plan, LocalStore(str(place.out), create=True))
     members = [Member(spoilt, output)]
-    runner = LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter())
     with pytest.raises(InputError, match=r"model1/model\.safetensors"):
-        run(members, runner, Quiet())
+        run(members, local_runner(members), Silent())
     assert not (place.out / "anabranch.manifest.json").exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from anabranch import merge_all
-from anabranch.cluster import commands
+from anabranch.engine.run import commands
 from anabranch.engine.storage.local import LocalStore
 
 from ..merging import load_output, write_checkpoint

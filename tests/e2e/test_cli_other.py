@@ -244,8 +244,8 @@ def test_the_kernels_of_both_kinds_agree_from_the_command_line(
     anabranch: Command, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The torch kernels on the CPU stand in for a CUDA device, where there is none."""
-    from anabranch.cluster import commands
     from anabranch.engine.kernels.torch.reference import TorchKernels
+    from anabranch.engine.run import commands
 
     assert anabranch("merge", workplace.recipe_path, workplace.out).exit_code == 0
     if not torch.cuda.is_available():

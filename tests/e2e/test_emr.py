@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import anabranch as package
-from anabranch.cluster.prepare import Execution, prepare, share_readings
+from anabranch.engine.run.execution import Execution
+from anabranch.engine.run.prepare import prepare, share_readings
 
 from ..merging import load_output, write_recipe
 from .conftest import Command, Workplace

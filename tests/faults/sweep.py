@@ -18,29 +18,21 @@ from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.execution import Execution, worker_memory
 from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.protocols import Member, Silent
 from anabranch.engine.run.runner import run
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.protocol import Store
 from anabranch.engine.storage.retry import Fault, FaultStore
 
 
-class Quiet:
-    """Progress that nobody watches."""
-
-    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
-        pass
-
-    def shard_done(self, shard: int) -> None:
-        pass
-
-
 def merge(recipe: Path, store: Store) -> None:
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
     members = [Member(inputs, OutputDirectory(inputs.plan, store))]
-    run(members, LocalRunner(members, 2, 1 << 30, CpuKernels(), Meter()), Quiet())
+    memory = worker_memory(members, Execution(2, 1 << 30))
+    run(members, LocalRunner(members, memory, CpuKernels(), Meter()), Silent())
 
 
 def in_child(work: Callable[[], None]) -> int:

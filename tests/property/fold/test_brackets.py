@@ -20,7 +20,7 @@ from anabranch.engine.kernels.rank_search import LARGEST_KEY, Bracket
 from anabranch.engine.kernels.torch.reference import TorchKernels
 from anabranch.engine.plan.demands import SAMPLE_ELEMENTS
 from anabranch.engine.plan.windows import cut_windows
-from anabranch.engine.run import memory, survey
+from anabranch.engine.run import memory, survey_worker
 
 from ...merging import merge, write_checkpoint, write_recipe
 
@@ -71,7 +71,7 @@ def merge_by_histograms(recipe: Path, out: Path) -> None:
     """Without samples."""
     with (
         mock.patch.object(tensor_fold, "order_passes", histograms),
-        mock.patch.object(survey, "order_passes", histograms),
+        mock.patch.object(survey_worker, "order_passes", histograms),
     ):
         merge(recipe, out)
 

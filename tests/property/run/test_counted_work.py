@@ -29,17 +29,16 @@ from anabranch.engine.plan.shared_reading import share_reading
 from anabranch.engine.plan.windows import TILE_ELEMENTS
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.buffers import BufferPool
-from anabranch.engine.run.local import LocalRunner
+from anabranch.engine.run.folded_bytes import shared_fold_bytes
 from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.protocols import Member, Silent
 from anabranch.engine.run.runner import run
 from anabranch.engine.run.shard import Shard
-from anabranch.engine.run.work_items import shared_fold_bytes
 from anabranch.engine.storage.opening import open_store
 
 from ...adapters import write_adapter
-from ...merging import MIB, Quiet, write_checkpoint, write_recipe
+from ...merging import local_runner, write_checkpoint, write_recipe
 
 ROWS, COLUMNS = 1024, 1536
 TILES = ROWS * COLUMNS // TILE_ELEMENTS
@@ -97,7 +96,7 @@ def counted(
     output = OutputDirectory(inputs.plan, open_store(str(out / "out"), create=True))
     meter, kernels = Meter(), CountingKernels(whole)
     members = [Member(inputs, output)]
-    run(members, LocalRunner(members, 2, limit_mib * MIB, kernels, meter), Quiet())
+    run(members, local_runner(members, 2, limit_mib, kernels, meter), Silent())
     return meter, kernels.calls
 
 
@@ -180,7 +179,7 @@ def test_progress_counts_what_is_computed_while_it_is_read_as_it_is_then(tmp_pat
         store = open_store(str(tmp_path / f"out{weighted}"), create=True)
         members.append(Member(inputs, OutputDirectory(inputs.plan, store)))
     meter = Meter()
-    run(members, LocalRunner(members, 2, 1024 * MIB, CpuKernels(), meter), Quiet())
+    run(members, local_runner(members, meter=meter), Silent())
     group = share_reading([member.plan for member in members])
     counted = shared_fold_bytes(group, [Shard(0, tuple(range(len(members))))])
     assert meter.usage["fold"].bytes == counted == (2 + 4) * weight.numel()

@@ -23,11 +23,13 @@ from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.protocols import Member
+from anabranch.engine.run.protocols import Member, Silent
 from anabranch.engine.run.runner import run as run_members
+from anabranch.engine.run.shard import Shard
+from anabranch.engine.run.work import SurveyWork
 from anabranch.engine.storage.opening import open_store
 
-from ...merging import MIB, Quiet, merge_together, write_recipe
+from ...merging import local_runner, merge_together, write_recipe
 from .test_counted_work import CountingKernels
 from .test_determinism import BUDGET, QUANTILE, everything, reading, write_coarse
 
@@ -198,7 +200,7 @@ def counted(recipes: Sequence[Path], out: Path) -> tuple[Meter, CountingKernels]
         inputs = open_inputs(load_recipe(recipe), recipe.parent, opened)
         members.append(Member(inputs, OutputDirectory(inputs.plan, open_store(str(out / recipe.stem), create=True))))
     meter, kernels = Meter(), CountingKernels(whole=False)
-    run_members(members, LocalRunner(members, 2, 1024 * MIB, kernels, meter), Quiet())
+    run_members(members, local_runner(members, kernels=kernels, meter=meter), Silent())
     return meter, kernels
 
 
@@ -267,16 +269,18 @@ def test_recipes_of_one_budget_survey_once(folder: Path, tmp_path: Path) -> None
         write(folder, "budget-a", RECIPES["cabs-budget"], (0, 1, 2), (1, 1, 1)),
         write(folder, "budget-b", other, (0, 1, 2), (1, 1, 1)),
     ]
-    rounds: list[Sequence[int]] = []
-    survey = LocalRunner.survey
+    rounds: list[list[Shard]] = []
+    work = LocalRunner.run
 
-    def remember(self: LocalRunner, shards: Sequence[int], round_: Any, members: Sequence[int], done: Any) -> None:
-        rounds.append(members)
-        survey(self, shards, round_, members, done)
+    def remember(self: LocalRunner, kind: Any, shards: Sequence[Shard], done: Any) -> None:
+        if isinstance(kind, SurveyWork):
+            rounds.append(list(shards))
+        work(self, kind, shards, done)
 
-    with mock.patch.object(LocalRunner, "survey", remember):
+    with mock.patch.object(LocalRunner, "run", remember):
         counted(recipes, tmp_path / "two")
-    assert rounds == [[0, 1]]
+    [shards] = rounds
+    assert {shard.members for shard in shards} == {(0, 1)}
     densities = [everything(tmp_path / "two" / recipe.stem)["anabranch.manifest.json"] for recipe in recipes]
     assert densities[0] != densities[1]
 

@@ -19,9 +19,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.cluster import commands
-from anabranch.cluster.prepare import Execution, prepare, share_readings
-from anabranch.cluster.reports.progress import Silent
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.fold import sums
 from anabranch.engine.kernels import row_sums
@@ -38,6 +35,8 @@ from anabranch.engine.plan.windows import (
     window_elements,
 )
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run import commands
+from anabranch.engine.run.execution import Execution
 from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.memory import (
     AHEAD,
@@ -52,6 +51,8 @@ from anabranch.engine.run.memory import (
     plan_shared_memory,
 )
 from anabranch.engine.run.meter import Meter
+from anabranch.engine.run.prepare import prepare, share_readings
+from anabranch.engine.run.protocols import Silent
 
 from ...merging import MIB, merge, write_checkpoint, write_recipe
 
@@ -161,13 +162,13 @@ def test_sums_of_rows_are_let_go_before_the_next_are_added_up(folder: Path, tmp_
 def test_what_surrounds_a_merge_is_counted(folder: Path) -> None:
     plan = plan_of(folder, density=0.5)
 
-    def fixed(**around: bool) -> int:
+    def fixed(**around: Any) -> int:
         return plan_memory(plan, 8192 * MIB, 1, Surroundings(**around)).fixed_bytes
 
     assert fixed() >= FIXED_BYTES
     assert fixed(remote_inputs=True) > fixed()
     assert fixed(remote_inputs=True, remote_output=True) > fixed(remote_inputs=True)
-    assert fixed(ray=True) > fixed()
+    assert fixed(place_bytes=64 * MIB) == fixed() + 64 * MIB
     assert fixed(cuda=True) > fixed() + (1 << 30)
     assert plan_memory(plan, 8192 * MIB, 1, Surroundings(remote_inputs=True)).slab_bytes == LARGEST_REMOTE_SLAB
 
@@ -181,7 +182,7 @@ def test_a_merge_keeps_to_the_memory_that_its_plan_reports(
     execution = Execution(workers=2, memory_bytes=4096 * MIB, device=device)
     (reading,) = share_readings(prepare(folder / "recipe.yml", folder / "out", execution), execution)
     members = [job.member for job in reading.jobs]
-    with commands.open_runner(members, execution, Meter(), Silent()) as runner:
+    with commands.open_runner(members, reading.memory, execution, Meter(), Silent()) as runner:
         assert isinstance(runner, LocalRunner)
         assert runner.memory == reading.memory
 

@@ -21,14 +21,13 @@ from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run import memory
 from anabranch.engine.run.buffers import BufferPool, PoolClosed
-from anabranch.engine.run.local import LocalRunner
-from anabranch.engine.run.meter import Meter
 from anabranch.engine.run.protocols import Member
 from anabranch.engine.run.shard import Shard
+from anabranch.engine.run.work import MergeWork
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.retry import Fault, FaultStore
 
-from ...merging import MIB, write_checkpoint, write_recipe
+from ...merging import local_runner, write_checkpoint, write_recipe
 
 pytestmark = pytest.mark.timeout(60)
 SIZE = 500_000
@@ -84,7 +83,7 @@ class Run:
         output = OutputDirectory(self.inputs.plan, self.out)
         with mock.patch.object(memory, "LARGEST_SLAB", 64 << 10):
             members = [Member(self.inputs, output)]
-            self.runner = LocalRunner(members, threads, 1024 * MIB, kernels or CpuKernels(), Meter())
+            self.runner = local_runner(members, threads, kernels=kernels)
         if not resident:
             enough = (threads + memory.AHEAD) * 4
             plan = self.runner.memory
@@ -97,7 +96,7 @@ class Run:
         self.runner._members = [Member(self.inputs, self.output)]
 
     def start(self) -> None:
-        self.runner.merge([Shard(0, (0,))], [None], lambda _member, _receipt: None)
+        self.runner.run(MergeWork((None,)), [Shard(0, (0,))], lambda _index, _receipts: None)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

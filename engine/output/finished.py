@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..engine.errors import RecipeError
-from ..engine.models import is_part, parts_below
-from ..engine.output import MANIFEST_NAME, Manifest, Verification, read_manifest, verify
-from ..engine.storage import Store, open_store
+from ..errors import RecipeError
+from ..models import is_part, parts_below
+from ..storage import Store, open_store
+from .manifest import MANIFEST_NAME, Manifest
+from .verify import Verification, read_manifest, verify
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,11 +16,9 @@ from .meter import Meter
 from .pipeline import Pipeline
 from .tensor_job import PassGroup, TensorJob
 
-# -- gathering -----------------------------------------------------------------------------------------------------
-
 
 class SurveyWorker:
-    """Takes the statistics of shards in one process; arguments as for ShardWorker, without an output."""
+    """Takes statistics of shards in one process; arguments as for ShardWorker, without an output."""
 
     def __init__(
         self,
@@ -35,12 +33,11 @@ class SurveyWorker:
         self._kernels = kernels
         self._pipeline = Pipeline(plan.sources, sources, memory, kernels, meter)
 
-    def survey(self, shards: Sequence[int], round_: Round, publish: Callable[[Sequence[SurveyPart]], None]) -> None:
-        """Call `publish` with one part per model for every shard."""
-        for shard in shards:
-            parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
-            self._pipeline.run(parts.jobs(), done=parts.add)
-            publish(parts.parts())
+    def survey(self, shard: int, round_: Round) -> list[SurveyPart]:
+        """One part per model."""
+        parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
+        self._pipeline.run(parts.jobs(), done=parts.add)
+        return parts.parts()
 
 
 class _ShardSurvey:
@@ -122,6 +119,3 @@ class _ShardSurvey:
             median=median,
             high=high,
         )
-
-
-# -- deciding ------------------------------------------------------------------------------------------------------

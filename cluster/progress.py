@@ -13,24 +13,10 @@ from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ...engine.run import Meter
-from .plan import duration
+from ..engine.run import Meter, Silent, duration
 
 LINE_SECONDS = 5.0
 """Between two lines where there is no terminal."""
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
-        pass
-
-    def shard_done(self, shard: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 BytesDone = Callable[[], int]

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from rich.filesize import decimal
 
-from ...engine.errors import some_names
-from ...engine.models import Checkpoint, TensorLocation
-from ...engine.plan import Plan
-from ...engine.run import MemoryPlan, fold_bytes
+from ..errors import some_names
+from ..models import Checkpoint, TensorLocation
+from ..plan import Plan
+from .folded_bytes import fold_bytes, survey_bytes
+from .memory import MemoryPlan
+from .wording import counted, duration
 
 State = Literal["new", "started", "finished"]
 
@@ -22,7 +24,6 @@ WRITE_BYTES_PER_SECOND = 0.5e9
 REMOTE_BYTES_PER_SECOND = 0.2e9
 FOLD_BYTES_PER_SECOND = 0.25e9
 """Per thread, of input bytes of one pass."""
-SURVEY_PASSES = {"": 0, "moments": 1, "quantiles": 3, "threshold": 2}
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,6 @@ class PlanReport:
         return found
 
     @property
-    def survey_bytes(self) -> int:
-        """Bytes of inputs that the passes of the survey look at."""
-        merged = sum(task.read_bytes for task in self.plan.tasks if task.settings is not None)
-        return SURVEY_PASSES[self.plan.survey_kind] * merged
-
-    @property
     def seconds(self) -> float:
         """A rough time for what is still to be done, from assumed speeds."""
         if self.state == "finished":
@@ -101,7 +96,7 @@ class PlanReport:
         todo = [i for i in range(len(self.plan.shards)) if i not in self.finished_shards]
         read = sum(self.plan.tasks[i].read_bytes for shard in todo for i in self.plan.shards[shard].tasks)
         read += self.plan.read_bytes if self.plan.survey_kind else 0
-        fold = fold_bytes(self.plan, todo) + self.survey_bytes
+        fold = fold_bytes(self.plan, todo) + survey_bytes(self.plan)
         return max(
             read / (REMOTE_BYTES_PER_SECOND if self.is_remote else READ_BYTES_PER_SECOND),
             self.disk_needed_bytes / WRITE_BYTES_PER_SECOND,
@@ -137,7 +132,7 @@ class PlanReport:
             "read_bytes": plan.read_bytes,
             "fold_bytes": fold_bytes(plan, range(len(plan.shards))),
             "survey": plan.survey_kind,
-            "survey_bytes": self.survey_bytes,
+            "survey_bytes": survey_bytes(self.plan),
             "write_bytes": plan.write_bytes,
             "shards": [{"name": shard.name, "bytes": shard.size} for shard in plan.shards],
             "finished_shards": sorted(self.finished_shards),
@@ -238,16 +233,3 @@ class PlanReport:
             f"writing {decimal(int(WRITE_BYTES_PER_SECOND))}/s and a thread folds "
             f"{decimal(int(FOLD_BYTES_PER_SECOND))}/s; not measured here"
         )
-
-
-def counted(number: int, noun: str) -> str:
-    """1 shard, 2 shards."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 3 s, 5 min, 2 h 10 min."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from ...engine.plan import Plan
-from ...engine.run import PHASES, MemoryPlan, Meter, Outcome, Phase, Stage
-from .plan import counted, duration
+from ..plan import Plan
+from .memory import MemoryPlan
+from .meter import PHASES, Meter, Phase, Stage
+from .protocols import Outcome
+from .wording import counted, duration
 
 ADVICE = {
     "read": "reading the inputs (and computing those that are not stored as they are merged)",

@@ -6,16 +6,12 @@ import io
 import re
 import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
-from anabranch.cluster import machine
-from anabranch.cluster.reports.plan import counted, duration
-from anabranch.cluster.reports.progress import BarProgress, Counter, LineProgress, Silent, Tally, open_progress
-from anabranch.engine.errors import some_names
+from anabranch.cluster.progress import BarProgress, Counter, LineProgress, Tally, open_progress
+from anabranch.engine.run.protocols import Silent
 
 SHARDS = ["a.safetensors", "b.safetensors"]
 
@@ -122,37 +118,3 @@ def test_where_standard_error_goes_decides(monkeypatch: pytest.MonkeyPatch) -> N
         progress.phase("merge", 1, 0)
         progress.shard_done(0)
     assert sys.stderr.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "1 s"), (2.4, "2 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (7800, "2 h 10 min")]
-)
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_nouns_agree_with_their_numbers() -> None:
-    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
-
-
-def test_long_lists_are_cut() -> None:
-    assert some_names(["a", "b"]) == "a, b"
-    assert some_names([str(i) for i in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
-)
-def test_a_containers_quota_limits_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert machine.available_cores() == cores
-
-
-def test_peak_memory_is_at_least_what_is_used_now() -> None:
-    block = bytearray(b"x") * (100 << 20)
-    used = psutil.Process().memory_info().rss
-    assert len(block) < used <= machine.peak_rss_bytes() < 1000 * used

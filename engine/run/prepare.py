@@ -7,43 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.filesize import decimal
 
-from ..engine.errors import RecipeError, ResourceError
-from ..engine.models import Opened
-from ..engine.output import OutputDirectory
-from ..engine.plan import Inputs, Plan, SharedReading, inputs_of_parts, open_inputs, share_reading, why_apart
-from ..engine.recipe import load_recipe
-from ..engine.run import Member, MemoryPlan, plan_shared_memory, surroundings
-from ..engine.storage import open_store
-from .machine import available_cores
-from .reports.plan import PlanReport
+from ..errors import RecipeError, ResourceError
+from ..models import Opened
+from ..output import OutputDirectory
+from ..plan import Inputs, Plan, SharedReading, inputs_of_parts, open_inputs, share_reading, why_apart
+from ..recipe import load_recipe
+from ..storage import open_store
+from .execution import Execution, worker_memory
+from .memory import MemoryPlan
+from .plan_report import PlanReport
+from .protocols import Member
 
-DEFAULT_MEMORY_BYTES = 2 << 30
 TABLES_BYTES_PER_TENSOR = 1000
 """Room for receipts, tables, index and manifest, generously."""
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a merge is carried out; changes no byte of its output."""
-
-    workers: int | None = None
-    """Fold threads, or actors on a cluster; None: as many as the machine or the cluster has room for."""
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    """Limit of one worker process."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    ray: str = ""
-    """'' (this process), 'local', 'auto', or the address of a cluster."""
-    insecure_cluster: bool = False
-    """Use a cluster that asks nobody for a token."""
-
-    @property
-    def threads(self) -> int:
-        """Fold threads of one process."""
-        return 1 if self.ray else self.workers or available_cores()
 
 
 @dataclass(frozen=True)
@@ -95,7 +75,7 @@ def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> Prepare
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())
-    memory = _memory([Member(inputs, output)], execution)
+    memory = worker_memory([Member(inputs, output)], execution)
     to_write = sum(shard.size for i, shard in enumerate(inputs.plan.shards) if i not in finished)
     report = PlanReport(
         recipe=recipe,
@@ -228,7 +208,7 @@ def _join(reading: ReadingGroup, job: PreparedMerge, execution: Execution) -> Re
     jobs = (*reading.jobs, job)
     lacking = f"{execution.memory_bytes >> 20} MiB do not hold its buffers beside theirs: give more with --memory"
     try:
-        memory = _memory([each.member for each in jobs], execution)
+        memory = worker_memory([each.member for each in jobs], execution)
     except ResourceError:
         return lacking
     if job.inputs.plan.part is not None and job.recipe == reading.jobs[-1].recipe:
@@ -237,9 +217,3 @@ def _join(reading: ReadingGroup, job: PreparedMerge, execution: Execution) -> Re
     if memory.threads < min(m.threads for m in alone) or memory.slab_bytes < min(m.slab_bytes for m in alone):
         return lacking
     return replace(reading, jobs=jobs, memory=memory)
-
-
-def _memory(members: Sequence[Member], execution: Execution) -> MemoryPlan:
-    around = surroundings(members, ray=bool(execution.ray), cuda=execution.device == "cuda")
-    group = share_reading([member.plan for member in members])
-    return plan_shared_memory(group, execution.memory_bytes, execution.threads, around)

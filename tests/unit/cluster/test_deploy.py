@@ -26,7 +26,7 @@ from anabranch.cluster.cli import cli
 from anabranch.engine import errors
 from anabranch.engine.recipe.parse import parse_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"registry.example.com/anabranch:{PROJECT['version']}"

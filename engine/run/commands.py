@@ -1,4 +1,4 @@
-"""What the commands do, without a command line: open, check, run. `import anabranch` offers the same functions."""
+"""What `import anabranch` offers: plan, merge, survey and verify whole recipes. The command line calls the same."""
 
 from __future__ import annotations
 
@@ -8,46 +8,28 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..engine.errors import RecipeError
-from ..engine.kernels import Kernels, announce_compiling, make_kernels
-from ..engine.output import OutputDirectory, Verification
-from ..engine.plan import Round, SurveyPart, open_inputs
-from ..engine.recipe import load_recipe
-from ..engine.run import (
-    LocalRunner,
-    Member,
-    Meter,
-    Progress,
-    Runner,
-    Stages,
-    Surroundings,
-    SurveyWorker,
-    plan_memory,
-    run,
-    survey_bytes,
-)
-from ..engine.storage import open_store
+from ..errors import RecipeError
+from ..kernels import Kernels, announce_compiling, make_kernels
+from ..output import OutputDirectory, Verification, open_outputs, verify_outputs
+from ..plan import Round, SurveyPart, open_inputs
+from ..recipe import load_recipe
+from ..storage import open_store
+from .execution import DEFAULT_MEMORY_BYTES, Execution
+from .folded_bytes import round_bytes
+from .local import LocalRunner
 from .machine import available_cores, peak_rss_bytes
-from .prepare import (
-    DEFAULT_MEMORY_BYTES,
-    Execution,
-    PreparedMerge,
-    ReadingGroup,
-    check_disk,
-    outputs_of,
-    prepare,
-    prepare_all,
-    share_readings,
-)
-from .reports.merge import MergeReport
-from .reports.plan import PlanReport
-from .reports.progress import Silent
-from .reports.survey import SurveyReport, make_survey_report
-from .verifying import open_outputs, verify_outputs
+from .memory import MemoryPlan, Surroundings, plan_memory
+from .merge_report import MergeReport
+from .meter import Meter
+from .plan_report import PlanReport
+from .prepare import PreparedMerge, ReadingGroup, check_disk, outputs_of, prepare, prepare_all, share_readings
+from .protocols import Member, Progress, Runner, Silent
+from .runner import run
+from .stages import Stages
+from .survey_report import SurveyReport, make_survey_report
+from .survey_worker import SurveyWorker
 
 COMPILING = "compiling kernels for this processor: some seconds, once"
-
-# -- the functions of `import anabranch` -----------------------------------------------------------------------------
 
 
 def plan(
@@ -133,7 +115,7 @@ def merge_reading(
     members = [
         Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True))) for job in reading.jobs
     ]
-    with open_runner(members, execution, meter, progress) as runner:
+    with open_runner(members, reading.memory, execution, meter, progress) as runner:
         outcomes = run(members, runner, stages)
     stages.finish()
     seconds, peak = time.perf_counter() - begin, peak_rss_bytes()
@@ -145,7 +127,7 @@ def merge_reading(
             outcome=outcome,
             meter=meter,
             memory=reading.memory,
-            on_cluster=bool(execution.ray),
+            on_cluster=execution.place is not None,
             wall_seconds=seconds,
             peak_rss_bytes=peak,
             beside=tuple(other.recipe for other in reading.jobs if other is not job),
@@ -178,17 +160,14 @@ def survey(
     around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
     memory = plan_memory(made, memory_bytes, execution.threads, around)
     meter, progress = meter or Meter(), progress or Silent()
-    total = sum(survey_bytes(made, shard, Round("quantiles")) for shard in shards)
+    total = sum(round_bytes(made, shard, "quantiles") for shard in shards)
     progress.phase("survey", total, 0)
     parts: list[SurveyPart] = []
-
-    def keep(found: Sequence[SurveyPart]) -> None:
-        parts.extend(found)
-        progress.shard_done(found[0].shard)
-
     with told_kernels("cpu", progress) as kernels:
         worker = SurveyWorker(made, inputs.stores, memory, kernels, meter)
-        worker.survey(shards, Round("quantiles"), keep)
+        for shard in shards:
+            parts += worker.survey(shard, Round("quantiles"))
+            progress.shard_done(shard)
     return make_survey_report(made, parts)
 
 
@@ -202,19 +181,16 @@ def verify(out: str | Path, *, workers: int | None = None) -> Verification:
 
 
 @contextmanager
-def open_runner(members: Sequence[Member], execution: Execution, meter: Meter, progress: Progress) -> Iterator[Runner]:
-    """Where the work is done: this process, or a Ray cluster."""
-    if not execution.ray:
-        with told_kernels(execution.device, progress) as kernels:
-            cuda = execution.device == "cuda"
-            yield LocalRunner(members, execution.threads, execution.memory_bytes, kernels, meter, cuda)
+def open_runner(
+    members: Sequence[Member], memory: MemoryPlan, execution: Execution, meter: Meter, progress: Progress
+) -> Iterator[Runner]:
+    """Where the work is done: in this process, or where the execution says."""
+    if execution.place is not None:
+        with execution.place.open(members, memory, execution, meter, progress.note) as runner:
+            yield runner
         return
-    from .ray.session import ray_session
-
-    with ray_session(execution.ray, execution.insecure_cluster):
-        from .ray.driver import RayRunner
-
-        yield RayRunner(members, execution.workers, execution.memory_bytes, execution.device, meter, progress.note)
+    with told_kernels(execution.device, progress) as kernels:
+        yield LocalRunner(members, memory, kernels, meter)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TextIO
 
-from ...engine.run import Meter
+from ..engine.run import Meter
 
 
 def write_trace(file: TextIO, meters: Sequence[Meter]) -> None:

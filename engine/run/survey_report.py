@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...engine.methods import TadropDensity, tadrop
-from ...engine.plan import Plan, SurveyPart, SurveyRow, decide_densities, redundancy
+from ..methods import TadropDensity, tadrop
+from ..plan import Plan, SurveyPart, SurveyRow, decide_densities, redundancy
 
 if TYPE_CHECKING:
     import pyarrow
