@@ -58,7 +58,7 @@ class Failed:
     error: AnabranchError
 
 
-class ShardActor:
+class MergeWorker:
     """State of one actor: opened inputs and outputs.
 
     Args:
@@ -118,7 +118,7 @@ class ShardActor:
 
 def make_worker(options: WorkerOptions, name: str) -> Any:
     """The actor class with its resources; never restarted or retried by Ray, as the scheduler decides that."""
-    return ray.remote(concurrency_groups={"watch": 1})(ShardActor).options(
+    return ray.remote(concurrency_groups={"watch": 1})(MergeWorker).options(
         name=name,
         num_cpus=options.num_cpus,
         num_gpus=1 if options.device == "cuda" else 0,
