@@ -128,13 +128,6 @@ def _summary(plan: Plan, totals: Sequence[_Total], i: int) -> dict[str, Any]:
     return {"model": i, "url": plan.models[i].url, "kept_fraction": kept, "overlap": shares}
 
 
-def survey_table(rows: Sequence[dict[str, Any]]) -> pyarrow.Table:
-    """One row per model and tensor of a survey."""
-    import pyarrow
-
-    return pyarrow.Table.from_pylist(list(rows))
-
-
 def write_table(table: pyarrow.Table) -> bytes:
     """A Parquet file in memory."""
     import pyarrow.parquet

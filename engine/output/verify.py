@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
@@ -21,6 +20,7 @@ from ..models import (
     parse_header,
     parse_index,
 )
+from ..plan import plan_id
 from ..storage import Store
 from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
 
@@ -191,18 +191,12 @@ def _read_header(store: Store, name: str, size: int) -> bytes:
 
 
 def _plan_id(manifest: Manifest, header_digests: Mapping[str, str]) -> str:
-    """The plan id that recipe, inputs and shards of a manifest give; see `plan.make_plan`."""
+    """The plan id that recipe, inputs and shards of a manifest give."""
     layout = [
         {"name": name, "size": manifest.files[name].size, "header_sha256": digest}
         for name, digest in sorted(header_digests.items())
     ]
-    identity: dict[str, Any] = {
-        "numerics": manifest.numerics,
-        "recipe": manifest.recipe,
-        "inputs": manifest.inputs,
-        "layout": layout,
-    }
-    return hashlib.sha256(canonical_json(identity)).hexdigest()
+    return plan_id(manifest.numerics, manifest.recipe, manifest.inputs, layout)
 
 
 def _check_index(store: Store, headers: Mapping[str, Header]) -> list[Problem]:
@@ -242,6 +236,3 @@ def _check_table(store: Store, manifest: Manifest) -> list[Problem]:
         if hashlib.sha256(canonical_json(rows)).hexdigest() != expected:
             problems.append(Problem(name, "damaged: its rows are not those that were written"))
     return problems
-
-
-# -- loading ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .demands import (
     selection_bytes,
 )
 from .inputs import Inputs, inputs_of_parts, open_inputs
-from .plan import NUMERICS, Plan
+from .plan import NUMERICS, Plan, plan_id
 from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
 from .shared_reading import SharedReading, share_reading, why_apart
 from .survey import Round, Survey, decide_densities, narrow_thresholds, redundancy, threshold_searches
@@ -68,6 +68,7 @@ __all__ = [
     "needs_rows",
     "open_inputs",
     "passes_over",
+    "plan_id",
     "redundancy",
     "sample_elements",
     "selection_bytes",

@@ -13,9 +13,8 @@ from ..errors import InputError
 from ..methods import Elect
 from ..models import BIT_ORDER
 from ..recipe import UNIFIED, task_name
-from .layout import OutputShard, cut_shards, make_shard
-from .make import plan_id
-from .plan import Plan, TaskOutput
+from .layout import OutputShard, cut_shards, layout, make_shard
+from .plan import NUMERICS, Plan, TaskOutput, plan_id
 from .task import TensorSettings, TensorTask
 
 
@@ -82,7 +81,7 @@ def _task(unified: Plan, position: int, name: str) -> Plan:
 
 def _part(plan: Plan, part: TaskOutput, tasks: tuple[TensorTask, ...], shards: tuple[OutputShard, ...]) -> Plan:
     described = {**plan.canonical_recipe, "part": part.describe()}
-    identity = plan_id(described, plan.inputs, shards)
+    identity = plan_id(NUMERICS, described, plan.inputs, layout(shards))
     return replace(plan, tasks=tasks, shards=shards, canonical_recipe=described, plan_id=identity, part=part)
 
 

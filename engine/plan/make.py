@@ -20,9 +20,9 @@ from .checks import (
     check_whole_models,
     mismatch,
 )
-from .layout import OutputShard, cut_shards, layout, make_shard
+from .layout import cut_shards, layout, make_shard
 from .parameters import ParameterResolver, Values
-from .plan import NUMERICS, Plan
+from .plan import NUMERICS, Plan, plan_id
 from .task import TensorSettings, TensorTask, make_task
 
 
@@ -91,14 +91,8 @@ def make_plan(
         blueprint.config_edits,
         described,
         inputs,
-        plan_id(described, inputs, shards),
+        plan_id(NUMERICS, described, inputs, layout(shards)),
     )
-
-
-def plan_id(recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], shards: Sequence[OutputShard]) -> str:
-    """What identifies a plan: the canonical recipe, the inputs and the layout of the output."""
-    identity = {"numerics": NUMERICS, "recipe": recipe, "inputs": list(inputs), "layout": layout(shards)}
-    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def _digest(tasks: Sequence[TensorTask]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..json_text import canonical_json
 from ..methods import SurveyKind
 from ..models import Checkpoint, RowGather
 from ..recipe import Recipe
@@ -16,6 +18,17 @@ from .task import TensorTask
 
 NUMERICS = 1
 """Changes whenever the bytes of an output may change."""
+
+
+def plan_id(
+    numerics: int,
+    recipe: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+    layout: Sequence[Mapping[str, Any]],
+) -> str:
+    """What identifies a plan: the canonical recipe, the inputs, and names, sizes and headers of the output's shards."""
+    identity = {"numerics": numerics, "recipe": recipe, "inputs": list(inputs), "layout": list(layout)}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +137,3 @@ class Plan:
             "inputs": list(self.inputs),
             "layout": layout(self.shards),
         }
-
-
-# -- names ---------------------------------------------------------------------------------------------------------
-
-
-# -- one tensor ----------------------------------------------------------------------------------------------------
