@@ -1,4 +1,4 @@
-"""What a survey looks at is counted once for plan, progress and scheduler, and is what the fold threads then look at."""
+"""A survey's bytes are counted once for plan, progress and scheduler, and are what the fold threads then look at."""
 
 from __future__ import annotations
 
