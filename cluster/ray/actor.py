@@ -83,9 +83,9 @@ class MergeWorker:
         usage = self._meter.usage
         return usage["fold"].bytes + usage["write"].bytes
 
-    def ready(self) -> bool:
-        """The first sign of life."""
-        return True
+    def ready(self) -> str:
+        """The first sign of life: the id of the node."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def work(self, work: Work[R], shard: Shard) -> Done[R] | Failed:
         """Do it for the shard's members, but for those whose receipt a twin published already."""

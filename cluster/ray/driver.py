@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -37,6 +37,7 @@ from .events import (
     TaskProgress,
     Tick,
     WorkerJoined,
+    WorkerLeaving,
     WorkerLost,
 )
 from .incidents import Incidents
@@ -119,9 +120,9 @@ class RayRunner:
     def incidents(self, tasks: Sequence[ShardTask]) -> Incidents:
         return Incidents(tasks, self._note, self._retries.inc)
 
-    def slots(self) -> int:
+    def slots(self, draining: Container[str]) -> int:
         """Workers that the cluster holds now, within the user's limit."""
-        slots = cluster_slots(self._options)
+        slots = cluster_slots(self._options, draining)
         return slots if self._workers is None else min(slots, self._workers)
 
     def start_worker(self, group_ref: Any, number: int, run_id: str) -> Any:
@@ -141,11 +142,16 @@ class RayRunner:
             total.seconds, total.bytes, total.calls = total.seconds + seconds, total.bytes + size, total.calls + calls
 
 
-def cluster_slots(options: WorkerOptions) -> int:
-    """Workers that fit the resources of all living nodes."""
+def draining_nodes() -> frozenset[str]:
+    """Ids of nodes that will be taken away, on which Ray starts nothing more; only its inner state tells."""
+    return frozenset(ray._private.state.state.get_draining_nodes())
+
+
+def cluster_slots(options: WorkerOptions, draining: Container[str] = ()) -> int:
+    """Workers that fit the resources of all living nodes that stay."""
     slots = 0
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in draining:
             resources = node["Resources"]
             slots += int(min(resources.get(name, 0.0) / amount for name, amount in options.resources.items()))
     return slots
@@ -182,6 +188,8 @@ class _Drive(Generic[R]):
         self._done = done
         self._finished: set[int] = set()
         self._actors: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}
+        """Of workers that are not leaving, the id of the node."""
         self._calls: dict[Any, _Call] = {}
         self._watches: dict[Any, _Call] = {}
         self._looks: dict[Future[Mapping[int, R] | None], LookUp] = {}
@@ -197,7 +205,7 @@ class _Drive(Generic[R]):
         try:
             while not self._over:
                 if time.monotonic() >= nodes_at:
-                    self._tell(SlotsChanged(time.monotonic(), self._runner.slots()))
+                    self._look_at_nodes()
                     nodes_at = time.monotonic() + NODES_POLL_SECONDS
                 if time.monotonic() >= watch_at:
                     self._watch()
@@ -209,6 +217,13 @@ class _Drive(Generic[R]):
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._error is not None:
             raise self._error
+
+    def _look_at_nodes(self) -> None:
+        draining = draining_nodes()
+        self._tell(SlotsChanged(time.monotonic(), self._runner.slots(draining)))
+        for worker in [worker for worker, node in self._nodes.items() if node in draining]:
+            del self._nodes[worker]
+            self._tell(WorkerLeaving(time.monotonic(), worker))
 
     def _release_workers(self) -> None:
         busy = {call.worker for call in self._calls.values()}
@@ -257,8 +272,11 @@ class _Drive(Generic[R]):
             self._tell(WorkerLost(now, call.worker, loss_reason(error)))
             return
         if call.task is None:
-            lost = isinstance(answer, Failed)
-            self._tell(WorkerLost(now, call.worker, str(answer)) if lost else WorkerJoined(now, call.worker))
+            if isinstance(answer, Failed):
+                self._tell(WorkerLost(now, call.worker, str(answer)))
+            else:
+                self._nodes[call.worker] = answer
+                self._tell(WorkerJoined(now, call.worker))
         elif isinstance(answer, Failed):
             self._tell(TaskFailed(now, call.task, call.run, answer.error))
         else:
@@ -302,6 +320,7 @@ class _Drive(Generic[R]):
                 self._calls[call] = _Call(number, task, run)
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
+                self._nodes.pop(number, None)
                 self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
                 self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
             case LookUp(task=task):

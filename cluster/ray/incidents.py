@@ -16,6 +16,7 @@ from .events import (
     StopWorker,
     TaskDone,
     TaskFailed,
+    WorkerLeaving,
     WorkerLost,
 )
 
@@ -44,6 +45,8 @@ class Incidents:
             case SlotsChanged(slots=slots) if slots != self._slots:
                 self._slots = slots
                 self._note(f"room for {counted(slots, 'worker')}")
+            case WorkerLeaving(worker=worker):
+                self._note(f"worker {worker} gets no more shards: its node is being drained")
             case WorkerLost(worker=worker, reason=reason):
                 names = self._close(worker)
                 doing = f" with {', '.join(names)}" if names else ""

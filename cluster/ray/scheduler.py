@@ -7,7 +7,6 @@ Nothing is kept here that a rerun could not rebuild from those receipts.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -37,15 +36,7 @@ from .events import (
     WorkerLost,
 )
 from .limits import Limits, Pace
-
-
-@dataclass(slots=True)
-class _Worker:
-    joined: bool = False
-    leaving: bool = False
-    run: int | None = None
-    bytes_per_second: float = 0.0
-    """Its best run so far."""
+from .workforce import Workforce
 
 
 @dataclass(slots=True)
@@ -107,19 +98,12 @@ class Scheduler:
         self._pace = Pace(self._limits, max((s.task.size_bytes for s in self._states.values()), default=0))
         self._unfinished = len(self._states)
         self._done_bytes = 0
-        self._workers: dict[int, _Worker] = {}  # asked for, idle, busy; never a lost or stopped one
-        self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
+        self._workforce = Workforce(self._limits, seed, lambda when: self._at(when, _WORKERS, 0))
         self._runs: dict[int, _Run] = {}
         self._ready: list[_Entry] = []
         self._timers: list[tuple[float, int, int]] = []
         self._now = -inf
-        self._slots = 0
-        self._joined = 0
-        self._failed_starts = 0
-        self._start_after = -inf
-        self._empty_since: float | None = None
-        self._loss = "none has started"
-        self._last_worker = self._last_run = self._last_look = 0
+        self._last_run = self._last_look = 0
         self._actions: list[Action] = []
         self._over = False
         for state in self._states.values():
@@ -143,7 +127,7 @@ class Scheduler:
     @property
     def joined_workers(self) -> int:
         """Workers that are ready or busy."""
-        return self._joined
+        return self._workforce.joined
 
     def handle(self, event: Event) -> list[Action]:
         """Take one event in and say what to do."""
@@ -169,13 +153,13 @@ class Scheduler:
             case LookUpFailed():
                 self._look_up_failed(event)
             case WorkerJoined(worker=number):
-                self._worker_joined(number)
+                self._workforce.join(number)
             case WorkerLost(worker=number, reason=reason):
                 self._worker_lost(number, reason)
             case WorkerLeaving(worker=number):
                 self._worker_leaving(number)
             case SlotsChanged(slots=slots):
-                self._slots = slots
+                self._workforce.slots = slots
             case Tick():
                 pass
             case _:
@@ -196,7 +180,7 @@ class Scheduler:
         state = self._states[event.task]
         if run is not None:
             rate = self._pace.learn(state.task.size_bytes, self._now - run.started)
-            if (worker := self._workers.get(run.worker)) is not None:
+            if (worker := self._workforce.members.get(run.worker)) is not None:
                 worker.bytes_per_second = max(worker.bytes_per_second, rate)
         self._set_done(state)
 
@@ -309,17 +293,8 @@ class Scheduler:
 
     # Workers.
 
-    def _worker_joined(self, number: int) -> None:
-        worker = self._workers.get(number)
-        if worker is None or worker.joined:
-            return
-        worker.joined = True
-        self._joined += 1
-        self._idle[number] = None
-        self._failed_starts = 0
-
     def _worker_leaving(self, number: int) -> None:
-        worker = self._workers.get(number)
+        worker = self._workforce.members.get(number)
         if worker is None:
             return
         worker.leaving = True
@@ -327,48 +302,26 @@ class Scheduler:
             self._stop_worker(number)
 
     def _worker_lost(self, number: int, reason: str) -> None:
-        worker = self._workers.get(number)
-        if worker is None:
+        if number not in self._workforce.members:
             return
-        self._loss = reason
-        if not worker.joined:
-            self._failed_starts += 1
-            self._start_after = self._now + self._backoff(self._failed_starts, "workers")
-            self._at(self._start_after, _WORKERS, 0)
-        number_of_run = worker.run
-        self._forget_worker(number)
-        if number_of_run is not None:
-            state = self._states[self._runs[number_of_run].task]
-            self._end_run(number_of_run)
+        run = self._workforce.lose(number, reason, self._now)
+        if run is not None:
+            state = self._states[self._runs[run].task]
+            self._end_run(run)
             self._lose_run(state, f"worker {number} was lost: {reason}")
 
     def _start_workers(self) -> None:
-        """Ask for as many as there is room and use for, and one spare for a twin of the last task."""
-        missing = min(self._slots, self._unfinished + 1) - len(self._workers)
-        if self._now >= self._start_after:
-            for _ in range(missing):
-                self._last_worker += 1
-                self._workers[self._last_worker] = _Worker()
-                self._actions.append(StartWorker(self._last_worker))
-        if self._joined:
-            self._empty_since = None
-        elif self._empty_since is None:
-            self._empty_since = self._now
-            self._at(self._now + self._limits.no_worker_seconds, _WORKERS, 0)
+        self._actions += map(StartWorker, self._workforce.grow(self._unfinished, self._now))
 
     def _stop_worker(self, number: int) -> None:
-        if number in self._workers:
-            self._forget_worker(number)
+        if number in self._workforce.members:
+            self._workforce.forget(number)
             self._actions.append(StopWorker(number))
-
-    def _forget_worker(self, number: int) -> None:
-        self._joined -= self._workers.pop(number).joined
-        self._idle.pop(number, None)
 
     # Runs.
 
     def _start_tasks(self) -> None:
-        while self._idle and self._ready:
+        while self._workforce.has_idle and self._ready:
             entry = heappop(self._ready)
             state = self._states[entry[2]]
             if state.entry != entry:
@@ -379,10 +332,9 @@ class Scheduler:
                     continue  # it was late by a measure that has changed
             state.entry = None
             self._stop_if_hopeless(state)
-            worker, _ = self._idle.popitem(last=False)
             self._last_run += 1
+            worker = self._workforce.occupy(self._last_run)
             self._runs[self._last_run] = _Run(state.task.id, worker, self._now)
-            self._workers[worker].run = self._last_run
             state.runs.append(self._last_run)
             self._at(self._now + self._limits.deadline_floor_seconds, _CHECK, self._last_run)
             self._actions.append(StartTask(state.task.id, worker, self._last_run))
@@ -403,13 +355,11 @@ class Scheduler:
         if run is None:
             return None
         self._states[run.task].runs.remove(number)
-        worker = self._workers.get(run.worker)
+        worker = self._workforce.members.get(run.worker)
         if worker is not None:
-            worker.run = None
+            self._workforce.free(run.worker)
             if worker.leaving:
                 self._stop_worker(run.worker)
-            else:
-                self._idle[run.worker] = None
         return run
 
     def _lose_run(self, state: _State, what: str) -> None:
@@ -436,7 +386,7 @@ class Scheduler:
         state = self._states[run.task]
         size = state.task.size_bytes
         late = run.started + self._pace.late_seconds(size)
-        overdue = run.started + self._pace.overdue_seconds(size, self._workers[run.worker].bytes_per_second)
+        overdue = run.started + self._pace.overdue_seconds(size, self._workforce.members[run.worker].bytes_per_second)
         reached = max(self._now, run.started + run.projected_seconds)
         before = run.late, run.overdue
         run.late, run.overdue = reached >= late, reached >= overdue
@@ -475,17 +425,9 @@ class Scheduler:
             heappush(self._ready, state.entry)
 
     def _check_workers(self) -> None:
-        if self._empty_since is None or self._now < self._empty_since + self._limits.no_worker_seconds:
-            return
-        self._end(
-            Stop(
-                TemporaryError(
-                    f"no worker for {self._limits.no_worker_seconds:.0f} s (room for {self._slots}); "
-                    f"last loss: {self._loss}",
-                    hint="Run the same command again when the cluster has room: it goes on where it stopped.",
-                )
-            )
-        )
+        error = self._workforce.given_up(self._now)
+        if error is not None:
+            self._end(Stop(error))
 
     def _drop_stale_timers(self) -> None:
         while self._timers and self._timers[0][1] == _CHECK and self._timers[0][2] not in self._runs:

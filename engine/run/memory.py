@@ -122,17 +122,18 @@ def plan_shared_memory(
         derived = costs.derived.bytes_for(readers)
         room = limit_bytes - fixed - derived - workspaces
         least = (count + AHEAD) * costs.slabs_per_window
-        slab = LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB
-        while slab >= max(SMALLEST_SLAB, costs.least_slab):
-            if least * slab <= room:
-                slabs = min(room // slab, least + costs.slabs_to_keep(slab)) if costs.several_passes else least
-                return MemoryPlan(
-                    limit_bytes, count, fixed + derived, workspaces, slab, slabs, costs.derived.kept, readers
-                )
-            slab //= 2
-        if costs.least_slab > slab and least * costs.least_slab <= room:
+        buffers = _buffers(costs, least, room, LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB)
+        if buffers is not None:
+            slab, slabs = buffers
             return MemoryPlan(
-                limit_bytes, count, fixed + derived, workspaces, costs.least_slab, least, costs.derived.kept, readers
+                limit_bytes=limit_bytes,
+                threads=count,
+                fixed_bytes=fixed + derived,
+                workspace_bytes=workspaces,
+                slab_bytes=slab,
+                slabs=slabs,
+                held_bytes=costs.derived.kept,
+                readers=readers,
             )
     need = fixed + costs.derived.bytes_for(_reader_threads(group, 1, around.remote_inputs))
     need += costs.workspace + (1 + AHEAD) * costs.slabs_per_window * max(SMALLEST_SLAB, costs.least_slab)
@@ -145,6 +146,16 @@ def plan_shared_memory(
     raise ResourceError(
         f"a worker needs {-(-need // (1 << 20))} MiB for this merge, the limit is {limit_bytes >> 20} MiB", hint
     )
+
+
+def _buffers(costs: _Costs, least: int, room: int, largest_slab: int) -> tuple[int, int] | None:
+    """Size and number of window buffers, the largest of which so many fit as are needed at least; None: none fit."""
+    slab = largest_slab
+    while slab >= max(SMALLEST_SLAB, costs.least_slab):
+        if least * slab <= room:
+            return slab, min(room // slab, least + costs.slabs_to_keep(slab)) if costs.several_passes else least
+        slab //= 2
+    return (costs.least_slab, least) if costs.least_slab > slab and least * costs.least_slab <= room else None
 
 
 def _entries_bytes(plan: Plan, quantiles: bool) -> int:
@@ -255,8 +266,17 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
     held = sum(group.plans[place].most_models for place in alone)
     rows = 24 * held * (largest // ROW_ELEMENTS + 1) * 2 + 2 * kept
     widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
-    buffers = (group.most_reads, len(group.plans), least_slab)
-    return _Costs(workspace, rows, *buffers, several, _derived_costs(group), long_row, widest)
+    return _Costs(
+        workspace=workspace,
+        rows=rows,
+        reads_per_window=group.most_reads,
+        outputs=len(group.plans),
+        least_slab=least_slab,
+        several_passes=several,
+        derived=_derived_costs(group),
+        long_row=long_row,
+        largest_bytes=widest,
+    )
 
 
 def _kind(task: TensorTask) -> Hashable:

@@ -72,33 +72,23 @@ class _Item:
     """Whether the outs are filled."""
 
 
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Runs jobs with a fixed set of threads and buffers.
 
     Windows are read in order, folded by any thread, and handed to `emit` in order, so every output is one sequential
     stream whatever the number of threads.
-
-    Args:
-        sources: distinct inputs.
-        stores: one store per source.
-        memory: threads, buffers and their size.
-        kernels: makes the kernels of one fold thread.
-        meter: gets seconds and bytes of every phase.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Checkpoint],
-        stores: Sequence[Store],
-        memory: MemoryPlan,
-        kernels: Kernels,
-        meter: Meter,
-    ) -> None:
-        self._sources = sources
-        self._stores = stores
-        self._memory = memory
-        self._kernels = kernels
-        self._meter = meter
+    sources: Sequence[Checkpoint]
+    """Distinct inputs."""
+    stores: Sequence[Store]
+    """One per source."""
+    memory: MemoryPlan
+    """Threads, buffers and their size."""
+    kernels: Kernels
+    meter: Meter
+    """Gets seconds and bytes of every phase."""
 
     def run(
         self,
@@ -116,7 +106,7 @@ class Pipeline:
         Raises:
             Whatever a pass, a read or `emit` raised first; everything has stopped by then.
         """
-        _Run(self._sources, self._stores, self._memory, self._kernels, self._meter, emit, done).run(jobs)
+        _Run(self, emit, done).run(jobs)
 
 
 class _Run:
@@ -124,18 +114,25 @@ class _Run:
 
     def __init__(
         self,
-        sources: Sequence[Checkpoint],
-        stores: Sequence[Store],
-        memory: MemoryPlan,
-        kernels: Kernels,
-        meter: Meter,
+        pipeline: Pipeline,
         emit: Callable[[Target, Slab], None] | None,
         done: Callable[[TensorJob], None] | None,
     ) -> None:
+        memory, kernels, meter = pipeline.memory, pipeline.kernels, pipeline.meter
         held, scratch = HeldArrays(memory.held_bytes), Scratch()
         self._sources: list[SourceReader] = []
-        for index, (checkpoint, store) in enumerate(zip(sources, stores, strict=True)):
-            self._sources.append(SourceReader(index, checkpoint, store, kernels, held, scratch, meter, self._sources))
+        for index, (checkpoint, store) in enumerate(zip(pipeline.sources, pipeline.stores, strict=True)):
+            reader = SourceReader(
+                index,
+                checkpoint,
+                store,
+                kernels=kernels,
+                held=held,
+                scratch=scratch,
+                meter=meter,
+                readers=self._sources,
+            )
+            self._sources.append(reader)
         self._memory = memory
         self._kernels = kernels
         self._meter = meter

@@ -86,6 +86,7 @@ class SourceReader:
         source: int,
         checkpoint: Checkpoint,
         store: Store,
+        *,
         kernels: Kernels,
         held: HeldArrays,
         scratch: Scratch,

@@ -16,10 +16,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from ..merging import merge, write_checkpoint, write_recipe
 
+PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 SHARDS = 14
 ROWS, COLUMNS = 2048, 2048
 """Of a shard's one tensor: work enough that what a test does in the middle of a merge comes in the middle."""
@@ -58,6 +61,13 @@ class Nodes:
     def remove(self) -> None:
         """Take a node's processes away without a word, as a lost machine does."""
         self._cluster.remove_node(self.members.pop(), allow_graceful=False)
+
+    def drain(self) -> None:
+        """Say that the last node will be taken away in two minutes, as clouds do."""
+        client = GcsClient(address=self.address)
+        deadline_ms = int((time.time() + 120) * 1000)
+        accepted, why = client.drain_node(self.members[-1].node_id, PREEMPTION, "spot", deadline_ms)
+        assert accepted, why
 
     def workers(self) -> list[psutil.Process]:
         """Processes of the cluster that take shards at this moment."""

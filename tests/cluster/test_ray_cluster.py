@@ -69,6 +69,20 @@ def test_a_node_removed_in_the_middle_is_survived(nodes: Nodes, case: Case, tmp_
     assert done.stdout.startswith("merged into"), "something of Ray is between the lines"
 
 
+def test_a_worker_on_a_drained_node_ends_its_shard_and_gets_no_other(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
+    nodes.resize(2)
+    out = tmp_path / "out"
+    watch = When(out, 2, nodes.drain)
+    done = cabs.run(out, nodes.address)
+    watch.join()
+    nodes.remove()
+    assert done.returncode == 0, done.stderr
+    assert_kept(watch)
+    assert_same_output(out, cabs.expected)
+    assert re.search(r"^worker \d gets no more shards: its node is being drained$", done.stderr, flags=re.MULTILINE)
+    assert "was lost" not in done.stderr
+
+
 def test_recipes_that_share_a_reading_survive_the_loss_of_a_node(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     content = yaml.safe_load(cabs.recipe.read_text())

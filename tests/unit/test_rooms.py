@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 """Besides errors and json_text, which all may import. Fold and output do not know each other."""
 
-PURE = ("engine.methods", "engine.recipe", "engine.plan", "cluster.ray.scheduler")
+PURE = ("engine.methods", "engine.recipe", "engine.plan", "cluster.ray.scheduler", "cluster.ray.workforce")
 IMPURE = ("engine.recipe.parse", "engine.plan.inputs")
 """The loader of recipe files, and what opens the inputs that they name."""
 INPUT_OUTPUT = {

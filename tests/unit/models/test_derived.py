@@ -49,7 +49,9 @@ class Opened:
         self.store.replace("model.safetensors", save(STORED))
         self.checkpoint: Checkpoint = open_checkpoint(self.store.url, self.store)
         self.held = HeldArrays(1 << 20)
-        self.reader = SourceReader(0, self.checkpoint, self.store, kernels, self.held, Scratch(), Meter())
+        self.reader = SourceReader(
+            0, self.checkpoint, self.store, kernels=kernels, held=self.held, scratch=Scratch(), meter=Meter()
+        )
 
     def __getitem__(self, name: str) -> TensorLocation:
         return self.checkpoint.tensors[name]
@@ -206,7 +208,16 @@ def test_rows_of_another_source_are_read_there(opened: Opened) -> None:
     readers: list[SourceReader] = []
     for number, place in enumerate([opened, other]):
         readers.append(
-            SourceReader(number, place.checkpoint, place.store, CpuKernels(), place.held, Scratch(), Meter(), readers)
+            SourceReader(
+                number,
+                place.checkpoint,
+                place.store,
+                kernels=CpuKernels(),
+                held=place.held,
+                scratch=Scratch(),
+                meter=Meter(),
+                readers=readers,
+            )
         )
     offsets, part, row = (np.array(values, np.int32) for values in ([0, 1, 2], [0, 1], [4, 5]))
     parts = opened["weight"], other["weight"]

@@ -21,6 +21,7 @@ from anabranch.cluster.ray.events import (
     TaskFailed,
     Tick,
     WorkerJoined,
+    WorkerLeaving,
     WorkerLost,
 )
 from anabranch.cluster.ray.incidents import Incidents
@@ -71,6 +72,15 @@ class Story:
         lines = self.lines[:]
         self.lines.clear()
         return lines
+
+
+def test_a_drained_node_is_told_once_and_costs_no_retry() -> None:
+    story = Story(["a", "b", "c"], 2)
+    story.tell(WorkerLeaving(1.0, 1))
+    assert story.lines == ["room for 2 workers", "worker 1 gets no more shards: its node is being drained"]
+    story.tell(TaskDone(2.0, story.runs[1].task, story.runs[1].run))
+    assert len(story.lines) == 2
+    assert story.retries == 0
 
 
 def test_a_run_without_trouble_says_only_how_many_workers_it_has() -> None:
