@@ -271,19 +271,18 @@ class _Drive(Generic[R]):
         except RayError as error:  # died, cannot be reached, or never started: the outcome is unknown
             self._tell(WorkerLost(now, call.worker, loss_reason(error)))
             return
-        if call.task is None:
-            if isinstance(answer, Failed):
-                self._tell(WorkerLost(now, call.worker, str(answer)))
-            else:
-                self._nodes[call.worker] = answer
+        match call.task, answer:
+            case None, Failed(error=reason):
+                self._tell(WorkerLost(now, call.worker, reason.message))
+            case None, str(node):
+                self._nodes[call.worker] = node
                 self._tell(WorkerJoined(now, call.worker))
-        elif isinstance(answer, Failed):
-            self._tell(TaskFailed(now, call.task, call.run, answer.error))
-        else:
-            assert isinstance(answer, Done)
-            self._runner.add_usage(answer.usage)
-            self._settle(call.task, answer.receipts)
-            self._tell(TaskDone(now, call.task, call.run))
+            case int(task), Failed(error=reason):
+                self._tell(TaskFailed(now, task, call.run, reason))
+            case int(task), Done(receipts=receipts, usage=usage):
+                self._runner.add_usage(usage)
+                self._settle(task, receipts)
+                self._tell(TaskDone(now, task, call.run))
 
     def _looked(self, future: Future[Mapping[int, R] | None], look: LookUp) -> None:
         now = time.monotonic()

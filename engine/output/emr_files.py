@@ -28,13 +28,12 @@ class Scale:
         return self.changes / self.selected if self.selected > 0 else 1.0
 
 
-def task_scale(plan: Plan, receipts: Sequence[Receipt]) -> Scale:
+def task_scale(task: int, receipts: Sequence[Receipt]) -> Scale:
     """Sums over all merged tensors, rounded once: they do not depend on the order of tensors or shards."""
-    assert plan.part is not None and plan.part.task is not None
     rows: list[ElectedRow] = []
     for receipt in receipts:
         for row in receipt.tensors:
-            model = row.models[plan.part.task] if row.models else None
+            model = row.models[task] if row.models else None
             if isinstance(model, ElectedRow):
                 rows.append(model)
     return Scale(math.fsum(row.l1 or 0.0 for row in rows), math.fsum(row.selected for row in rows))
@@ -42,10 +41,10 @@ def task_scale(plan: Plan, receipts: Sequence[Receipt]) -> Scale:
 
 def with_scale(plan: Plan, receipts: Sequence[Receipt], summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The manifest's summary per model; of a task's masks that of its own model, with its scale."""
-    task = plan.part.task if plan.part is not None else None
+    task = plan.masks_of
     if task is None:
         return [dict(row) for row in summary]
-    scale = task_scale(plan, receipts).value
+    scale = task_scale(task, receipts).value
     # What it shares with other tasks is in the table; their own masks are not, so there are no shares.
     return [{**row, "overlap": {}, "scale": scale} for row in summary if row["model"] == task]
 
@@ -56,14 +55,15 @@ def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:
         return {}
     base: dict[str, Any] = {"url": plan.base.url, "files": base_files(plan.inputs[0])}
     content: dict[str, Any] = {"format": PART_FORMAT, "version": PART_VERSION, "base": base}
-    if plan.part.task is None:
+    task = plan.masks_of
+    if task is None:
         content |= {"part": UNIFIED, "plan_id": plan.plan_id}
         content["tasks"] = [task_name(entry) for entry in plan.recipe.models]
         return {PART_NAME: readable_json(content), README_NAME: _unified_readme(plan).encode()}
-    scale = task_scale(plan, receipts)
+    scale = task_scale(task, receipts)
     content |= {"part": "task", "task": plan.part.name, "unified": plan.part.unified_id, "bits": BIT_ORDER}
     content |= {"scale": scale.value, "changes": scale.changes, "selected": scale.selected}
-    return {PART_NAME: readable_json(content), README_NAME: _task_readme(plan, scale).encode()}
+    return {PART_NAME: readable_json(content), README_NAME: _task_readme(plan.part.name, plan.base.url, scale).encode()}
 
 
 def _unified_readme(plan: Plan) -> str:
@@ -77,15 +77,14 @@ Tensors that are not here are the base's own.
 """
 
 
-def _task_readme(plan: Plan, scale: Scale) -> str:
-    assert plan.part is not None
+def _task_readme(name: str, base_url: str, scale: Scale) -> str:
     return f"""# The masks of one task
 
-This is no model. The tensors are the masks of the task `{plan.part.name}` of EMR-Merging (arXiv 2405.17461), one bit
+This is no model. The tensors are the masks of the task `{name}` of EMR-Merging (arXiv 2405.17461), one bit
 per element: {BIT_ORDER}.
 The shapes of the tensors are in the metadata of the files.
 
-The model of the task is the base `{plan.base.url}`
+The model of the task is the base `{base_url}`
 plus, where the mask has a 1, {scale.value!r} times the unified task vector, which is expected in the folder
 `{UNIFIED}` beside this one. Tensors that are not here are the base's own.
 To merge the model or write it, name it in a recipe as BASE+FOLDER.

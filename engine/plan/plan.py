@@ -87,6 +87,11 @@ class Plan:
         return sum(part.length for part in self.recipe.slices) or None
 
     @property
+    def masks_of(self) -> int | None:
+        """Which model's masks the output holds and nothing else, by position in the recipe; None: it holds values."""
+        return self.part.task if self.part is not None else None
+
+    @property
     def seed(self) -> int:
         return self.recipe.seed
 

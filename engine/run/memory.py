@@ -161,7 +161,7 @@ def _buffers(costs: _Costs, least: int, room: int, largest_slab: int) -> tuple[i
 def _entries_bytes(plan: Plan, quantiles: bool) -> int:
     """What is held for each tensor from the plan to the manifest."""
     tensors = len(plan.tasks)
-    models = plan.most_models if plan.part is None or plan.part.task is None else 1  # masks speak of one alone
+    models = plan.most_models if plan.masks_of is None else 1  # masks speak of one alone
     surveyed = quantiles or plan.survey_kind in ("moments", "quantiles")
     rows = tensors * (BYTES_PER_TENSOR * (1 + models) + SURVEYED_BYTES_PER_TENSOR * models * surveyed)
     return rows + plan.gathered_rows * GATHERED_ROW_BYTES

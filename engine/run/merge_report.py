@@ -129,7 +129,7 @@ class MergeReport:
         )
         for row in manifest.summary:
             yield from self._model_lines(row)
-        if self.plan.part is not None and self.plan.part.task is not None:
+        if self.plan.masks_of is not None:
             return  # the unified task vector's report has said it
         for note in manifest.notes:
             yield f"  note: {note}"

@@ -162,10 +162,10 @@ class PlanReport:
     def _lines(self) -> Iterator[str]:
         plan = self.plan
         yield f"plan {plan.plan_id[:16]}: {plan.recipe.merge_method}{self._part_text()} into {self.out}"
-        if plan.part is None or plan.part.task is None:
+        if plan.masks_of is None:
             yield from self._input_lines()
         yield from self._output_lines()
-        if plan.part is None or plan.part.task is None:
+        if plan.masks_of is None:
             yield f"time        {self._time_text()}"
             for note in plan.notes:
                 yield f"note        {note}"

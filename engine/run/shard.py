@@ -231,14 +231,14 @@ class _Merge:
         return self._sinks[member]
 
     def job_done(self, job: TensorJob) -> None:
-        expected = self._expected.popleft() if self._expected[0].job is job else None
-        assert expected is not None, "tensors come in the order of the plan"
+        expected = self._expected[0]
+        assert expected.job is job, "tensors come in the order of the plan"
         for fold in expected.folds:
             for target in fold.state.targets:
                 self._open(target.member).rows[target.task.name] = fold.row(target)
-        if len(self._sinks[expected.shard.members[0]].rows) == len(
-            self._group.plans[0].shards[expected.shard.index].tasks
-        ):
+        self._expected.popleft()
+        shard = expected.shard
+        if len(self._sinks[shard.members[0]].rows) == len(self._group.plans[0].shards[shard.index].tasks):
             self._settle()
             sinks, self._sinks = self._sinks, {}
             self._publishing = [self._publisher.submit(self._commit, *each) for each in sinks.items()]

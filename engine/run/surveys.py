@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plan import Plan, Round, Survey, SurveyPart, decide_densities, narrow_thresholds, threshold_searches
+from ..plan import Plan, Round, Survey, SurveyPart, TensorTask, decide_densities, narrow_thresholds, threshold_searches
 from .gather import gather
 from .protocols import Member, Progress, Runner
 from .work import SurveyWork
@@ -57,13 +57,16 @@ def _same_statistics(a: Plan, b: Plan) -> bool:
             return False
         if not mine.has_task_vectors:
             continue
-        assert mine.settings is not None and other.settings is not None
         if (mine.origins, mine.sources) != (other.origins, other.sources):
             return False
         # A threshold's second round looks where the density says.
-        if a.survey_kind == "threshold" and mine.settings.method.densities != other.settings.method.densities:
+        if a.survey_kind == "threshold" and _densities(mine) != _densities(other):
             return False
     return True
+
+
+def _densities(task: TensorTask) -> Sequence[object]:
+    return () if task.settings is None else task.settings.method.densities
 
 
 class _Survey:
