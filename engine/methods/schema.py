@@ -9,8 +9,8 @@ SAME_FOR_ALL_TENSORS. The return annotation says which stages the method is made
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from keyword import iskeyword
 from types import UnionType
@@ -141,7 +141,7 @@ class MergeMethod:
         """The stages that follow from values by their names in recipes; per model a tuple of them.
 
         Raises:
-            TypeError: the function returns another thing than its signature says.
+            TypeError: the function returns another thing than its signature says, or what no plan can hold.
         """
         arguments = {f"{name}_" if iskeyword(name) else name: value for name, value in values.items()}
         made = self.function(**arguments, **dict.fromkeys(self.base_arguments, has_base))
@@ -151,6 +151,7 @@ class MergeMethod:
         if not right:
             names = ", ".join(kind.__name__ for kind in (*self.stages, *self.selections))
             raise TypeError(f"it returned {made!r}, and its signature says {names}")
+        _check_parts(made, [len(values[name]) for name in self.schema.per_model])
         return made
 
 
@@ -189,6 +190,22 @@ def merge_method(
         return MergeMethod(schema, function, stages, selections, bases)
 
     return read
+
+
+def _check_parts(made: Method, models: Sequence[int]) -> None:
+    """Stages go to processes that may lack a user's module, are compared and hashed, and have a value per model."""
+    for part in (made, *(getattr(made, field.name) for field in fields(made))):
+        if not is_dataclass(part):
+            continue
+        if type(part).__module__.rpartition(".")[0] != __package__:
+            raise TypeError(f"{type(part).__qualname__} is no stage of {__package__}, of which alone methods are made")
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, tuple) and value and models and len(value) != models[0]:
+                raise TypeError(f"it returned {made!r}, whose {field.name} are not one per model")
+    hash(made)  # a TypeError that names the type, for a list in place of a tuple
+    if isinstance(made, TaskVectorMerge) and made.needs_weights and not made.weights:
+        raise TypeError(f"it returned {made!r}, which has no weights")
 
 
 def _parameter(name: str, hint: Any, default: Any) -> Parameter:

@@ -211,6 +211,11 @@ class TaskVectorMerge(MethodDemands, Generic[Selected_co]):
         return self.sharing is not None and self.sharing.r != 0
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether the sum has weights of its own, not those that follow from what the masks keep."""
+        return self.sharing is None and self.weighting == "given"
+
+    @property
     def restores_norm(self) -> bool:
         """Whether norms are taken of the task vectors, and again of what is kept of them."""
         return self.rescale in ("l1", "l2")
