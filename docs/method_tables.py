@@ -29,12 +29,13 @@ def with_tables(text: str) -> str:
 
 def defaults() -> Iterator[str]:
     """One row per method: whether it needs a base, and every parameter with its default."""
-    yield "| method | base | parameters and defaults |"
-    yield "|---|---|---|"
+    yield "| method | base | activations | parameters and defaults |"
+    yield "|---|---|---|---|"
     for name, method in METHODS.items():
         base = "required" if method.schema.base == "required" else "optional"
         given = [f"`{key}: {_default(parameter)}`" for key, parameter in method.schema.parameters.items()]
-        yield f"| [`{name}`](#{name}) | {base} | {', '.join(given) or 'none'} |"
+        order = "order" if method.schema.orders_magnitudes else "no"
+        yield f"| [`{name}`](#{name}) | {base} | {order} | {', '.join(given) or 'none'} |"
 
 
 def meanings() -> Iterator[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 
@@ -14,17 +13,24 @@ from anabranch.engine.methods import (
     METHODS,
     SAME_FOR_ALL_TENSORS,
     All,
+    Band,
     Beyond,
     Blocks,
     CombinationMerge,
     Density,
     HasBase,
     Means,
+    ModelThreshold,
     Parameter,
     PerModel,
+    Random,
     Range,
+    RankedRandom,
+    Selection,
     TaskVectorMerge,
     Top,
+    TopInTurn,
+    Variance,
     Weight,
     Weights,
     merge_method,
@@ -32,7 +38,10 @@ from anabranch.engine.methods import (
 from anabranch.engine.recipe.parse import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
-ORDERED = {"magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"}
+ORDERING = {Blocks, Top, TopInTurn, Band, ModelThreshold, RankedRandom}
+"""Selections that follow an order of magnitudes."""
+OTHERS = {All, Random, Variance, Beyond}
+"""Those that do not; Variance orders elements by how models differ."""
 
 
 def test_a_signature_is_the_schema() -> None:
@@ -126,15 +135,14 @@ def test_activations_order_the_methods_that_choose_by_magnitude_and_no_others(me
     text = f"merge_method: {method}\nmodels: [{models}]\nactivations: a.safetensors\n"
     text += "base_model: b\n" if schema.base == "required" else ""
     text += f"parameters: {{{', '.join(f'{name}: 0.5' for name in required)}}}\n"
-    if method in ORDERED:
+    if ORDERING & set(METHODS[method].selections):
         assert parse_recipe(text, "r").activations == "a.safetensors"
         return
     with pytest.raises(RecipeError, match=f"{method} does not order changes by magnitude; these methods do: magnitude"):
         parse_recipe(text, "r")
 
 
-def test_the_page_of_recipes_says_which_methods_activations_order() -> None:
-    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8").split("\n## Activations\n")[1].split("\n## ")[0]
-    listed = re.search(r"the order decides what (.*?) keep\.", text.replace("\n", " "))
-    assert listed is not None
-    assert set(re.findall(r"`(\w+)`", listed[1])) == ORDERED
+def test_every_selection_is_known_to_order_or_not_to() -> None:
+    assert set(get_args(Selection)) == ORDERING | OTHERS
+    named = {"magnitude", "cabs", "ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"}
+    assert named <= {name for name, method in METHODS.items() if ORDERING & set(method.selections)}
