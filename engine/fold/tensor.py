@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..kernels import LEVELS_32, LEVELS_64, Array, Kernels, WindowInputs
-from ..methods import ModelThreshold, TaskVectorMerge, Variance
+from ..methods import Agreement, ModelThreshold, TaskVectorMerge, Variance
 from ..models import DTYPES
 from ..plan import ROW_ELEMENTS, Plan, TensorTask, cut_windows, grain, tile_elements, tiles
 from .masks import KEEP_ALL_EQUAL, Cut, Edge, EqualLedger, Ranks, Selector, first_edges, random_key
 from .passes import WindowData, add_into
+from .tall_masks import mask_agreement
 from .workspace import Real, Workspace
 
 
@@ -259,6 +260,9 @@ class TensorState:
         length = end - begin
         claims = workspace.claims[:length]
         claims[:] = 0
+        if isinstance(self.selector.selection, Agreement):
+            mask_agreement(self.selector.selection, workspace, models, length)
+            return claims
         spare, shared = workspace.spare[:length], self.selector.shares_mask
         for i in models[:1] if shared else models:
             t, values = workspace.task_vectors[i][:length], self.order_values(workspace, i, begin, end)

@@ -44,6 +44,7 @@ from .schema import (
     merge_method,
 )
 from .stages import (
+    Agreement,
     All,
     Band,
     Beyond,
@@ -72,6 +73,7 @@ __all__ = [
     "FLOAT32_MAX",
     "METHODS",
     "SAME_FOR_ALL_TENSORS",
+    "Agreement",
     "All",
     "Band",
     "Beyond",

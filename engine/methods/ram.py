@@ -1,12 +1,12 @@
-"""Methods that tell elements of one model from those that several change: RAM (arXiv 2601.13572)."""
+"""Methods that tell elements of one model from those of several: RAM (arXiv 2601.13572), consensus (2405.07813)."""
 
 from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from .parameters import Share
-from .schema import Means, merge_method
-from .stages import Beyond, Sharing, TaskVectorMerge
+from .parameters import Lambda, Share, Weight
+from .schema import MOST_COUNTED, Means, PerModel, Range, merge_method
+from .stages import Agreement, Beyond, Sharing, TaskVectorMerge
 
 Change: TypeAlias = Annotated[Share, Means("a change no larger than this counts as none")]
 
@@ -29,3 +29,18 @@ def ramplus_tl(
 ) -> TaskVectorMerge[Beyond]:
     """The same, with a model's own elements strengthened for those that it shares, tensor by tensor."""
     return TaskVectorMerge(selection=Beyond(epsilon), sharing=Sharing(r, alpha))
+
+
+@merge_method()
+def consensus_ta(
+    *,
+    weight: Weight = (1.0,),
+    lambda_mask: Annotated[
+        PerModel[Annotated[float, Range(0, 100)]],
+        Means("how large a change must be, as a share of what the other models change together, to be its model's own"),
+    ] = (0.4,),
+    consensus: Annotated[int, Range(1, MOST_COUNTED), Means("models that must claim an element for it to be kept")] = 2,
+    lambda_: Lambda = 1.0,
+) -> TaskVectorMerge[Agreement]:
+    """W0 + lambda * sum of w_i t_i, where at least `consensus` models claim the element (Consensus Task Arithmetic)."""
+    return TaskVectorMerge(selection=Agreement(lambda_mask, consensus), weights=weight, lambda_=lambda_)

@@ -144,7 +144,24 @@ class Beyond(SelectionDemands):
     counts_claims: ClassVar[bool] = True
 
 
-Selection = All | Blocks | Top | TopInTurn | Band | ModelThreshold | Random | RankedRandom | Variance | Beyond
+@dataclass(frozen=True, slots=True)
+class Agreement(SelectionDemands):
+    """One mask for all models: elements that enough models claim as theirs (TALL masks, arXiv 2405.07813).
+
+    Model i claims an element that it changes where |t_i| >= lambda_i * |sum of all t - t_i|.
+    """
+
+    lambdas: tuple[float, ...]
+    """Per model; the larger, the fewer elements it claims."""
+    consensus: int
+    """Models that must claim an element."""
+
+    counts_claims: ClassVar[bool] = True
+
+
+Selection = (
+    All | Blocks | Top | TopInTurn | Band | ModelThreshold | Random | RankedRandom | Variance | Beyond | Agreement
+)
 Selected_co = TypeVar("Selected_co", bound=Selection, covariant=True)
 
 # -- what becomes of what is kept -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from anabranch.engine.errors import RecipeError
 from anabranch.engine.methods import (
     METHODS,
     SAME_FOR_ALL_TENSORS,
+    Agreement,
     All,
     Band,
     Beyond,
@@ -40,7 +41,7 @@ from anabranch.engine.recipe.parse import parse_recipe
 ROOT = Path(__file__).resolve().parents[3]
 ORDERING = {Blocks, Top, TopInTurn, Band, ModelThreshold, RankedRandom}
 """Selections that follow an order of magnitudes."""
-OTHERS = {All, Random, Variance, Beyond}
+OTHERS = {Agreement, All, Random, Variance, Beyond}
 """Those that do not; Variance orders elements by how models differ."""
 
 
