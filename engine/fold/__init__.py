@@ -6,11 +6,14 @@ Held by tests/property/fold, tests/unit/fold and tests/golden.
 from __future__ import annotations
 
 from .brackets import order_passes
+from .family import TensorFold
 from .histograms import quantile_orders
-from .passes import OptionalPass, Pass, WindowData
+from .inputs import WindowData
+from .passes import OptionalPass, Pass
 from .statistics import HistogramPass, StatisticsPass
-from .tensor import Target, TensorState, set_thresholds
-from .tensor_fold import TensorFold
+from .tally import Target
+from .tensor import TensorState, set_thresholds
+from .tensor_fold import fold_of_tensor
 from .workspace import Real, Workspace
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "TensorState",
     "WindowData",
     "Workspace",
+    "fold_of_tensor",
     "order_passes",
     "quantile_orders",
     "set_thresholds",

@@ -6,21 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import Array, RankSearch, host, key_value, on_device, quantile_rank
-from ..plan import tiles
-from .masks import KEEP_ALL_EQUAL
-from .passes import Pass, WindowData, add_into
-from .rounding import check_overflow, write_merged
+from ..methods import Fusion
+from ..plan import TensorRow, tiles
+from .edges import KEEP_ALL_EQUAL
+from .family import TensorFold, merged_row
+from .inputs import WindowData
+from .passes import CountingPass
+from .rounding import write_merged
+from .tally import Target, WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
 
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def fusion_passes(state: TensorState) -> list[Pass]:
+class FusionFold(TensorFold):
     """One look per level of the histograms, then the merge."""
-    importance = Importance(state)
-    looks: list[Pass] = [ImportancePass(state, importance, depth) for depth in range(len(state.levels))]
-    return [*looks, FusionPass(state, importance)]
+
+    def __init__(self, state: TensorState, method: Fusion) -> None:
+        del method  # it has no parameters
+        importance = Importance(state)
+        looks = [ImportancePass(state, importance, depth) for depth in range(len(state.levels))]
+        super().__init__(state, [*looks, FusionPass(state, importance)])
+
+    def row(self, target: Target) -> TensorRow:
+        return merged_row(self.state, target, self.state.tally.kept, {})
 
 
 class Importance:
@@ -38,13 +48,11 @@ class Importance:
     ) -> Array:
         """Load elements [begin, end), whole rows, and return their importance, real [end - begin]."""
         state, length, width = self._state, end - begin, self._width
-        state.load(data, workspace, begin, end, nonfinite)
+        state.inputs.load(data, workspace, begin, end, nonfinite)
         rows = slice(begin // width, end // width)
         if first_look:
-            model, values = state.task.models[0], workspace.signs[:length]
-            raw = state.bytes_of(data, 1, begin, length)
-            assert raw is not None and model is not None
-            state.kernels.decode(raw, model.info.dtype, values)
+            values, raw = workspace.signs[:length], state.inputs.bytes_of(data, 1, begin, length)
+            state.kernels.decode(raw, state.inputs.dtype(1), values)
             factors = state.kernels.empty(length // width, "f64")
             state.kernels.row_divergence(values, workspace.base[:length], width, factors)
             self._divergences[rows] = host(factors)
@@ -65,62 +73,52 @@ class Importance:
             )
 
 
-class ImportancePass:
+class ImportancePass(CountingPass):
     """One histogram level of the three quartiles."""
 
     def __init__(self, state: TensorState, importance: Importance, depth: int) -> None:
-        self._state = state
+        super().__init__(state)
         self._importance = importance
         self._depth = depth
         self._counts: dict[int, NDArray[np.int64]] = {}
         """By the bits above this level that a search has found."""
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite = self._state, [0] * len(self._nonfinite)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state = self._state
         shift, bits = state.levels[self._depth]
         prefixes = sorted({search.prefix for search in self._importance.searches})
         histograms = workspace.histograms(len(prefixes))
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            values = self._importance.load(data, workspace, begin, end, nonfinite, self._depth == 0)
+            values = self._importance.load(data, workspace, begin, end, tally.nonfinite, self._depth == 0)
             for prefix, histogram in zip(prefixes, histograms, strict=True):
                 state.kernels.histogram(values, None, 0, shift, bits, prefix, histogram[: 1 << bits])
         with state.lock:
-            add_into(self._nonfinite, nonfinite)
             for prefix, histogram in zip(prefixes, histograms, strict=True):
                 counts = self._counts.setdefault(prefix, np.zeros(1 << bits, np.int64))
                 counts += host(histogram[: 1 << bits])
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         for search in self._importance.searches:
             search.narrow(self._counts[search.prefix])
         self._counts = {}
 
 
-class FusionPass:
+class FusionPass(CountingPass):
     """The base, plus the change where its importance reaches the threshold."""
 
     def __init__(self, state: TensorState, importance: Importance) -> None:
-        self._state = state
+        super().__init__(state)
         self._importance = importance
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, kernels, overflowed, kept = self._state, self._state.kernels, 0, 0
-        key, counted = self._importance.threshold_key, [0] * (len(state.task.models) + 1)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state, kernels, key = self._state, self._state.kernels, self._importance.threshold_key
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             length = end - begin
-            values = self._importance.load(data, workspace, begin, end, counted, False)
+            values = self._importance.load(data, workspace, begin, end, tally.nonfinite, False)
             total, active, mask = workspace.sum[:length], workspace.active[:length], workspace.masks[0][:length]
             total[:] = 0
             active[:] = 0
             kernels.mask_top(values, None, 0, key, KEEP_ALL_EQUAL, 0, mask)
             kernels.accumulate(total, workspace.task_vectors[0][:length], mask, 1.0, 1.0, active)
-            kept += kernels.count(mask)
-            overflowed += write_merged(state, data, workspace, begin, end)
-        with state.lock:
-            state.tally.kept[0] += kept
-            state.targets[0].overflowed += overflowed
-
-    def finish(self) -> None:
-        check_overflow(self._state)
+            tally.kept[0] += kernels.count(mask)
+            tally.overflowed[0] += write_merged(state, data, workspace, begin, end)

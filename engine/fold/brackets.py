@@ -1,7 +1,7 @@
 """Exact order statistics in one look: a sample says where a key is about, and all that lies elsewhere is only counted.
 
 Bytes do not depend on the sample. It decides how narrow the bracket around the key is and whether the key lies in it;
-where it does not, the histograms of `scans.OrderPass` find the same key.
+where it does not, the histograms of `histograms.OrderPass` find the same key.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from ..kernels import (
 )
 from ..models import DTYPES
 from ..plan import FOUND_PER_TENSOR, SAMPLE_ELEMENTS, Window, sample_elements, tiles
-from .histograms import FallbackPass, Order, OrderPass
-from .passes import Pass, WindowData, add_into
+from .histograms import FallbackPass, Order, OrderPass, values_of
+from .inputs import WindowData
+from .passes import CountingPass, Pass
+from .tally import WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
 
@@ -49,7 +51,7 @@ def order_passes(state: TensorState, orders: list[Order]) -> list[Pass]:
     A sample's elements must be ordered like the whole: not by factors of their columns.
     """
     levels = range(len(state.levels))
-    if state.real != "f32" or any(factors is not None for factors in state.factors):
+    if state.real != "f32" or state.masks.scored:
         return [OrderPass(state, orders, depth, []) for depth in levels]
     fallback = [FallbackPass(state, orders, depth, []) for depth in levels]
     return [SamplePass(state, orders), BracketPass(state, orders), *fallback]
@@ -108,11 +110,9 @@ class SamplePass:
             return
         found: dict[tuple[int, bool], list[NDArray[np.int32]]] = {}
         for begin, end in tiles(0, elements, state.tile):
-            state.load(sample, workspace, begin, end, [0] * (len(state.task.models) + 1))
+            state.inputs.load(sample, workspace, begin, end, [0] * state.inputs.count)
             for model, of_order in self._keys:
-                values = workspace.task_vectors[model][: end - begin]
-                if of_order:
-                    values = state.order_values(workspace, model, begin, end)
+                values = values_of(state, workspace, model, of_order, begin, end)
                 keys = host(values).view(np.int32) & LARGEST_KEY
                 found.setdefault((model, of_order), []).append(keys)
         with state.lock:
@@ -180,56 +180,23 @@ class _Near:
         return (bracket.low, above, self.counts[:, NEAR_LOW]) if above < rank <= above + at_low else None
 
 
-class BracketPass:
+class BracketPass(CountingPass):
     """Counts what lies above, at the ends of and inside each bracket; settles the statistics whose key is found."""
 
     def __init__(self, state: TensorState, orders: Sequence[Order]) -> None:
-        self._state = state
+        super().__init__(state)
         self._orders = orders
         windows = len(state.windows)
         nothing = np.empty(0, np.int32)
         self._near = [_Near(np.zeros((windows, NEAR_COUNTS), np.int64), [nothing] * windows) for _ in orders]
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite = self._state, [0] * len(self._nonfinite)
-        found = self._count_whole(data, nonfinite) or self._count_tiles(data, workspace, nonfinite)
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        found = count_near(self._state, self._orders, data, workspace, tally)
+        with self._state.lock:
             for near, counts, inside, number in zip(self._near, found.counts, found.inside, found.numbers, strict=True):
                 near.put(data.window.index, counts, inside, int(number))
 
-    def _count_whole(self, data: WindowData, nonfinite: list[int]) -> NearCounts | None:
-        """With one call, where the tensor is of the usual kind."""
-        state = self._state
-        inputs = state.whole_inputs(data)
-        if inputs is None:
-            return None
-        places = {i: place for place, i in enumerate(state.present)}
-        shared = state.selector is not None and state.selector.shares_mask
-        of = [OF_VARIANCE if order.of_order and shared else places[order.model] for order in self._orders]
-        near = [(which, *order.bracket) for which, order in zip(of, self._orders, strict=True)]
-        found = state.kernels.near_window(WindowNear(inputs, near, FOUND_PER_WINDOW))
-        if found is not None:
-            state.add_nonfinite(nonfinite, found.nonfinite)
-        return found
-
-    def _count_tiles(self, data: WindowData, workspace: Workspace, nonfinite: list[int]) -> NearCounts:
-        state, window = self._state, data.window
-        found = NearCounts.empty(0, len(self._orders), FOUND_PER_WINDOW)
-        for begin, end in tiles(window.own_begin, window.own_end, state.tile):
-            state.load(data, workspace, begin, end, nonfinite)
-            for place, order in enumerate(self._orders):
-                values = workspace.task_vectors[order.model][: end - begin]
-                if order.of_order:
-                    values = state.order_values(workspace, order.model, begin, end)
-                free = found.inside[place, found.numbers[place] :]
-                found.numbers[place] += state.kernels.count_near(values, *order.bracket, found.counts[place], free)
-        return found
-
-    def finish(self) -> None:
-        state = self._state
-        state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         for order, near in zip(self._orders, self._near, strict=True):
             self._settle(order, near)
         self._near = []
@@ -246,3 +213,36 @@ class BracketPass:
             return
         order.zeros, (key, above, equal) = zeros, found
         order.settle(RankSearch.found(place[1], state.levels, key, above, int(equal.sum())), 0, equal.tolist())
+
+
+def count_near(
+    state: TensorState, orders: Sequence[Order], data: WindowData, workspace: Workspace, tally: WindowTally
+) -> NearCounts:
+    """What lies near the brackets of some statistics in a window."""
+    return _near_whole(state, orders, data, tally) or _near_tiles(state, orders, data, workspace, tally)
+
+
+def _near_whole(state: TensorState, orders: Sequence[Order], data: WindowData, tally: WindowTally) -> NearCounts | None:
+    """With one call, where the tensor is of the usual kind."""
+    inputs, of_variance = state.inputs.whole(data), state.masks.of_variance
+    if inputs is None:
+        return None
+    of = [OF_VARIANCE if each.of_order and of_variance else state.present.index(each.model) for each in orders]
+    near = [(which, *order.bracket) for which, order in zip(of, orders, strict=True)]
+    found = state.kernels.near_window(WindowNear(near, FOUND_PER_WINDOW), inputs)
+    if found is not None:
+        tally.add_nonfinite(state.inputs.sources, found.nonfinite)
+    return found
+
+
+def _near_tiles(
+    state: TensorState, orders: Sequence[Order], data: WindowData, workspace: Workspace, tally: WindowTally
+) -> NearCounts:
+    found = NearCounts.empty(0, len(orders), FOUND_PER_WINDOW)
+    for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+        state.inputs.load(data, workspace, begin, end, tally.nonfinite)
+        for place, order in enumerate(orders):
+            values = values_of(state, workspace, order.model, order.of_order, begin, end)
+            free = found.inside[place, found.numbers[place] :]
+            found.numbers[place] += state.kernels.count_near(values, *order.bracket, found.counts[place], free)
+    return found

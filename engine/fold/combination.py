@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,36 +12,44 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..kernels import ROW, SUM_ROWS, Array, fold_rows, host, on_device
 from ..methods import CombinationMerge, NoDirection
-from ..plan import needs_rows, tiles
-from .passes import Pass, WindowData, add_into
-from .rounding import check_overflow, out_bytes, write_merged
-from .tensor import Target, TensorState
+from ..plan import TensorRow, needs_columns, needs_rows, tiles
+from .combination_by_column import column_passes
+from .family import TensorFold, merged_row
+from .inputs import WindowData
+from .operands import CombinationPass, Operands, beyond_fp64
+from .passes import CountingPass, Pass
+from .tally import Target, WindowTally
+from .tensor import TensorState
 from .workspace import Workspace
 
 
-def normalizer(weights: Sequence[float], real: str) -> float:
-    """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
-    terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
-    total = float(np.add.accumulate(terms)[-1])
-    return 1.0 if abs(total) < 1e-8 else total
+class CombinationFold(TensorFold):
+    """One look for the dot products if they matter, then the sums; every target has coefficients of its own."""
+
+    def __init__(self, state: TensorState, method: CombinationMerge) -> None:
+        operands = Operands(state, method.of)
+        if needs_columns(state.task):
+            passes = column_passes(state, operands)
+        elif needs_rows(state.task):
+            passes = [RowCombinationPass(state, operands)]
+        else:
+            passes = combination_passes(state, operands, method.coefficients.needs_gram)
+        super().__init__(state, passes)
+
+    def row(self, target: Target) -> TensorRow:
+        numel = self.state.task.numel  # every model gives every element
+        overlaps = dict.fromkeys(combinations(self.state.present, 2), numel)
+        return merged_row(self.state, target, [numel] * len(self.state.task.models), overlaps)
 
 
-def combination_passes(state: TensorState, method: CombinationMerge) -> list[Pass]:
-    """What it takes to merge a tensor by coefficients: one look for the dot products if they matter, then the sums.
-
-    Args:
-        state: the tensor; every target has coefficients of its own.
-        method: of the first target; `selecting` is the same for all.
-    """
-    operands = Operands(state, method.of)
-    if needs_rows(state.task):
-        return [RowCombinationPass(state, operands)]
+def combination_passes(state: TensorState, operands: Operands, needs_gram: bool) -> list[Pass]:
+    """The passes for coefficients of a whole tensor."""
     combination = CombinationPass(state, operands)
 
     def solve(gram: NDArray[np.float64]) -> None:
         combination.coefficients = [_coefficients(target, operands, gram) for target in state.targets]
 
-    if method.coefficients.needs_gram:
+    if needs_gram:
         return [GramPass(state, operands, solve), combination]
     solve(np.zeros((0, 0)))
     return [combination]
@@ -49,7 +57,7 @@ def combination_passes(state: TensorState, method: CombinationMerge) -> list[Pas
 
 def _coefficients(target: Target, operands: Operands, gram: NDArray[np.float64]) -> list[float]:
     """One per operand."""
-    method, weights = _merge_of(target, operands)
+    method, weights = operands.merge_of(target)
     try:
         solved = method.coefficients.solve(gram, weights)
     except NoDirection as error:
@@ -58,55 +66,7 @@ def _coefficients(target: Target, operands: Operands, gram: NDArray[np.float64])
     return [float(c) for c in solved]
 
 
-def _merge_of(target: Target, operands: Operands) -> tuple[CombinationMerge, list[float]]:
-    """A target's method, and its weights of the models that have a coefficient."""
-    settings = target.task.settings
-    assert settings is not None and isinstance(settings.method, CombinationMerge)
-    return settings.method, settings.method.weights_of(operands.models)
-
-
-def beyond_fp64(state: TensorState) -> InputError:
-    """What to say when dot products of finite numbers are not finite; possible with F64 inputs only."""
-    text = f"tensor {state.task.name!r} has values so large that their squares are beyond fp64"
-    return InputError(text, "exclude the tensor")
-
-
-class Operands:
-    """The tensors that are added up, in their order: the base where it takes part, then the models.
-
-    Attributes:
-        models: the models that have a coefficient. A model that lacks the tensor is left out of a sum of models, and
-            has a difference of 0 to the base.
-    """
-
-    def __init__(self, state: TensorState, of: Literal["models", "base", "differences"]) -> None:
-        self._state = state
-        self.differences = of == "differences"
-        self.with_base = of == "base"
-        self.models = list(range(len(state.task.models))) if self.differences else state.present
-        self.count = len(self.models) + self.with_base
-
-    def load(
-        self, data: WindowData, workspace: Workspace, begin: int, end: int, nonfinite: list[int]
-    ) -> list[tuple[int, Array]]:
-        """Decode elements [begin, end): (position among the operands, real [end - begin]) of each that exists."""
-        state, length = self._state, end - begin
-        if self.differences:
-            state.load(data, workspace, begin, end, nonfinite)
-            return [(i, workspace.task_vectors[i][:length]) for i in state.present]
-        found: list[tuple[int, Array]] = []
-        places = [(0, workspace.base)] if self.with_base else []
-        places += [(i + 1, workspace.task_vectors[i]) for i in state.present]
-        for position, (source, place) in enumerate(places):
-            location = state.task.models[source - 1] if source else state.task.base
-            raw, values = state.bytes_of(data, source, begin, length), place[:length]
-            assert raw is not None and location is not None
-            nonfinite[source] += state.kernels.decode(raw, location.info.dtype, values)
-            found.append((position, values))
-        return found
-
-
-class GramPass:
+class GramPass(CountingPass):
     """Dot products of all pairs of operands, in the one defined order (ALGORITHMS 1.4); `then` gets f64 [k, k].
 
     Windows of the defined order are folded as soon as their last row is there, so a tensor of any size needs memory
@@ -114,17 +74,16 @@ class GramPass:
     """
 
     def __init__(self, state: TensorState, operands: Operands, then: Callable[[NDArray[np.float64]], None]) -> None:
-        self._state = state
+        super().__init__(state)
         self._operands = operands
         self._then = then
         self._pairs = [(a, b) for a in range(operands.count) for b in range(a, operands.count)]
         self._sums = WindowSums(state.task.numel, len(self._pairs))
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite = self._state, [0] * len(self._nonfinite)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state = self._state
         for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
-            found = dict(self._operands.load(data, workspace, begin, end, nonfinite))
+            found = dict(self._operands.load(data, workspace, begin, end, tally.nonfinite))
             count = -(-(end - begin) // ROW)
             rows, device_rows = np.zeros((count, len(self._pairs))), workspace.rows[:count]
             for column, (a, b) in enumerate(self._pairs):
@@ -132,11 +91,8 @@ class GramPass:
                     state.kernels.dots(found[a], found[b], device_rows)
                     rows[:, column] = host(device_rows)
             self._sums.add(begin // ROW, rows)
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         total, gram = self._sums.total(), np.zeros((self._operands.count, self._operands.count))
         for (a, b), value in zip(self._pairs, total, strict=True):
             gram[a, b] = gram[b, a] = value
@@ -186,55 +142,6 @@ class WindowSums:
         return total
 
 
-class CombinationPass:
-    """Coefficients times operands, added in their order, starting from 0; on top of the base for differences."""
-
-    def __init__(self, state: TensorState, operands: Operands) -> None:
-        self._state = state
-        self._operands = operands
-        self._nonfinite = [0] * (len(state.task.models) + 1)
-        self._merges = [_merge_of(target, operands) for target in state.targets]
-        self.coefficients: list[list[float]] = []
-        """Per target and operand; known when the pass starts."""
-
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite, overflowed = self._state, [0] * len(self._nonfinite), [0] * len(self._state.targets)
-        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            operands = self._operands.load(data, workspace, begin, end, nonfinite)
-            total, active = workspace.sum[: end - begin], workspace.active[: end - begin]
-            for place in range(len(state.targets)):
-                total[:] = 0
-                active[:] = 0
-                self._add(place, operands, total, active)
-                overflowed[place] += self._write(place, data, workspace, begin, end)
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
-            for target, count in zip(state.targets, overflowed, strict=True):
-                target.overflowed += count
-
-    def _add(self, place: int, operands: list[tuple[int, Array]], total: Array, active: Array) -> None:
-        coefficients = self.coefficients[place]
-        for position, values in operands:
-            self._state.kernels.accumulate(total, values, None, 1.0, coefficients[position], active)
-        if self._merges[place][0].normalize and not self._operands.differences:
-            self._state.kernels.divide(total, normalizer(coefficients, self._state.real))
-
-    def _write(self, place: int, data: WindowData, workspace: Workspace, begin: int, end: int) -> int:
-        state, target = self._state, self._state.targets[place]
-        if self._operands.differences:
-            return write_merged(state, data, workspace, begin, end, place)
-        out = out_bytes(data, target.task.out_dtype, begin, end, place)
-        device_out = state.kernels.load(out)
-        values = workspace.sum[: end - begin]
-        overflowed = state.kernels.convert(values, target.task.out_dtype, target.saturate, device_out)
-        state.kernels.store(device_out, out)
-        return overflowed
-
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
-        check_overflow(self._state)
-
-
 class RowCombinationPass(CombinationPass):
     """The same with coefficients of their own for each row, from dot products of rows: all in one look."""
 
@@ -260,8 +167,6 @@ class RowCombinationPass(CombinationPass):
         for position, values in operands:
             kernels.accumulate_rows(total, values, on_device(kernels, solved[:, position]), width, active)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         if self._beyond:
             raise beyond_fp64(self._state)
-        check_overflow(self._state)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import Array, host, on_device
-from ..methods import CombinationMerge
 from ..plan import column_rows, tiles
-from .combination import CombinationPass, Operands, beyond_fp64
-from .passes import Pass, WindowData, add_into
+from .inputs import WindowData
+from .operands import CombinationPass, Operands, beyond_fp64
+from .passes import CountingPass, Pass
+from .tally import WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
 
@@ -19,21 +20,20 @@ SOLVED_AT_ONCE = 4096
 """Columns; coefficients of so many are computed together."""
 
 
-def column_passes(state: TensorState, method: CombinationMerge) -> list[Pass]:
+def column_passes(state: TensorState, operands: Operands) -> list[Pass]:
     """One look for the dot products of all columns, then the sums.
 
     A column holds the elements whose flat indices differ by multiples of the size of the first dimension's slices.
 
     Args:
         state: a tensor of two dimensions or more; every target has coefficients of its own.
-        method: of the first target; `selecting` is the same for all.
+        operands: what is added up.
     """
-    operands = Operands(state, method.of)
     combination = ColumnCombinationPass(state, operands)
     return [ColumnGramPass(state, operands, combination), combination]
 
 
-class ColumnGramPass:
+class ColumnGramPass(CountingPass):
     """Dot products of the columns of all pairs of operands: f64 [k, k] per column.
 
     Rows are taken in groups. In a group products are added row after row, starting from 0; groups are added in pairs,
@@ -41,19 +41,18 @@ class ColumnGramPass:
     """
 
     def __init__(self, state: TensorState, operands: Operands, combination: ColumnCombinationPass) -> None:
-        self._state = state
+        super().__init__(state)
         self._operands = operands
         self._combination = combination
         self._width = state.task.column_count
         self._rows = column_rows(self._width)
         self._pairs = [(a, b) for a in range(operands.count) for b in range(a, operands.count)]
         self._sums = PairedSums(-(-state.task.numel // (self._rows * self._width)))
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state, nonfinite, group = self._state, [0] * len(self._nonfinite), self._rows * self._width
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state, group = self._state, self._rows * self._width
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-            found = dict(self._operands.load(data, workspace, begin, end, nonfinite))
+            found = dict(self._operands.load(data, workspace, begin, end, tally.nonfinite))
             count = -(-(end - begin) // group)
             sums = np.zeros((count, len(self._pairs), self._width))
             device = state.kernels.empty(count * self._width, "f64").reshape(count, self._width)
@@ -63,13 +62,9 @@ class ColumnGramPass:
                     sums[:, place] = host(device)
             for i in range(count):
                 self._sums.add(begin // group + i, sums[i].copy())
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         total = self._sums.total
-        assert total is not None, "every group was added"
         if not np.isfinite(total).all():
             raise beyond_fp64(self._state)
         self._combination.solve(total, self._pairs)
@@ -89,7 +84,8 @@ class PairedSums:
         self._waiting: dict[tuple[int, int], NDArray[np.float64]] = {}
         """By level and place."""
         self._lock = threading.Lock()
-        self.total: NDArray[np.float64] | None = None
+        self.total: NDArray[np.float64] = np.zeros(0)
+        """Known when every array was added."""
 
     def add(self, place: int, sums: NDArray[np.float64]) -> None:
         """Each place is added once; `sums` is kept."""

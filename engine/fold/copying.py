@@ -5,61 +5,68 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..plan import tiles
-from .passes import WindowData
-from .rounding import check_overflow, write_merged
+from ..plan import TensorRow, tiles
+from .family import TensorFold
+from .inputs import WindowData
+from .passes import CountingPass
+from .rounding import write_merged
+from .tally import Target, WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
 
 
-class CopyPass:
+class CopyFold(TensorFold):
+    """One look, for a tensor that no method merges."""
+
+    def __init__(self, state: TensorState) -> None:
+        super().__init__(state, [CopyPass(state)])
+
+    def row(self, target: Target) -> TensorRow:
+        task = self.state.task
+        return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=target.overflowed)
+
+
+class CopyPass(CountingPass):
     """The reference's own values: the same bytes, or rounded once to another float dtype.
 
     Integer, bool and packed tensors that are not excluded must be identical in every model.
     """
 
     def __init__(self, state: TensorState) -> None:
-        self._state = state
+        super().__init__(state)
         self._differing = [0] * len(state.task.models)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         state, task = self._state, self._state.task
         base = data.raws[0]
         if base is None:  # a tensor without elements, or one that is left out
             return
-        assert data.out is not None
-        if task.stored == "nothing":
-            pass
-        elif task.out_dtype == task.base.info.dtype:
-            data.out[:] = base
-        else:
-            self._convert(data, workspace)
+        if task.stored != "nothing":
+            if task.out_dtype == task.base.info.dtype:
+                data.outs[0][:] = base
+            else:
+                self._convert(data, workspace, tally)
         for i, raw in enumerate(data.raws[1:]):
             if raw is not None and not np.array_equal(raw, base):
                 with state.lock:
                     self._differing[i] += int(np.count_nonzero(raw != base))
 
-    def _convert(self, data: WindowData, workspace: Workspace) -> None:
+    def _convert(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         """What no model touches: NaN and infinities stay, but a finite value must not become one."""
-        state, task = self._state, self._state.task
-        overflowed = 0
+        state = self._state
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             length = end - begin
-            raw = state.bytes_of(data, 0, begin, length)
-            assert raw is not None
-            state.kernels.decode(raw, task.base.info.dtype, workspace.base[:length])
+            raw = state.inputs.bytes_of(data, 0, begin, length)
+            state.kernels.decode(raw, state.inputs.dtype(0), workspace.base[:length])
             workspace.sum[:length] = 0
             workspace.active[:length] = 0
-            overflowed += write_merged(state, data, workspace, begin, end)
-        with state.lock:
-            state.targets[0].overflowed += overflowed
+            tally.overflowed[0] += write_merged(state, data, workspace, begin, end)
 
-    def finish(self) -> None:
+    def _conclude(self) -> None:
         for i, count in enumerate(self._differing):
             if count:
                 raise InputError(
-                    f"{self._state.source_name(i + 1)} differs from the base in {count} bytes and is "
-                    f"{self._state.task.base.info.dtype}",
+                    f"{self._state.inputs.name(i + 1)} differs from the base in {count} bytes and is "
+                    f"{self._state.inputs.dtype(0)}",
                     "integer tensors cannot be merged: list the tensor under `exclude` to copy the base's",
                 )
-        check_overflow(self._state)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import NO_BRACKET, Array, Bracket, LookCounts, RankSearch, WindowLook, host, key_value, quantile_rank
+from ..kernels import NO_BRACKET, Array, Bracket, RankSearch, WindowLook, host, key_value, quantile_rank
 from ..plan import tiles
-from .masks import Cut, cut_from
-from .passes import OptionalPass, WindowData, add_into
+from .edges import Cut, cut_from
+from .inputs import WindowData
+from .passes import CountingPass, OptionalPass
+from .tally import WindowTally, add_into
 from .tensor import TensorState
+from .tile_work import TileMasks
+from .window_work import masks_of
 from .workspace import Workspace
 
 MEDIAN, HIGH = 0.5, 0.99
@@ -58,7 +62,7 @@ class Order:
             self.equals(equals)
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """A histogram of what is ordered of one model: at one claim level, below one prefix."""
 
     model: int
@@ -67,7 +71,18 @@ class _Look(NamedTuple):
     prefix: int
 
 
-class OrderPass:
+@dataclass(frozen=True, slots=True)
+class WindowLooks:
+    """What one pass looks at in a window."""
+
+    looks: Sequence[Look]
+    depth: int
+    """Which level of histograms: 0 for the most significant bits. At the first, zeros are counted too."""
+    earlier: Sequence[int]
+    """Models whose masks must be made first, because their claims matter."""
+
+
+class OrderPass(CountingPass):
     """One histogram level of several order statistics.
 
     Args:
@@ -78,72 +93,26 @@ class OrderPass:
     """
 
     def __init__(self, state: TensorState, orders: list[Order], depth: int, earlier: list[int]) -> None:
-        self._state = state
+        super().__init__(state)
         self._orders = orders
         self._depth = depth
         self._earlier = earlier
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state = self._state
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         wanted = [(order, self._looks(order)) for order in self._orders if not order.settled]
         looks = list(dict.fromkeys(look for _, own in wanted for look in own))  # searches may share them
-        nonfinite = [0] * len(self._nonfinite)
-        whole = self._look_whole(data, looks)
-        if whole is not None:
-            histograms, zeros = self._take(whole, nonfinite)
-        else:
-            histograms, zeros = workspace.histograms(len(looks)), [0] * len(looks)
-            ranks = state.start_ranks(data, workspace, self._earlier)
-            for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
-                state.load(data, workspace, begin, end, nonfinite)
-                claims = state.mask_tile(workspace, begin, end, self._earlier, ranks) if self._earlier else None
-                for place, look in enumerate(looks):
-                    zeros[place] += self._observe(workspace, begin, end, look, claims, histograms[place])
-        with state.lock:
-            add_into(self._nonfinite, nonfinite)
+        work = WindowLooks(looks, self._depth, self._earlier)
+        histograms, zeros = observe(self._state, work, data, workspace, tally)
+        with self._state.lock:
             for order, own in wanted:
                 places = [looks.index(look) for look in own]
                 self._add(order, [histograms[place] for place in places], [zeros[place] for place in places])
 
-    def _looks(self, order: Order) -> list[_Look]:
+    def _looks(self, order: Order) -> list[Look]:
         """The histograms that one search needs."""
-        if self._depth == 0:
-            return [_Look(order.model, order.of_order, level, 0) for level in range(order.claim_levels)]
-        assert order.search is not None
-        return [_Look(order.model, order.of_order, order.level, order.search.prefix)]
-
-    def _look_whole(self, data: WindowData, looks: list[_Look]) -> LookCounts | None:
-        """All histograms of a window with one call, where claims do not matter and the tensor is of the usual kind."""
-        state = self._state
-        others = any(look.of_order for look in looks) and not state.orders_by_change
-        if self._earlier or not looks or others or any(look.level for look in looks):
-            return None
-        inputs = state.whole_inputs(data)
-        if inputs is None:
-            return None
-        shift, bits = state.levels[self._depth]
-        places = {i: place for place, i in enumerate(state.present)}
-        models, prefixes = [places[look.model] for look in looks], [look.prefix for look in looks]
-        return state.kernels.observe_window(WindowLook(inputs, models, prefixes, shift, bits, self._depth == 0))
-
-    def _take(self, counts: LookCounts, nonfinite: list[int]) -> tuple[list[Array], list[int]]:
-        """Histograms and zeros of a call for a whole window."""
-        self._state.add_nonfinite(nonfinite, counts.nonfinite)
-        return list(counts.histograms), [int(count) for count in counts.zeros]
-
-    def _observe(
-        self, workspace: Workspace, begin: int, end: int, look: _Look, claims: Array | None, counts: Array
-    ) -> int:
-        """Add a tile to one histogram; returns how many zeros it holds at the claim level, while that matters."""
-        kernels = self._state.kernels
-        shift, bits = self._state.levels[self._depth]
-        if look.of_order:
-            values = self._state.order_values(workspace, look.model, begin, end)
-        else:
-            values = workspace.task_vectors[look.model][: end - begin]
-        kernels.histogram(values, claims, look.level, shift, bits, look.prefix, counts[: 1 << bits])
-        return kernels.count_equal(values, claims, look.level, 0) if self._depth == 0 else 0
+        if order.search is None:
+            return [Look(order.model, order.of_order, level, 0) for level in range(order.claim_levels)]
+        return [Look(order.model, order.of_order, order.level, order.search.prefix)]
 
     def _add(self, order: Order, histograms: list[Array], zeros: list[int]) -> None:
         bits = self._state.levels[self._depth][1]
@@ -155,27 +124,25 @@ class OrderPass:
         if self._depth == 0:
             add_into(order.zeros, zeros)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         for order in self._orders:
             if not order.settled:
                 self._narrow(order)
 
     def _narrow(self, order: Order) -> None:
-        chosen = 0
-        if self._depth == 0:
+        search, chosen = order.search, 0
+        if search is None:
             place = order.rank([int(c.sum()) for c in order.counts], order.zeros)
             if place is None:
                 order.counts, order.settled = [], True
                 return
             order.level, rank = place
-            order.search = RankSearch(rank, self._state.levels)
+            order.search = search = RankSearch(rank, self._state.levels)
             chosen = order.level
-        assert order.search is not None
-        order.search.narrow(order.counts[chosen])
+        search.narrow(order.counts[chosen])
         order.counts = []
-        if order.search.level == len(self._state.levels):
-            order.settle(order.search, order.level)
+        if search.level == len(self._state.levels):
+            order.settle(search, order.level)
 
 
 class FallbackPass(OrderPass, OptionalPass):
@@ -187,36 +154,87 @@ class FallbackPass(OrderPass, OptionalPass):
         return not all(order.settled for order in self._orders)
 
 
+Observed = tuple[Sequence[Array], Sequence[int]]
+"""A histogram i64 of at least 2^bits for each look, and how many zeros there are at its claim level."""
+
+
+def observe(
+    state: TensorState, work: WindowLooks, data: WindowData, workspace: Workspace, tally: WindowTally
+) -> Observed:
+    """Histograms of a window; they are the workspace's, valid until it makes others."""
+    return _observe_whole(state, work, data, tally) or _observe_tiles(state, work, data, workspace, tally)
+
+
+def _observe_whole(state: TensorState, work: WindowLooks, data: WindowData, tally: WindowTally) -> Observed | None:
+    """With one call, where no claims matter and the tensor is of the usual kind."""
+    looks, masks = work.looks, state.masks
+    by_others = any(look.of_order for look in looks) and (masks.of_variance or masks.scored)
+    inputs = state.inputs.whole(data)
+    if work.earlier or not looks or by_others or any(look.level for look in looks) or inputs is None:
+        return None
+    models = [state.present.index(look.model) for look in looks]
+    shift, bits = state.levels[work.depth]
+    wanted = WindowLook(models, [look.prefix for look in looks], shift, bits, work.depth == 0)
+    counts = state.kernels.observe_window(wanted, inputs)
+    if counts is None:
+        return None
+    tally.add_nonfinite(state.inputs.sources, counts.nonfinite)
+    return list(counts.histograms), counts.zeros.tolist()
+
+
+def _observe_tiles(
+    state: TensorState, work: WindowLooks, data: WindowData, workspace: Workspace, tally: WindowTally
+) -> Observed:
+    shift, bits = state.levels[work.depth]
+    histograms, zeros = workspace.histograms(len(work.looks)), [0] * len(work.looks)
+    masks = TileMasks(state, work.earlier, masks_of(state, data, workspace, work.earlier))
+    for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+        state.inputs.load(data, workspace, begin, end, tally.nonfinite)
+        claims = masks.make(workspace, begin, end) if work.earlier else None
+        for place, look in enumerate(work.looks):
+            values = values_of(state, workspace, look.model, look.of_order, begin, end)
+            counts = histograms[place][: 1 << bits]
+            state.kernels.histogram(values, claims, look.level, shift, bits, look.prefix, counts)
+            if work.depth == 0:
+                zeros[place] += state.kernels.count_equal(values, claims, look.level, 0)
+    return histograms, zeros
+
+
+def values_of(state: TensorState, workspace: Workspace, i: int, of_order: bool, begin: int, end: int) -> Array:
+    """Model i's task vector of loaded elements [begin, end), or what a mask orders them by; until the next call."""
+    if of_order:
+        return state.masks.order_values(workspace, i, begin, end)
+    return workspace.task_vectors[i][: end - begin]
+
+
 def edge_orders(state: TensorState, i: int, sequential: bool) -> list[Order]:
     """The searches for the edges of model i's mask.
 
     With `sequential`, least-claimed elements come first and zeros are no candidates (ALGORITHMS 2, CA). Zeros never
     count as kept, since keeping them changes nothing.
     """
-    assert state.selector is not None
-    return [_edge_order(state, i, place, sequential) for place in range(len(state.selector.edges[i]))]
+    return [_edge_order(state, i, place, sequential) for place in range(len(state.masks.edges[i]))]
 
 
 def _edge_order(state: TensorState, i: int, edge: int, sequential: bool) -> Order:
-    selector = state.selector
-    assert selector is not None
+    masks = state.masks
 
     def rank(totals: list[int], zeros: list[int]) -> tuple[int, int] | None:
-        wanted = selector.top_counts(i, state.task.numel, sum(totals) - sum(zeros))[edge]
+        wanted = masks.top_counts(i, state.task.numel, sum(totals) - sum(zeros))[edge]
         if wanted <= 0:
             return None
         for level, (total, zero) in enumerate(zip(totals, zeros, strict=True)):
             if wanted <= total - zero:
                 return level, wanted
             wanted -= total - zero
-        selector.edges[i][edge] = state.new_edge(Cut(len(totals), 0, 0))
+        masks.edges[i][edge] = masks.new_edge(Cut(len(totals), 0, 0))
         return None
 
     def then(search: RankSearch, level: int) -> None:
-        selector.edges[i][edge] = state.new_edge(cut_from(search, level))
+        masks.edges[i][edge] = masks.new_edge(cut_from(search, level))
 
     def equals(counts: list[int]) -> None:
-        found = selector.edges[i][edge]
+        found = masks.edges[i][edge]
         if found is not None and found.ledger is not None:
             for window, count in enumerate(counts):
                 found.ledger.publish(window, count)

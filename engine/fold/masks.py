@@ -1,17 +1,27 @@
-"""One tile: from task vectors to masks, models in recipe order; exact at any window size and thread schedule."""
+"""What decides the masks of one tensor's models: from densities and edges to the rules of a window."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import Array, Kernels, RankSearch, value_key
+from ..kernels import (
+    Array,
+    BandRule,
+    BlockRule,
+    CutRule,
+    KeepAll,
+    Kernels,
+    MaskRules,
+    RandomRule,
+    RankedRule,
+    Rule,
+    value_key,
+)
 from ..methods import (
     All,
     Band,
@@ -20,98 +30,25 @@ from ..methods import (
     ModelThreshold,
     Random,
     RankedRandom,
-    Rescale,
     Selection,
+    TaskVectorMerge,
     Top,
     TopInTurn,
     Variance,
 )
-
-KEEP_ALL_EQUAL = 1 << 62
-"""A share of equal values that no tensor reaches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Which elements a magnitude selection keeps, in the order (claims ascending, |t| descending, index ascending)."""
-
-    level: int
-    """Elements claimed fewer times than this are kept if they are not zero; those claimed more often are not."""
-    key: int
-    """At this claim level: magnitudes with a larger bit pattern are kept ..."""
-    keep_equal: int
-    """... and of those with this very pattern the first so many by flat index."""
-
-    @property
-    def ranks_equals(self) -> bool:
-        return 0 < self.keep_equal < KEEP_ALL_EQUAL
-
-
-def cut_from(search: RankSearch, level: int) -> Cut:
-    """The cut that keeps exactly the searched rank; zeros are never kept because adding them changes nothing."""
-    if search.prefix == 0:
-        return Cut(level, 0, 0)
-    share = search.rank - search.above
-    return Cut(level, search.prefix, KEEP_ALL_EQUAL if share == search.equal else share)
-
-
-class EqualLedger:
-    """How many elements equal to the cut lie before each window: windows stay independent although ties go by index.
-
-    A window publishes its own count before it asks for the earlier ones. Windows are started in order, so the wait is
-    for counts that are already being made and cannot deadlock.
-    """
-
-    def __init__(self, windows: int) -> None:
-        self._counts: list[int | None] = [None] * windows
-        self._before: list[int] = [0]
-        self._changed = threading.Condition()
-        self._abandoned = False
-
-    def publish(self, window: int, count: int) -> None:
-        with self._changed:
-            self._counts[window] = count
-            while len(self._before) <= len(self._counts):
-                latest = self._counts[len(self._before) - 1]
-                if latest is None:
-                    break
-                self._before.append(self._before[-1] + latest)
-            self._changed.notify_all()
-
-    def published(self, window: int) -> bool:
-        with self._changed:
-            return self._counts[window] is not None
-
-    def before(self, window: int) -> int:
-        """Equals in all windows before this one; waits until every one of them has published."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._abandoned or len(self._before) > window)
-            return self._before[window] if len(self._before) > window else 0
-
-    def abandon(self) -> None:
-        """Wake everybody who waits, because the run is being stopped and results no longer count."""
-        with self._changed:
-            self._abandoned = True
-            self._changed.notify_all()
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """A cut through one model's order of magnitudes, with the ledger of its equals where their order decides."""
-
-    cut: Cut
-    ledger: EqualLedger | None = None
-
+from ..plan import TensorTask
+from .edges import Cut, Edge, EqualLedger
+from .workspace import Real, Workspace
 
 Edges = list[Edge | None]
 """What bounds one model's mask: where the kept magnitudes begin and, in a band, where they end (the smaller and the
 larger magnitude). Without the first nothing is kept, without the second nothing is left out."""
-Ranks = list[list[int]]
-"""Per model and edge: equals before a place in the tensor."""
+LARGEST = {"f32": 0x7FFFFFFF, "f64": 0x7FFFFFFFFFFFFFFF}
+"""The key that no magnitude exceeds."""
 
 
-def first_edges(selection: Selection, real: str) -> Edges:
-    """The edges of one model before the tensor was looked at; real is "f32" or "f64"."""
+def first_edges(selection: Selection, real: Real) -> Edges:
+    """The edges of one model before the tensor was looked at."""
     if isinstance(selection, Beyond):
         return [Edge(Cut(0, value_key(selection.epsilon, real), 0))]
     return [None] * (2 if isinstance(selection, Band) else 1)
@@ -129,41 +66,70 @@ def block_keep(density: float, m: int) -> int:
     return 0 if density <= 0 else min(max(int(np.floor(density * m + 0.5)), 1), m)
 
 
-@dataclass(slots=True)
-class Selector:
-    """Turns the task vectors of one tensor into masks, tile by tile.
+class Masks:
+    """How the models of one tensor select; a tensor that is not merged by task vectors keeps everything.
 
-    `edges` are filled between scans by those selections that need order statistics.
+    Args:
+        task: the tensor with its settings.
+        seed: of random selections.
+        kernels: where the arithmetic runs.
+        real: in which numbers.
+        windows: how many the tensor has.
     """
 
-    selection: Selection
-    rescale: Rescale
-    row: int
-    """Elements of one row of the tensor; used by RankedRandom only."""
-    kernels: Kernels
-    keys: tuple[tuple[int, int], ...]
-    """Philox key words per model; used by random selections only."""
-    densities: list[float]
-    edges: list[Edges]
-    """Per model."""
+    def __init__(self, task: TensorTask, seed: int, kernels: Kernels, real: Real, windows: int) -> None:
+        self._kernels = kernels
+        self._real = real
+        self._row = task.row_elements
+        self._windows = windows
+        models = len(task.models)
+        self._present = [i for i, model in enumerate(task.models) if model is not None]
+        self.selection: Selection = All()
+        self.densities = [1.0] * models
+        """Per model; 0 until a pass found it where it depends on the tensor."""
+        self.divides = False
+        """Whether masks come with task vectors divided by probabilities that differ between elements."""
+        self._factors: list[Array | None] = [None] * models
+        """Per model, real [row]: what magnitudes are multiplied by to order them; None: magnitude alone orders."""
+        settings = task.settings
+        if settings is not None and isinstance(settings.method, TaskVectorMerge):
+            self.selection = selection = settings.method.selection
+            if settings.method.densities:
+                self.densities = [d if isinstance(d, float) else 0.0 for d in settings.method.densities]
+            if isinstance(selection, Variance):
+                self.densities = [selection.share] * models
+            self.divides = isinstance(selection, RankedRandom) and settings.method.rescale == "density"
+            self._factors = [self._factors_of(task, i) for i in range(models)]
+        self._keys = [random_key(seed, position, task.name) for position in range(models)]
+        self.edges = [first_edges(self.selection, real) for _ in range(models)]
+        """Per model; filled between passes by those selections that need order statistics."""
+
+    def _factors_of(self, task: TensorTask, i: int) -> Array | None:
+        """The root of each input feature's mean square: rounded once, in fp64 and then to real."""
+        source, order = task.models[i], task.orders[i] if task.orders else None
+        squares = order.squares.get(source.info.name) if order is not None and source is not None else None
+        if squares is None:
+            return None
+        roots = np.sqrt(squares.astype(np.float64)).astype(np.float64 if self._real == "f64" else np.float32)
+        factors = self._kernels.empty(len(roots), self._real)
+        dtype = "F64" if self._real == "f64" else "F32"
+        self._kernels.decode(self._kernels.load(roots.view(np.uint8)), dtype, factors)
+        return factors
 
     @property
-    def claims_matter(self) -> bool:
+    def claims_decide(self) -> bool:
+        """Whether a model's mask goes by what the models before it keep."""
         return isinstance(self.selection, Blocks | TopInTurn)
 
     @property
-    def divides(self) -> bool:
-        """Whether masks come with task vectors divided by probabilities that differ between elements."""
-        return isinstance(self.selection, RankedRandom) and self.rescale == "density"
-
-    @property
-    def keeps_all(self) -> bool:
-        return isinstance(self.selection, All)
-
-    @property
-    def shares_mask(self) -> bool:
+    def of_variance(self) -> bool:
         """Whether all models have one mask: that of the first which has the tensor."""
         return isinstance(self.selection, Variance)
+
+    @property
+    def scored(self) -> bool:
+        """Whether a model's changes are ordered by more than their magnitude."""
+        return any(factors is not None for factors in self._factors)
 
     def top_counts(self, i: int, numel: int, nonzero: int) -> tuple[int, ...]:
         """How many of model i's largest magnitudes lie above each of its edges (ALGORITHMS 1.5, 4).
@@ -173,70 +139,63 @@ class Selector:
             numel: elements of the tensor.
             nonzero: those with an order value that is not zero.
         """
-        keep = int(self.densities[i] * (nonzero if self.shares_mask else numel))
+        keep = int(self.densities[i] * (nonzero if self.of_variance else numel))
         if not isinstance(self.selection, Band):
             return (keep,)
         left_out = min(int(self.selection.gammas[i] * numel), numel - keep)
         return (left_out + keep, left_out) if keep > 0 else (0, 0)
 
-    def ledgers(self, models: Iterable[int]) -> Iterator[tuple[int, int, Cut, EqualLedger]]:
-        """(model, place of the edge, cut, ledger) where the order of equals decides."""
+    def new_edge(self, cut: Cut) -> Edge:
+        """An edge of this tensor, with a ledger where the order of its equals decides."""
+        return Edge(cut, EqualLedger(self._windows) if cut.ranks_equals else None)
+
+    def ledgers(self, models: Iterable[int]) -> Iterator[tuple[int, Cut, EqualLedger]]:
+        """(model, cut, ledger) of each edge where the order of equals decides."""
         for i in models:
-            for place, edge in enumerate(self.edges[i]):
+            for edge in self.edges[i]:
                 if edge is not None and edge.ledger is not None:
-                    yield i, place, edge.cut, edge.ledger
+                    yield i, edge.cut, edge.ledger
 
-    def no_ranks(self) -> Ranks:
-        """Ranks before the tensor's first element."""
-        return [[0] * len(edges) for edges in self.edges]
+    def abandon(self) -> None:
+        """Wake every thread that waits for another window, because the run is being stopped."""
+        for *_, ledger in self.ledgers(self._present):
+            ledger.abandon()
 
-    def mask(
-        self,
-        i: int,
-        t: Array,
-        values: Array,
-        first: int,
-        claims: Array,
-        mask: Array,
-        spare: Array,
-        ranks: Ranks,
-    ) -> None:
-        """Write model i's 0/1 mask of one tile and add it to the claims where these matter.
-
-        Args:
-            i: position of the model in the recipe.
-            t: real [L], the model's task vector; divided by each kept element's probability where these are ranked and
-                the method rescales by them.
-            values: real [L], what its elements are ordered by; may be t itself.
-            first: flat index of the tile's first element.
-            claims: u8 [L], how many earlier models kept each element.
-            mask: u8 [L], written wholly.
-            spare: u8 [L], overwritten.
-            ranks: equals before this tile; advanced by this tile's.
-        """
+    def rules(self, models: Sequence[int], window: int) -> MaskRules:
+        """How the masks of these models are made in one window; waits until earlier windows have counted equals."""
+        rules: list[Rule]
         match self.selection:
-            case Blocks(m=m, drop_tail=drop_tail, overlap_never=overlap_never):
-                n = block_keep(self.densities[i], m)
-                self.kernels.mask_blocks(values, n, m, claims, mask, overlap_never, drop_tail)
-            case TopInTurn():
-                self._mask_above(i, 0, values, claims, mask, ranks)
-                claims += mask
-            case Band():
-                self._mask_above(i, 0, values, None, mask, ranks)
-                self._mask_above(i, 1, values, None, spare, ranks)
-                mask ^= spare  # what lies above the second edge lies above the first
-            case Top() | ModelThreshold() | Variance():
-                self._mask_above(i, 0, values, None, mask, ranks)
-            case Beyond():
-                self._mask_above(i, 0, values, None, mask, ranks)
-                claims += mask
-            case Random():
-                self.kernels.mask_random(*self.keys[i], first, self.densities[i], mask)
-            case RankedRandom(epsilons=epsilons):
-                divided, bounds = t if self.divides else None, self._probabilities(i, epsilons[i])
-                self.kernels.mask_ranked(values, self.row, *self.keys[i], first, *bounds, mask, divided)
             case All():
-                raise AssertionError("a selection that keeps everything has no mask")
+                rules = [KeepAll() for _ in models]
+            case Blocks(m=m, drop_tail=drop_tail, overlap_never=overlap_never):
+                rules = [BlockRule(block_keep(self.densities[i], m), m, overlap_never, drop_tail) for i in models]
+            case Top() | TopInTurn() | ModelThreshold() | Beyond():
+                rules = [self._cut_rule(i, 0, window) for i in models]
+            case Variance():
+                rules = [self._cut_rule(self._present[0], 0, window) for _ in models]
+            case Band():
+                rules = [BandRule(self._cut_rule(i, 0, window), self._cut_rule(i, 1, window)) for i in models]
+            case Random():
+                rules = [RandomRule(*self._keys[i], self.densities[i]) for i in models]
+            case RankedRandom(epsilons=epsilons):
+                rules = [
+                    RankedRule(*self._keys[i], *self._probabilities(i, epsilons[i]), self._row, self.divides)
+                    for i in models
+                ]
+        counted = isinstance(self.selection, Beyond)  # what models share is averaged
+        return MaskRules(
+            rules,
+            claims="decide" if self.claims_decide else "counted" if counted else "ignored",
+            of_variance=self.of_variance,
+            scored=self.scored,
+        )
+
+    def _cut_rule(self, i: int, place: int, window: int) -> CutRule:
+        edge = self.edges[i][place]
+        if edge is None:
+            return CutRule(0, LARGEST[self._real], 0, 0)
+        before = edge.ledger.before(window) if edge.ledger is not None else 0
+        return CutRule(edge.cut.level, edge.cut.key, edge.cut.keep_equal, before)
 
     def _probabilities(self, i: int, epsilon: float) -> tuple[float, float]:
         """The least probability of model i and how far the largest lies above it; a row of one element has its density.
@@ -244,16 +203,20 @@ class Selector:
         Epsilon is smaller where it would lead out of [0, 1], as densities that follow from the tensor may want.
         """
         density = self.densities[i]
-        if self.row == 1:
+        if self._row == 1:
             return density, 0.0
         epsilon = min(epsilon, density, 1.0 - density)
         return density - epsilon, 2.0 * epsilon
 
-    def _mask_above(self, i: int, place: int, values: Array, claims: Array | None, mask: Array, ranks: Ranks) -> None:
-        """What lies above one of model i's edges."""
-        edge = self.edges[i][place]
-        if edge is None:
-            mask[:] = 0
-            return
-        cut, before = edge.cut, ranks[i][place]
-        ranks[i][place] += self.kernels.mask_top(values, claims, cut.level, cut.key, cut.keep_equal, before, mask)
+    def order_values(self, workspace: Workspace, i: int, begin: int, end: int) -> Array:
+        """What model i's elements [begin, end) are ordered by, largest magnitude first; valid until the next call."""
+        length = end - begin
+        factors = self._factors[i]
+        if factors is not None:
+            self._kernels.score(workspace.task_vectors[i][:length], factors, begin, workspace.order[:length])
+            return workspace.order[:length]
+        if not self.of_variance:
+            return workspace.task_vectors[i][:length]
+        vectors, values = [workspace.task_vectors[j][:length] for j in self._present], workspace.order[:length]
+        self._kernels.variance(vectors, workspace.sum[:length], values)
+        return values

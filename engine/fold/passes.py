@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..plan import Window
+from ..errors import InputError
+from .inputs import WindowData
+from .tally import WindowTally, add_into
+from .tensor import TensorState
 from .workspace import Workspace
-
-
-@dataclass(frozen=True, slots=True)
-class WindowData:
-    """The bytes of one window in memory, and where its results go."""
-
-    window: Window
-    raws: Sequence[NDArray[np.uint8] | None]
-    """Per source (reference first, then the models): uint8 bytes of elements [begin, read_end), shorter where the
-    source ends earlier, None where there is no such source."""
-    outs: Sequence[NDArray[np.uint8]]
-    """Per target of the state, uint8 bytes of elements [own_begin, own_end) in its output dtype; empty in passes that
-    only gather statistics."""
-
-    @property
-    def out(self) -> NDArray[np.uint8] | None:
-        """The place of the only result, or None."""
-        return self.outs[0] if self.outs else None
 
 
 class Pass(Protocol):
@@ -49,7 +29,66 @@ class OptionalPass(ABC):
         """Whether there is anything to do; asked when the passes before are finished."""
 
 
-def add_into(total: list[int], more: list[int]) -> None:
-    """total += more, element by element."""
-    for i, value in enumerate(more):
-        total[i] += value
+class CountingPass(ABC):
+    """A pass that counts what it finds in windows, and stops the run where that cannot be merged."""
+
+    def __init__(self, state: TensorState) -> None:
+        self._state = state
+        self._nonfinite = [0] * state.inputs.count
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        tally = self._state.tally.new_window()
+        self._look(data, workspace, tally)
+        with self._state.lock:
+            add_into(self._nonfinite, tally.nonfinite)
+            self._state.tally.add(tally)
+
+    def finish(self) -> None:
+        """Raises InputError: a source holds NaN or Inf, or a result is beyond the output dtype."""
+        check_nonfinite(self._state, self._nonfinite)
+        self._conclude()
+        check_overflow(self._state)
+
+    @abstractmethod
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        """Do what the pass does with a window; by any thread, so what windows share is changed under the state's lock.
+
+        Args:
+            data: the window.
+            workspace: of this thread.
+            tally: gets what is counted.
+        """
+
+    def _conclude(self) -> None:  # noqa: B027
+        """Draw conclusions from all windows; nothing unless a pass has any."""
+
+
+def check_nonfinite(state: TensorState, counts: list[int]) -> None:
+    """Keep what a whole pass counted; stop the run unless the recipe says what to do with such values.
+
+    Raises:
+        InputError: a source holds NaN or Inf.
+    """
+    state.tally.nonfinite = counts
+    if state.keeps_nonfinite or not any(counts):
+        return
+    source = next(i for i, count in enumerate(counts) if count)
+    raise InputError(
+        f"{state.inputs.name(source)} holds {counts[source]} NaN or Inf values",
+        "repair the checkpoint, exclude the tensor, or set `nonfinite: keep-base` in the recipe",
+    )
+
+
+def check_overflow(state: TensorState) -> None:
+    """Raises InputError when results are not finite; a recipe that saturates still has no answer to Inf - Inf."""
+    for target in state.targets:
+        count, what = target.overflowed, f"{target.label}tensor {target.task.name!r}"
+        if count and target.saturate:
+            raise InputError(
+                f"{what}: {count} results are NaN, which saturation cannot repair", "choose smaller weights"
+            )
+        if count:
+            raise InputError(
+                f"{what}: {count} values are beyond the range of {target.task.out_dtype}",
+                "choose a wider `out_dtype`, smaller weights, or set `overflow: saturate` in the recipe",
+            )

@@ -10,41 +10,39 @@ from numpy.typing import NDArray
 
 from ..kernels import LEVELS_32, host
 from ..plan import tiles
-from .passes import WindowData, add_into
+from .inputs import WindowData
+from .passes import CountingPass
 from .sums import RowSums, check_moments
+from .tally import WindowTally, add_into
 from .tensor import TensorState
 from .workspace import Workspace
 
 
-class StatisticsPass:
+class StatisticsPass(CountingPass):
     """Moments and zeros of every task vector of one tensor."""
 
     def __init__(self, state: TensorState) -> None:
-        self._state = state
+        super().__init__(state)
         self._sums = RowSums(state)
-        self._nonfinite = [0] * (len(state.task.models) + 1)
         self.zeros = [0] * len(state.task.models)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        state = self._state
-        nonfinite, zeros = [0] * len(self._nonfinite), [0] * len(self.zeros)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state, zeros = self._state, [0] * len(self.zeros)
         for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
-            state.load(data, workspace, begin, end, nonfinite)
+            state.inputs.load(data, workspace, begin, end, tally.nonfinite)
             self._sums.add(workspace, begin, end)
             for i in state.present:
                 zeros[i] += state.kernels.count_equal(workspace.task_vectors[i][: end - begin], None, 0, 0)
         with state.lock:
-            add_into(self._nonfinite, nonfinite)
             add_into(self.zeros, zeros)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         self._state.moments = self._sums.total()
         for i in self._state.present:
             check_moments(self._state, i)
 
 
-class HistogramPass:
+class HistogramPass(CountingPass):
     """One histogram level over every task vector of one tensor, added to the shard's.
 
     Args:
@@ -63,28 +61,22 @@ class HistogramPass:
         totals: list[NDArray[np.int64]],
         lock: threading.Lock,
     ) -> None:
-        self._state = state
+        super().__init__(state)
         self._level = level
         self._models = {i: state.task.model_of(i) for i in state.present}
         self._prefixes = prefixes
         self._totals = totals
         self._totals_lock = lock
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         state = self._state
         shift, bits = LEVELS_32[self._level]
         histograms = workspace.histograms(len(state.present))
-        nonfinite = [0] * len(self._nonfinite)
         for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
-            state.load(data, workspace, begin, end, nonfinite)
+            state.inputs.load(data, workspace, begin, end, tally.nonfinite)
             for counts, i in zip(histograms, state.present, strict=True):
                 t, prefix = workspace.task_vectors[i][: end - begin], self._prefixes[self._models[i]]
                 state.kernels.histogram(t, None, 0, shift, bits, prefix, counts[: 1 << bits])
         with self._totals_lock:
-            add_into(self._nonfinite, nonfinite)
             for counts, i in zip(histograms, state.present, strict=True):
                 self._totals[self._models[i]] += host(counts[: 1 << bits])
-
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)

@@ -1,8 +1,8 @@
-"""Passes that only look: moments of task vectors, exact order statistics, norms of what a mask keeps."""
+"""Sums in the one defined order: of weights, of rows of task vectors, and the pass that takes moments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,18 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..kernels import Array, fold_rows, host
 from ..plan import ROW_ELEMENTS, tiles
-from .passes import WindowData, add_into
+from .inputs import WindowData
+from .passes import CountingPass
+from .tally import WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
+
+
+def normalizer(weights: Sequence[float], real: str) -> float:
+    """fp32 sequential sum of the fp32 weights; 1 where it is nearly 0 (section 1.2)."""
+    terms = np.array([0.0, *weights], np.float64 if real == "f64" else np.float32)
+    total = float(np.add.accumulate(terms)[-1])
+    return 1.0 if abs(total) < 1e-8 else total
 
 
 class RowSums:
@@ -83,35 +92,36 @@ class _SharedRow:
     """Elements that are not there yet."""
 
 
-class MomentsPass:
+class MomentsPass(CountingPass):
     """Sums over every task vector of the tensor; `then` decides densities from them."""
 
     def __init__(self, state: TensorState, then: Callable[[], None]) -> None:
-        self._state = state
+        super().__init__(state)
         self._then = then
         self._sums = RowSums(state)
-        self._nonfinite = [0] * (len(state.task.models) + 1)
 
-    def run(self, data: WindowData, workspace: Workspace) -> None:
-        counts = [0] * len(self._nonfinite)
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         for begin, end in tiles(data.window.begin, data.window.end, self._state.stat_tile):
-            self._state.load(data, workspace, begin, end, counts)
+            self._state.inputs.load(data, workspace, begin, end, tally.nonfinite)
             self._sums.add(workspace, begin, end)
-        with self._state.lock:
-            add_into(self._nonfinite, counts)
 
-    def finish(self) -> None:
-        self._state.settle_nonfinite(self._nonfinite)
+    def _conclude(self) -> None:
         self._state.moments = self._sums.total()
         self._then()
 
 
-def check_moments(state: TensorState, i: int) -> None:
-    """Raises InputError when sums over model i's task vector are beyond fp64, so that no density follows from them."""
+def check_moments(state: TensorState, i: int) -> NDArray[np.float64]:
+    """Sums over the task vector of model i, which has the tensor.
+
+    Raises:
+        InputError: they are beyond fp64, so that no density follows from them.
+    """
     moments = state.moments[i]
-    if moments is not None and not np.isfinite(moments).all():
+    assert moments is not None, "a pass took them"
+    if not np.isfinite(moments).all():
         raise InputError(
-            f"{state.source_name(i + 1)} has changes so large that their powers are beyond fp64, so TADrop finds no "
+            f"{state.inputs.name(i + 1)} has changes so large that their powers are beyond fp64, so TADrop finds no "
             "density",
             "exclude the tensor or give it a number as density",
         )
+    return moments

@@ -1,95 +1,181 @@
-"""From selected task vectors to their sum: what one recipe makes of masks that others may share."""
+"""The family of methods that select, weigh and add task vectors: its passes, from densities to output bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
-from ..kernels import Array
-from ..methods import Sharing, TaskVectorMerge
-from .combination import normalizer
-from .tensor import Target, TensorState
+import numpy as np
+from numpy.typing import NDArray
+
+from ..methods import Band, Selection, TadropDensity, TaskVectorMerge, Top, TopInTurn, Variance, tadrop
+from ..plan import TensorRow, tiles
+from .brackets import order_passes
+from .family import TensorFold, merged_row
+from .histograms import OrderPass, edge_orders, quantile_orders
+from .inputs import WindowData
+from .passes import CountingPass, Pass
+from .sums import MomentsPass, RowSums, check_moments
+from .tally import Target, WindowTally, add_into
+from .tensor import TensorState
+from .tile_work import TileMasks
+from .window_work import fold_of, fold_window, masks_of
 from .workspace import Workspace
 
+Sums = list[NDArray[np.float64] | None]
+"""Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None for a model without the tensor."""
 
-class TaskVectorSum:
-    """Weights, consensus, normalisation and lambda of one target.
+
+class TaskVectorFold(TensorFold):
+    """Looks at a tensor as often as its method asks for, and merges it."""
+
+    def __init__(self, state: TensorState, method: TaskVectorMerge[Selection]) -> None:
+        self._rescale = method.rescale
+        passes = [*self._density_passes(state, method), *edge_passes(state)]
+        if method.restores_norm:
+            passes.append(KeptSumsPass(state, partial(divide_by_norms, state, 0 if method.rescale == "l1" else 1)))
+        if method.weighting == "energy":
+            passes.append(KeptSumsPass(state, partial(weigh_by_energy, state)))
+        if method.counts_owners:
+            passes.append(OwnersPass(state))
+        known = any(isinstance(each, MomentsPass) for each in passes)
+        super().__init__(state, [*passes, FoldPass(state, None if known else RowSums(state))])
+        self._divide_by_density(state)
+
+    def _density_passes(self, state: TensorState, method: TaskVectorMerge[Selection]) -> list[Pass]:
+        """Passes that decide densities from the tensor alone (`tadrop` without a target) or take moments for norms."""
+        wanted = {i: density for i, density in method.local_densities.items() if i in state.present}
+        by_moments = {i: d for i, d in wanted.items() if d.statistic != "quantile"}
+        passes: list[Pass] = []
+        if by_moments or method.restores_norm:
+            passes.append(MomentsPass(state, partial(self._densities_from_moments, state, by_moments)))
+        quantiles = [i for i in wanted if i not in by_moments]
+        if quantiles:
+            found = partial(self._density_from_quantiles, state)
+            passes += order_passes(state, [order for i in quantiles for order in quantile_orders(state, i, found)])
+        return passes
+
+    def _densities_from_moments(self, state: TensorState, models: dict[int, TadropDensity]) -> None:
+        for i, wanted in models.items():
+            statistic = tadrop.kurtosis if wanted.statistic == "kurtosis" else tadrop.participation
+            state.masks.densities[i] = tadrop.local_density(statistic(state.task.numel, check_moments(state, i)))
+        self._divide_by_density(state)
+
+    def _density_from_quantiles(self, state: TensorState, i: int, median: float, high: float, all_zero: bool) -> None:
+        state.masks.densities[i] = tadrop.local_density(tadrop.quantile(median, high, all_zero))
+        self._divide_by_density(state)
+
+    def _divide_by_density(self, state: TensorState) -> None:
+        if self._rescale == "density" and not state.masks.divides:
+            state.divisors = [d if d > 0 else 1.0 for d in state.masks.densities]
+
+    def row(self, target: Target) -> TensorRow:
+        return merged_row(self.state, target, self.state.tally.kept, self.state.tally.overlaps)
+
+
+def edge_passes(state: TensorState) -> list[Pass]:
+    """Passes that find the edges of masks."""
+    selection = state.masks.selection
+    if isinstance(selection, Variance):
+        return order_passes(state, edge_orders(state, state.present[0], sequential=False))
+    if isinstance(selection, TopInTurn):
+        passes: list[Pass] = []
+        for place, i in enumerate(state.present):
+            in_turn = edge_orders(state, i, sequential=True)
+            passes += [OrderPass(state, in_turn, depth, state.present[:place]) for depth in range(len(state.levels))]
+        return passes
+    if isinstance(selection, Top | Band):
+        orders = [order for i in state.present for order in edge_orders(state, i, sequential=False)]
+        return order_passes(state, orders)
+    return []
+
+
+class FoldPass(CountingPass):
+    """Selects every window once; combines and rounds it for every target.
 
     Args:
-        state: the tensor; its selector has made the masks that are combined.
-        target: the recipe's own task.
+        state: the tensor.
+        sums: where sums over task vectors are added; None where a pass before took them.
     """
 
-    def __init__(self, state: TensorState, target: Target) -> None:
-        settings = target.task.settings
-        assert settings is not None and isinstance(settings.method, TaskVectorMerge)
-        self._state = state
-        self._method = method = settings.method
-        self._given = method.weights
-        normalized = method.normalize and method.consensus == "sum"
-        self._denominator = normalizer(method.weights, state.real) if normalized else 1.0
+    def __init__(self, state: TensorState, sums: RowSums | None) -> None:
+        super().__init__(state)
+        self._sums = sums
 
-    def run(self, workspace: Workspace, length: int) -> None:
-        """Sum over models in recipe order, starting from 0; under a sign consensus only what agrees (section 1.2).
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        work = fold_of(self._state, data, workspace, "none" if self._sums is None else "changes")
+        fold_window(self._state, work, data, workspace, self._sums, tally)
 
-        Leaves the first `length` elements of the workspace's `sum` and `active`; task vectors and masks stay.
-        """
-        kernels, method = self._state.kernels, self._method
-        total, active = workspace.sum[:length], workspace.active[:length]
-        total[:] = 0
-        active[:] = 0
-        if method.sharing is not None:
-            self._share_into(total, workspace, active, method.sharing)
-            return
-        equal = [1.0] * len(self._state.task.models)
-        self._sum_into(total, workspace, active, equal if method.weighting == "energy" else self._given)
-        if method.consensus != "sum":
-            signs = workspace.signs[:length]
-            signs[:] = total
-            self._agree_into(total, signs, workspace, length)
-        elif method.normalize:
-            kernels.divide(total, self._denominator)
-        if method.lambda_ != 1.0:
-            kernels.scale(total, method.lambda_)
-
-    def _mask(self, workspace: Workspace, i: int, length: int) -> Array | None:
-        assert self._state.selector is not None
-        return None if self._state.selector.keeps_all else workspace.masks[i][:length]
-
-    def _sum_into(self, total: Array, workspace: Workspace, active: Array, weights: Sequence[float]) -> None:
-        state, length = self._state, len(total)
-        for i in state.present:
-            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
-            state.kernels.accumulate(total, t, mask, state.divisors[i], weights[i], active)
-
-    def _share_into(self, total: Array, workspace: Workspace, active: Array, sharing: Sharing) -> None:
-        state, length = self._state, len(total)
-        factors = own_factors(sharing, state)
-        for i in state.present:
-            t, mask = workspace.task_vectors[i][:length], workspace.masks[i][:length]
-            state.kernels.accumulate_shared(total, t, mask, workspace.claims[:length], factors[i], active)
-
-    def _agree_into(self, total: Array, signs: Array, workspace: Workspace, length: int) -> None:
-        state = self._state
-        weight_sum, agreeing = workspace.weight_sum[:length], workspace.agreeing[:length]
-        weights = self._given if self._method.weighting == "given" else state.energies
-        assert weights is not None
-        for array in (total, weight_sum, agreeing):
-            array[:] = 0
-        for i in state.present:
-            t, mask = workspace.task_vectors[i][:length], self._mask(workspace, i, length)
-            state.kernels.accumulate_agreeing(
-                total, weight_sum, agreeing, signs, t, mask, state.divisors[i], weights[i]
-            )
-        if self._method.consensus == "overlap_ties":
-            weight_sum[:] = agreeing
-            state.kernels.divide(total, weight_sum)
-        elif self._method.normalize:
-            state.kernels.divide(total, weight_sum)
+    def _conclude(self) -> None:
+        if self._sums is not None:
+            self._state.moments = self._sums.total()
 
 
-def own_factors(sharing: Sharing, state: TensorState) -> list[float]:
-    """Per model, what the elements that it alone keeps are multiplied by, in fp64."""
-    if state.own is None or state.shared is None:
-        return [1.0] * len(state.task.models)
-    ratios = [shared / max(own, 1) for own, shared in zip(state.own, state.shared, strict=True)]
-    return [1.0 + sharing.r * min(max(ratio, 0.0), sharing.alpha) for ratio in ratios]
+class KeptSumsPass(CountingPass):
+    """Sums over what each mask keeps of its task vector; `then` gets them."""
+
+    def __init__(self, state: TensorState, then: Callable[[Sums], None]) -> None:
+        super().__init__(state)
+        self._then = then
+        self._sums = RowSums(state)
+
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        work = fold_of(self._state, data, workspace, "kept")
+        fold_window(self._state, work, data, workspace, self._sums, tally)
+
+    def _conclude(self) -> None:
+        self._then(self._sums.total())
+
+
+def divide_by_norms(state: TensorState, norm: int, kept: Sums) -> None:
+    """Divide by the share of the norm that each mask keeps (mergekit's rescale); the state's moments are known.
+
+    Args:
+        state: the tensor.
+        norm: 0 for the sum of |t|, 1 for the root of the sum of t^2.
+        kept: sums over what the masks keep.
+    """
+    for i, (before, after) in enumerate(zip(state.moments, kept, strict=True)):
+        if before is not None and after is not None:
+            share = float(after[norm] / before[norm]) if before[norm] > 0 else 1.0
+            share = share if norm == 0 else share**0.5
+            state.divisors[i] = share if share > 0 else 1.0
+
+
+def weigh_by_energy(state: TensorState, kept: Sums) -> None:
+    """Weights of SCE: each model's mean of t^2 over the sum of these; equal ones where nothing was kept."""
+    squares = [0.0 if sums is None else float(sums[1]) for sums in kept]
+    total = 0.0
+    for value in squares:
+        total += value / state.task.numel
+    alike = 1.0 / len(state.present)
+    state.energies = [value / state.task.numel / total if total > 0 else alike for value in squares]
+
+
+class OwnersPass(CountingPass):
+    """How many elements each mask keeps alone, and how many with others: the `owners` of the state."""
+
+    def __init__(self, state: TensorState) -> None:
+        super().__init__(state)
+        models = len(state.task.models)
+        self._own, self._kept = [0] * models, [0] * models
+
+    def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
+        state, kernels = self._state, self._state.kernels
+        masks = TileMasks(state, state.present, masks_of(state, data, workspace, state.present))
+        own, kept = [0] * len(self._own), [0] * len(self._own)
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            length = end - begin
+            state.inputs.load(data, workspace, begin, end, tally.nonfinite)
+            claims, alone = masks.make(workspace, begin, end), workspace.spare[:length]
+            alone[:] = claims == 1
+            for i in state.present:
+                own[i] += kernels.pair_overlap(workspace.masks[i][:length], alone)
+                kept[i] += kernels.count(workspace.masks[i][:length])
+        with state.lock:
+            add_into(self._own, own)
+            add_into(self._kept, kept)
+
+    def _conclude(self) -> None:
+        owners = zip(self._own, self._kept, strict=True)
+        self._state.owners = [(own, kept - own) for own, kept in owners]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
+from .window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 
 Array: TypeAlias = Any
 """numpy.ndarray for `CpuKernels`, torch.Tensor for `TorchKernels`."""
@@ -288,22 +288,25 @@ class Kernels(Protocol):
         values and change are f32; bits are as `pack_bits` writes them; factor is rounded to f32 first.
         """
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
         """`task_vector`, `histogram` and `count_equal` of 0 for a whole window in one call, with the same counts.
 
         None where this implementation has no such call for such a window.
         """
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
         """`task_vector` and `count_near` for a whole window in one call, with the same counts.
 
         None where this implementation has no such call for such a window.
         """
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
-        """All of the above for a whole window in one call, with the same bits; writes `fold.out`.
+    def fold_window(
+        self, fold: WindowFold, inputs: WindowInputs, outs: Sequence[npt.NDArray[np.uint8]]
+    ) -> WindowCounts | None:
+        """All of the above for a whole window in one call, with the same bits; writes the bytes of every output.
 
-        None where this implementation has no such call for such a window: then nothing was done.
+        Where sums of rows are wanted, the window begins with a row. None where this implementation has no such call
+        for such a window: then nothing was done.
         """
 
     def pair_overlap(self, a: Array, b: Array) -> int:

@@ -1,19 +1,17 @@
-"""What kernels that take whole windows are given and give back: one call for a window instead of several per tile.
+"""What is done with a window: the values that say it, and what comes of it.
 
-Each says what `Kernels` does tile by tile, in the same order, so that the results are the same bit for bit.
+Two executors work from them: tile by tile with the operations of `Kernels` (`fold/tile_work.py`, for any tensor), or
+with one call of `Kernels` for the whole window. The results are the same bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-Selected: TypeAlias = Literal["all", "blocks", "cut", "band", "variance", "random"]
-"""Ways to select in `Kernels.fold_window`."""
 
 OF_VARIANCE = -1
 """In place of a model: the variance over all of them."""
@@ -25,6 +23,8 @@ NEAR_ABOVE, NEAR_HIGH, NEAR_LOW, NEAR_ZERO, NEAR_COUNTS = range(5)
 class WindowInputs:
     """The same elements of the base and of every model that has the tensor."""
 
+    first: int
+    """Flat index of the first element."""
     raws: Sequence[npt.NDArray[np.uint8]]
     dtypes: Sequence[str]
 
@@ -33,7 +33,6 @@ class WindowInputs:
 class WindowLook:
     """Histograms of a window's task vectors, for `Kernels.observe_window`; the numbers are those of `histogram`."""
 
-    inputs: WindowInputs
     models: Sequence[int]
     """Per histogram, which of the models."""
     prefixes: Sequence[int]
@@ -53,14 +52,13 @@ class LookCounts:
     histograms: npt.NDArray[np.int64]
     """[histograms, 2^bits]"""
     zeros: npt.NDArray[np.int64]
-    """[histograms]"""
+    """[histograms]; not counted where they are not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowNear:
     """Keys of a window's task vectors near some brackets, for `Kernels.near_window`; as `count_near` counts them."""
 
-    inputs: WindowInputs
     near: Sequence[tuple[int, int, int]]
     """Which of the models, or OF_VARIANCE for the variance over them; low and high."""
     room: int
@@ -91,47 +89,112 @@ class NearCounts:
         )
 
 
+class KeepAll(NamedTuple):
+    """Every element is kept; there is no mask."""
+
+
+class BlockRule(NamedTuple):
+    """n of each block of m elements, as `Kernels.mask_blocks` chooses them."""
+
+    n: int
+    m: int
+    overlap_never: bool
+    drop_tail: bool
+
+
+class CutRule(NamedTuple):
+    """What lies above a cut, as `Kernels.mask_top` keeps it."""
+
+    level: int
+    key: int
+    keep_equal: int
+    equal_before: int
+    """Elements equal to the key in all windows before this one."""
+
+
+class BandRule(NamedTuple):
+    """What lies above one cut and not above another."""
+
+    lower: CutRule
+    upper: CutRule
+
+
+class RandomRule(NamedTuple):
+    """Random elements, as `Kernels.mask_random` draws them."""
+
+    key0: int
+    key1: int
+    probability: float
+
+
+class RankedRule(NamedTuple):
+    """Random elements, larger ones with better chances, as `Kernels.mask_ranked` draws them."""
+
+    key0: int
+    key1: int
+    low: float
+    span: float
+    row: int
+    """Elements of one row of the tensor."""
+    divides: bool
+    """Whether kept elements are divided by their probability."""
+
+
+Rule: TypeAlias = KeepAll | BlockRule | CutRule | BandRule | RandomRule | RankedRule
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRules:
+    """How the masks of a window are made."""
+
+    rules: Sequence[Rule]
+    """Per model that has a mask, in the order in which they choose; all of one type."""
+    claims: Literal["ignored", "counted", "decide"] = "ignored"
+    """Whether it is counted for cuts how many models keep an element, and whether a cut goes by what others keep."""
+    of_variance: bool = False
+    """Whether all have one mask, made by the first one's rule from the variance over the models."""
+    scored: bool = False
+    """Whether magnitudes are multiplied by factors of their columns before they are compared."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether there are no masks."""
+        return all(isinstance(rule, KeepAll) for rule in self.rules)
+
+
 @dataclass(frozen=True, slots=True)
 class WindowSum:
     """What one output makes of the task vectors that a window's masks keep; lists of models as in `WindowFold`."""
 
-    out: npt.NDArray[np.uint8]
-    """Bytes of the window's elements."""
     out_dtype: str
     saturate: bool
-    consensus: Literal["sum", "ties", "overlap_ties"]
+    consensus: Literal["sum", "ties", "overlap_ties", "shared"]
+    """`shared` is `Kernels.accumulate_shared` with the weights, and nothing else."""
     weights: Sequence[float]
     voting: Sequence[float]
     """Weights in the sum whose sign is elected, or that is all there is."""
-    normalize: bool
-    denominator: float
-    """What the sum is divided by where there is no consensus."""
-    factor: float
+    normalize: bool = False
+    denominator: float = 1.0
+    """What a normalized sum is divided by where there is no consensus."""
+    factor: float = 1.0
+    """What the result is multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowFold:
-    """A window of one tensor on its way from the inputs' bytes to the outputs', for `Kernels.fold_window`.
+    """What becomes of a window of a tensor that is merged by task vectors: masks, sums of rows, outputs.
 
-    Lists of models hold those that have the tensor. Selections are the kernels of the same names: "blocks" is
-    `mask_blocks`, "cut" is `mask_top` without claims, "band" what lies above the first of two cuts and not above the
-    second, "variance" a cut through the variance over the models, "random" is `mask_random`, "all" has no masks.
+    Lists of models hold those that have the tensor.
     """
 
-    first: int
-    """Flat index of the first element."""
-    inputs: WindowInputs
-    moments: bool
-    """Whether sums over task vectors are wanted; `first` is then a multiple of ROW."""
-    selection: Selected
-    rules: Sequence[tuple[float, ...]]
-    """Per model. blocks: n, m, overlap_never, drop_tail. cut: level, key, keep_equal, equal_before; band: two cuts;
-    variance: a cut, of which the first model's counts. random: key0, key1, probability. all: nothing."""
+    masks: MaskRules
+    moments: Literal["none", "changes", "kept"]
+    """Of what sums of rows are taken: of nothing, of task vectors, or of what masks keep of them. For the last, masks
+    are not counted and there are no outputs."""
     divisors: Sequence[float]
+    """Per model, what kept values are divided by."""
     sums: Sequence[WindowSum]
     """Per output; all are made of the same masks."""
-    kept: bool = False
-    """Whether the sums over task vectors are over what masks keep of them; nothing is written then."""
 
 
 @dataclass(frozen=True, slots=True)

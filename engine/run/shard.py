@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AnabranchError
-from ..fold import Target, TensorFold, TensorState, set_thresholds
+from ..fold import Target, TensorFold, TensorState, fold_of_tensor, set_thresholds
 from ..kernels import Kernels
 from ..output import PLAN_ATTRIBUTE, OutputDirectory
 from ..plan import Plan, Receipt, SharedReading, Survey, TensorRow, TensorTask, grain, joint_window_elements
@@ -161,7 +161,7 @@ class ShardWorker:
             survey = surveys[first]
             if survey is not None:
                 set_thresholds(state, survey.thresholds)
-            folds.append((TensorFold(state), self._group.places[first]))
+            folds.append((fold_of_tensor(state), self._group.places[first]))
         return folds
 
     def _selection(self, member: int, task: TensorTask, survey: Survey | None) -> Hashable:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..protocol import LEAST_CHANGE, Kind
 from ..row_sums import ROW, SUM_ROWS
-from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
+from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import blocks, codec, cuts, election, philox, rowwise, sources, sums, window
 from .codec import NARROW, RAW, TABLES, WIDE
 
@@ -299,14 +299,16 @@ class CpuKernels:
         assert values.size == change.size and bits.size * 8 >= skip + values.size
         election.add_where(values, change, bits, skip, np.float32(factor))
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
-        return window.observe_window(look, self._local)
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
+        return window.observe_window(look, inputs, self._local)
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
-        return window.near_window(near, self._local)
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
+        return window.near_window(near, inputs, self._local)
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
-        return window.fold_window(fold, self._local)
+    def fold_window(
+        self, fold: WindowFold, inputs: WindowInputs, outs: Sequence[npt.NDArray[np.uint8]]
+    ) -> WindowCounts | None:
+        return window.fold_window(fold, inputs, outs, self._local)
 
     def pair_overlap(self, a: Numbers, b: Numbers) -> int:
         return int(sums.pair_overlap(a, b))

@@ -12,7 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..row_sums import ROW
-from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
+from ..window_calls import (
+    BandRule,
+    BlockRule,
+    CutRule,
+    KeepAll,
+    LookCounts,
+    MaskRules,
+    NearCounts,
+    RandomRule,
+    Rule,
+    WindowCounts,
+    WindowFold,
+    WindowInputs,
+    WindowLook,
+    WindowNear,
+)
 from . import blocks, cuts, philox, sums, window_fold
 from .codec import NARROW
 
@@ -21,61 +36,82 @@ PIECE_ELEMENTS = 1 << 13
 LARGEST_PIECE = 1 << 16
 """Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
 
-SELECTIONS = {
-    "all": window_fold.ALL,
-    "blocks": window_fold.BLOCKS,
-    "cut": window_fold.CUT,
-    "band": window_fold.BAND,
-    "variance": window_fold.VARIANCE,
-    "random": window_fold.RANDOM,
+SELECTIONS: dict[type[Rule], int] = {
+    KeepAll: window_fold.ALL,
+    BlockRule: window_fold.BLOCKS,
+    CutRule: window_fold.CUT,
+    BandRule: window_fold.BAND,
+    RandomRule: window_fold.RANDOM,
 }
 CONSENSUSES = {"sum": window_fold.BY_SUM, "ties": window_fold.BY_SIGN, "overlap_ties": window_fold.BY_SHARED_SIGN}
 
 Numbers = npt.NDArray[Any]
 
 
-def fold_window(fold: WindowFold, local: threading.local) -> WindowCounts | None:
+def fold_window(
+    fold: WindowFold, inputs: WindowInputs, outs: Sequence[npt.NDArray[np.uint8]], local: threading.local
+) -> WindowCounts | None:
     """See `Kernels.fold_window`; for tensors and outputs in bf16. `local` keeps each thread's scratch."""
-    models = len(fold.divisors)
-    outs = [each.out for each in fold.sums]
-    m = int(fold.rules[0][1]) if fold.selection == "blocks" and models else 1
-    elements = math.lcm(ROW, m)
-    bf16 = _in_bf16(fold.inputs) and {each.out_dtype for each in fold.sums} <= {"BF16"}
+    models, selection = len(fold.divisors), _selection(fold.masks)
+    if selection is None or not {each.consensus for each in fold.sums} <= CONSENSUSES.keys():
+        return None
+    bf16 = _in_bf16(inputs) and {each.out_dtype for each in fold.sums} <= {"BF16"}
     if not bf16 or any(out.ctypes.data % 2 for out in outs):
         return None
-    if elements > LARGEST_PIECE or not models:
+    m = next((rule.m for rule in fold.masks.rules if isinstance(rule, BlockRule)), 1)
+    elements = math.lcm(ROW, m)
+    if elements > LARGEST_PIECE:
         return None
     elements *= max(1, PIECE_ELEMENTS // elements)
-    size = len(fold.inputs.raws[0]) // 2
-    rules = np.zeros((models, 2 * window_fold.RULE), np.int64)
-    for i, rule in enumerate(fold.rules):
-        rules[i, : len(rule)] = (*rule[:2], philox.threshold(rule[2])) if fold.selection == "random" else rule
+    size = len(inputs.raws[0]) // 2
     counts = WindowCounts(
         nonfinite=np.zeros(1 + models, np.int64),
         kept=np.zeros(models, np.int64),
         shared=np.zeros((models, models), np.int64),
-        rows=np.empty((models, -(-size // ROW) if fold.moments else 0, 3)),
+        rows=np.empty((models, -(-size // ROW) if fold.moments != "none" else 0, 3)),
         overflowed=np.zeros(len(outs), np.int64),
     )
-    way = window_fold.Way(
-        np.int64(fold.first), np.int64(size), np.int64(SELECTIONS[fold.selection]), np.bool_(fold.kept)
-    )
+    way = window_fold.Way(np.int64(inputs.first), np.int64(size), np.int64(selection), np.bool_(fold.moments == "kept"))
     window_fold.fold_window(
-        *_spanning([raw.view(np.uint16) for raw in fold.inputs.raws]),
+        *_spanning([raw.view(np.uint16) for raw in inputs.raws]),
         *_spanning([out.view(np.uint16) for out in outs]),
-        way, rules, *_targets(fold),
+        way, _rules(fold.masks), *_targets(fold),
         counts.rows, counts.nonfinite, counts.kept, counts.shared, counts.overflowed,
         NARROW["BF16"], *_scratch(local, models, elements, m),
     )  # fmt: skip
     return counts
 
 
-def observe_window(look: WindowLook, local: threading.local) -> LookCounts | None:
-    """See `Kernels.observe_window`; for tensors in bf16."""
-    models = len(look.inputs.raws) - 1
-    if not _in_bf16(look.inputs) or not models:
+def _selection(masks: MaskRules) -> int | None:
+    """What `window_fold` calls the selection, or None where it has none of that kind."""
+    if masks.scored or not masks.rules:
         return None
-    inputs, starts = _spanning([raw.view(np.uint16) for raw in look.inputs.raws])
+    kind = type(masks.rules[0])
+    if kind is CutRule and masks.claims != "ignored":
+        return None
+    return window_fold.VARIANCE if masks.of_variance else SELECTIONS.get(kind)
+
+
+def _rules(masks: MaskRules) -> Numbers:
+    """The rules as numbers, i64 [models, 2 * RULE]."""
+    numbers = np.zeros((len(masks.rules), 2 * window_fold.RULE), np.int64)
+    for row, rule in zip(numbers, masks.rules, strict=True):
+        match rule:
+            case BlockRule() | CutRule():
+                row[: len(rule)] = rule
+            case BandRule(lower, upper):
+                row[:] = *lower, *upper
+            case RandomRule(key0, key1, probability):
+                row[:3] = key0, key1, philox.threshold(probability)
+    return numbers
+
+
+def observe_window(look: WindowLook, inputs: WindowInputs, local: threading.local) -> LookCounts | None:
+    """See `Kernels.observe_window`; for tensors in bf16."""
+    models = len(inputs.raws) - 1
+    if not _in_bf16(inputs) or not models:
+        return None
+    memory, starts = _spanning([raw.view(np.uint16) for raw in inputs.raws])
     wanted = np.array([*zip(look.models, look.prefixes, strict=True)], np.int64).reshape(-1, 2)
     counts = LookCounts(
         nonfinite=np.zeros(1 + models, np.int64),
@@ -84,23 +120,23 @@ def observe_window(look: WindowLook, local: threading.local) -> LookCounts | Non
     )
     scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
     window_fold.observe_window(
-        inputs, starts, len(look.inputs.raws[0]) // 2, wanted, look.shift, look.bits, look.zeros,
+        memory, starts, len(inputs.raws[0]) // 2, wanted, look.shift, look.bits, look.zeros,
         counts.nonfinite, counts.histograms, counts.zeros, scratch.reals, np.empty(cuts.CHUNK, np.uint16),
     )  # fmt: skip
     return counts
 
 
-def near_window(near: WindowNear, local: threading.local) -> NearCounts | None:
+def near_window(near: WindowNear, inputs: WindowInputs, local: threading.local) -> NearCounts | None:
     """See `Kernels.near_window`; for tensors in bf16."""
-    models = len(near.inputs.raws) - 1
-    if not _in_bf16(near.inputs) or not models:
+    models = len(inputs.raws) - 1
+    if not _in_bf16(inputs) or not models:
         return None
-    inputs, starts = _spanning([raw.view(np.uint16) for raw in near.inputs.raws])
+    memory, starts = _spanning([raw.view(np.uint16) for raw in inputs.raws])
     wanted = np.array(near.near, np.int64).reshape(-1, 3)
     found = NearCounts.empty(models, len(wanted), near.room)
     scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
     window_fold.near_window(
-        inputs, starts, len(near.inputs.raws[0]) // 2, wanted,
+        memory, starts, len(inputs.raws[0]) // 2, wanted,
         found.nonfinite, found.counts, found.inside, found.numbers, scratch.reals,
     )  # fmt: skip
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..protocol import LEAST_CHANGE, Kind
 from ..row_sums import ROW
-from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowLook, WindowNear
+from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import election, rowwise
 
 KINDS = {
@@ -461,19 +461,21 @@ class TorchKernels:
         chosen = election.unpacked(bits, skip, values.numel())
         values.copy_(torch.where(chosen, values + change * self._scalar(factor, values), values))
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
         """None, as for `fold_window`."""
-        del look
+        del look, inputs
         return None
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
         """None, as for `fold_window`."""
-        del near
+        del near, inputs
         return None
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
+    def fold_window(
+        self, fold: WindowFold, inputs: WindowInputs, outs: Sequence[npt.NDArray[np.uint8]]
+    ) -> WindowCounts | None:
         """None: one operation after the other is what this file is for."""
-        del fold
+        del fold, inputs, outs
         return None
 
     def pair_overlap(self, a: Tensor, b: Tensor) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.engine.fold import brackets, sums, tensor_fold
+from anabranch.engine.fold import brackets, task_vectors
 from anabranch.engine.fold.histograms import Order, OrderPass
 from anabranch.engine.fold.passes import Pass
 from anabranch.engine.fold.tensor import TensorState
@@ -70,7 +70,7 @@ def recipe(request: pytest.FixtureRequest, checkpoints: Path, tmp_path: Path) ->
 def merge_by_histograms(recipe: Path, out: Path) -> None:
     """Without samples."""
     with (
-        mock.patch.object(tensor_fold, "order_passes", histograms),
+        mock.patch.object(task_vectors, "order_passes", histograms),
         mock.patch.object(survey_worker, "order_passes", histograms),
     ):
         merge(recipe, out)
@@ -153,7 +153,7 @@ def test_a_window_with_just_as_many_keys_as_are_held_is_counted_alike(tmp_path: 
 def test_a_sample_spares_the_histograms_also_of_fine_magnitudes(checkpoints: Path, tmp_path: Path) -> None:
     models = [{"model": str(checkpoints / f"model{i}")} for i in range(2)]
     content = METHODS["ties"] | {"base_model": str(checkpoints / "base"), "models": models}
-    with mock.patch.object(sums.OrderPass, "run") as run:
+    with mock.patch.object(OrderPass, "run") as run:
         merge(write_recipe(tmp_path / "recipe.yml", content), tmp_path / "out")
     run.assert_not_called()
 

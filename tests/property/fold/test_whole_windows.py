@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.window_calls import (
+    KeepAll,
     LookCounts,
+    MaskRules,
     NearCounts,
     WindowCounts,
     WindowFold,
@@ -26,19 +30,22 @@ from ...merging import merge, merge_together, write_checkpoint, write_recipe
 SHAPES = {"a": (300, 701), "b": (4096,), "c": (257,), "d": (1,), "e": (8192, 33)}
 
 
+Outs = Sequence[npt.NDArray[np.uint8]]
+
+
 class TileByTile(CpuKernels):
     """Never folds a window in one call."""
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
-        del fold
+    def fold_window(self, fold: WindowFold, inputs: WindowInputs, outs: Outs) -> WindowCounts | None:
+        del fold, inputs, outs
         return None
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
-        del look
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
+        del look, inputs
         return None
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
-        del near
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
+        del near, inputs
         return None
 
 
@@ -49,19 +56,19 @@ class Counting(CpuKernels):
         super().__init__()
         self.folded = self.added = self.observed = self.near = 0
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
-        counts = super().fold_window(fold)
-        self.folded += counts is not None and not fold.kept
-        self.added += counts is not None and fold.kept
+    def fold_window(self, fold: WindowFold, inputs: WindowInputs, outs: Outs) -> WindowCounts | None:
+        counts = super().fold_window(fold, inputs, outs)
+        self.folded += counts is not None and fold.moments != "kept"
+        self.added += counts is not None and fold.moments == "kept"
         return counts
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
-        counts = super().observe_window(look)
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
+        counts = super().observe_window(look, inputs)
         self.observed += counts is not None
         return counts
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
-        counts = super().near_window(near)
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
+        counts = super().near_window(near, inputs)
         self.near += counts is not None
         return counts
 
@@ -158,8 +165,8 @@ def test_what_is_not_offered_is_left_alone() -> None:
     """fp16 is folded tile by tile; the output is not touched."""
     out = np.full(8, 7, np.uint8)
     raws = [np.zeros(8, np.uint8)] * 2
-    inputs = WindowInputs(raws, ["F16", "F16"])
-    summed = WindowSum(out, "F16", False, "sum", [1.0], [1.0], False, 1.0, 1.0)
-    fold = WindowFold(0, inputs, False, "all", [()], [1.0], [summed])
-    assert CpuKernels().fold_window(fold) is None
+    inputs = WindowInputs(0, raws, ["F16", "F16"])
+    summed = WindowSum("F16", False, "sum", [1.0], [1.0])
+    fold = WindowFold(MaskRules([KeepAll()]), "none", [1.0], [summed])
+    assert CpuKernels().fold_window(fold, inputs, [out]) is None
     assert (out == 7).all()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from anabranch.engine.kernels.window_calls import (
     NearCounts,
     WindowCounts,
     WindowFold,
+    WindowInputs,
     WindowLook,
     WindowNear,
 )
@@ -45,6 +49,9 @@ TILES = ROWS * COLUMNS // TILE_ELEMENTS
 WINDOW_TILES = LARGEST_SLAB // 2 // TILE_ELEMENTS
 
 
+Outs = Sequence[npt.NDArray[np.uint8]]
+
+
 class CountingKernels(CpuKernels):
     """The real kernels; every call is counted by name.
 
@@ -62,14 +69,14 @@ class CountingKernels(CpuKernels):
             object.__getattribute__(self, "calls")[name] += 1
         return object.__getattribute__(self, name)
 
-    def fold_window(self, fold: WindowFold) -> WindowCounts | None:
-        return super().fold_window(fold) if self._whole else None
+    def fold_window(self, fold: WindowFold, inputs: WindowInputs, outs: Outs) -> WindowCounts | None:
+        return super().fold_window(fold, inputs, outs) if self._whole else None
 
-    def observe_window(self, look: WindowLook) -> LookCounts | None:
-        return super().observe_window(look) if self._whole else None
+    def observe_window(self, look: WindowLook, inputs: WindowInputs) -> LookCounts | None:
+        return super().observe_window(look, inputs) if self._whole else None
 
-    def near_window(self, near: WindowNear) -> NearCounts | None:
-        return super().near_window(near) if self._whole else None
+    def near_window(self, near: WindowNear, inputs: WindowInputs) -> NearCounts | None:
+        return super().near_window(near, inputs) if self._whole else None
 
 
 @pytest.fixture(scope="module")
