@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,8 @@ from ..protocol import LEAST_CHANGE, Kind
 from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import election, rowwise
+from .codec import FORMATS, round_to
+from .selection import ascending_ranks, keep_best, keys_of, uniform
 
 KINDS = {
     "f32": torch.float32,
@@ -22,97 +23,6 @@ KINDS = {
     "u16": torch.uint16,
     "i64": torch.int64,
 }
-
-
-class Format(NamedTuple):
-    """A float dtype of safetensors in torch's terms."""
-
-    dtype: torch.dtype
-    bits: torch.dtype
-    """the integer dtype of the same size"""
-    largest: float
-    nan: int
-    """code of the positive quiet NaN"""
-
-
-FORMATS = {
-    "F64": Format(torch.float64, torch.int64, torch.finfo(torch.float64).max, 0x7FF8000000000000),
-    "F32": Format(torch.float32, torch.int32, torch.finfo(torch.float32).max, 0x7FC00000),
-    "F16": Format(torch.float16, torch.int16, torch.finfo(torch.float16).max, 0x7E00),
-    "BF16": Format(torch.bfloat16, torch.int16, torch.finfo(torch.bfloat16).max, 0x7FC0),
-    "F8_E4M3": Format(torch.float8_e4m3fn, torch.int8, torch.finfo(torch.float8_e4m3fn).max, 0x7F),
-    "F8_E5M2": Format(torch.float8_e5m2, torch.int8, torch.finfo(torch.float8_e5m2).max, 0x7F),
-}
-LARGEST_TO_E4M3 = 464.0
-"""The tie that still rounds to 448. Torch releases differ in what they make of larger values, so we decide it here."""
-
-
-def _keys(t: Tensor) -> Tensor:
-    """Bit patterns of |t| as int64: they order magnitudes."""
-    if t.dtype == torch.float32:
-        return (t.view(torch.int32) & 0x7FFFFFFF).long()
-    return t.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
-
-
-def _to_float32_odd(values: Tensor) -> Tensor:
-    """float64 -> float32 rounded to odd: rounding that again to a narrow dtype gives the once-rounded result."""
-    nearest = values.float()
-    back = nearest.double()
-    bits = nearest.view(torch.int32)
-    other = torch.where(back.abs() < values.abs(), bits + 1, bits - 1)
-    move = (back != values) & ~values.isnan() & ((bits & 1) == 0)
-    return torch.where(move, other, bits).view(torch.float32)
-
-
-def _round(values: Tensor, dtype: str, clamp: Tensor) -> tuple[Tensor, Tensor]:
-    """Round once to nearest even; where `clamp`, infinities and overflow become the largest finite value.
-
-    Returns:
-        codes as integers of the dtype's size, and where the result is not finite.
-    """
-    form = FORMATS[dtype]
-    narrow = dtype not in ("F32", "F64")
-    single = _to_float32_odd(values) if narrow and values.dtype == torch.float64 else values
-    rounded = single.to(form.dtype)
-    nan = values.isnan()
-    if dtype == "F8_E4M3":
-        beyond = single.abs() > LARGEST_TO_E4M3
-        unclamped = torch.full_like(rounded.view(form.bits), form.nan)
-        unclamped = torch.where(values < 0, unclamped - 128, unclamped)  # the sign bit
-    else:
-        beyond = rounded.double().isinf()
-        unclamped = rounded.view(form.bits)
-    limit = torch.full_like(values, form.largest, dtype=torch.float64).copysign(values).to(form.dtype).view(form.bits)
-    codes = torch.where(beyond, torch.where(clamp, limit, unclamped), rounded.view(form.bits))
-    codes = torch.where(nan, torch.full_like(codes, form.nan), codes)
-    return codes, nan | (beyond & ~clamp)
-
-
-def _keep_best(keys: Tensor, claims: Tensor, candidate: Tensor, n: int) -> Tensor:
-    """Bool [blocks, m]: the first n candidates of each row by claims ascending, key descending, index ascending."""
-    order = keys.sort(dim=1, descending=True, stable=True).indices
-    level = torch.where(candidate, claims.long(), 256)
-    order = order.gather(1, level.gather(1, order).sort(dim=1, stable=True).indices)
-    kept = torch.zeros_like(candidate)
-    kept.scatter_(1, order[:, :n], True)
-    return kept & candidate
-
-
-def philox(counter: Sequence[Tensor], key0: int, key1: int) -> Tensor:
-    """Philox4x32-10 of four int64 tensors of 32-bit counter words -> int64 [4, counters] of 32-bit words."""
-    low = 0xFFFFFFFF
-
-    def multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-        product = a * factor  # wraps as unsigned 64-bit arithmetic does
-        return (product >> 32) & low, product & low
-
-    c0, c1, c2, c3 = counter
-    for _ in range(10):
-        high0, low0 = multiply(c0, 0xD2511F53)
-        high1, low1 = multiply(c2, 0xCD9E8D57)
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0, key1 = (key0 + 0x9E3779B9) & low, (key1 + 0xBB67AE85) & low
-    return torch.stack([c0, c1, c2, c3])
 
 
 class TorchKernels:
@@ -236,7 +146,7 @@ class TorchKernels:
         self, t: Tensor, claims: Tensor | None, level: int, shift: int, bits: int, prefix: int, counts: Tensor
     ) -> None:
         """Select, then count."""
-        keys = _keys(t)
+        keys = keys_of(t)
         chosen = keys >> (shift + bits) == prefix
         if claims is not None:
             chosen &= claims == level
@@ -244,7 +154,7 @@ class TorchKernels:
 
     def count_equal(self, t: Tensor, claims: Tensor | None, level: int, key: int) -> int:
         """Compare and add."""
-        equal = _keys(t) == key
+        equal = keys_of(t) == key
         if claims is not None:
             equal &= claims == level
         return int(equal.sum())
@@ -253,7 +163,7 @@ class TorchKernels:
         self, t: Tensor, low: int, high: int, counts: npt.NDArray[np.int64], inside: npt.NDArray[np.int32]
     ) -> int:
         """Compare and add; then a list."""
-        keys = _keys(t)
+        keys = keys_of(t)
         for place, chosen in enumerate((keys > high, keys == high, keys == low, keys == 0)):
             counts[place] += int(chosen.sum())
         between = keys[(low < keys) & (keys < high)]
@@ -271,7 +181,7 @@ class TorchKernels:
         mask: Tensor,
     ) -> int:
         """Ranks of equal elements are a running count."""
-        keys = _keys(t)
+        keys = keys_of(t)
         at_level = torch.ones_like(keys, dtype=torch.bool) if claims is None else claims == level
         equal = at_level & (keys == key)
         rank = equal_before + equal.cumsum(0) - 1
@@ -291,16 +201,16 @@ class TorchKernels:
         for part, width, keep in ((slice(0, whole), m, n), (slice(whole, None), tail, tail_n)):
             if width == 0 or whole == part.stop == 0:
                 continue
-            keys, free = _keys(t[part]).view(-1, width), claims[part].view(-1, width)
+            keys, free = keys_of(t[part]).view(-1, width), claims[part].view(-1, width)
             candidate = keys != 0
             if overlap_never:
                 candidate &= free == 0
-            mask[part] = _keep_best(keys, free, candidate, keep).view(-1)
+            mask[part] = keep_best(keys, free, candidate, keep).view(-1)
         claims += mask
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Tensor) -> None:
         """Compare as fp64."""
-        mask.copy_(self._uniform(key0, key1, first, mask.numel()) < probability)
+        mask.copy_(uniform(key0, key1, first, mask.numel(), self.device) < probability)
 
     def mask_ranked(
         self,
@@ -315,22 +225,12 @@ class TorchKernels:
         divided: Tensor | None,
     ) -> None:
         """Sort each row from the largest down: the last place is rank 1."""
-        places = _keys(order).view(-1, row).sort(dim=1, descending=True, stable=True).indices
-        from_one = torch.arange(row - 1, -1, -1, device=order.device).expand_as(places).contiguous()
-        rank = torch.empty_like(places).scatter_(1, places, from_one).view(-1).to(order.dtype)
+        rank = ascending_ranks(keys_of(order).view(-1, row)).to(order.dtype)
         share = rank / self._scalar(max(row - 1, 1), order)
         p = self._scalar(low, order) + share * self._scalar(span, order)
-        mask.copy_(self._uniform(key0, key1, first, mask.numel()) < p.double())
+        mask.copy_(uniform(key0, key1, first, mask.numel(), self.device) < p.double())
         if divided is not None:
             divided.copy_(torch.where(mask != 0, divided / p, divided))
-
-    def _uniform(self, key0: int, key1: int, first: int, count: int) -> Tensor:
-        """All four words of every counter that the tile touches, then the tile's part of them, as fp64 in [0, 1)."""
-        start = first // 4
-        counter = torch.arange(start, (first + count + 3) // 4, device=self.device)
-        zero = torch.zeros_like(counter)
-        words = philox((counter & 0xFFFFFFFF, counter >> 32, zero, zero), key0, key1).T.reshape(-1)
-        return (words[first - 4 * start :][:count] >> 8).double() * 2.0**-24
 
     def _weighted(self, t: Tensor, divisor: float, weight: float) -> Tensor:
         return t / self._scalar(divisor, t) * self._scalar(weight, t)
@@ -403,7 +303,7 @@ class TorchKernels:
         changed = active != 0
         counted = changed | base.isfinite()
         values = torch.where(changed, base + acc, base)
-        codes, nonfinite = _round(values, out_dtype, counted if saturate else torch.zeros_like(changed))
+        codes, nonfinite = round_to(values, out_dtype, counted if saturate else torch.zeros_like(changed))
         if base_dtype == out_dtype:
             codes = torch.where(changed, codes, base_raw.view(codes.dtype))
         out_raw.view(codes.dtype).copy_(codes)
@@ -411,7 +311,7 @@ class TorchKernels:
 
     def convert(self, values: Tensor, out_dtype: str, saturate: bool, out_raw: Tensor) -> int:
         """Round each value once."""
-        codes, nonfinite = _round(values, out_dtype, torch.full_like(values, saturate, dtype=torch.bool))
+        codes, nonfinite = round_to(values, out_dtype, torch.full_like(values, saturate, dtype=torch.bool))
         out_raw.view(codes.dtype).copy_(codes)
         return int(nonfinite.sum())
 

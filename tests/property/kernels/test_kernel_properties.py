@@ -16,7 +16,7 @@ from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.protocol import host
 from anabranch.engine.kernels.row_sums import fold_rows
 from anabranch.engine.kernels.torch.reference import TorchKernels
-from anabranch.engine.kernels.torch.reference import philox as torch_philox
+from anabranch.engine.kernels.torch.selection import philox as torch_philox
 
 from ..kernel_cases import SIZES, examples, tiles
 
