@@ -74,9 +74,9 @@ class NearCounts:
     counts: npt.NDArray[np.int64]
     """[brackets, NEAR_COUNTS]"""
     inside: npt.NDArray[np.int32]
-    """[brackets, room]: keys strictly inside ..."""
+    """[brackets, room]: keys strictly inside; only as many as `numbers` says are written."""
     numbers: npt.NDArray[np.int64]
-    """[brackets]: ... and how many there are, which may be more than there is room."""
+    """[brackets]: how many keys lie strictly inside, which may be more than there is room for."""
 
     @classmethod
     def empty(cls, models: int, brackets: int, room: int) -> NearCounts:
