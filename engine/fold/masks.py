@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import (
+    AgreementRule,
     Array,
     BandRule,
     BlockRule,
@@ -23,6 +24,7 @@ from ..kernels import (
     value_key,
 )
 from ..methods import (
+    Agreement,
     All,
     Band,
     Beyond,
@@ -177,6 +179,8 @@ class Masks:
                 rules = [BandRule(self._cut_rule(i, 0, window), self._cut_rule(i, 1, window)) for i in models]
             case Random():
                 rules = [RandomRule(*self._keys[i], self.densities[i]) for i in models]
+            case Agreement(lambdas=lambdas, consensus=consensus):
+                rules = [AgreementRule(tuple(lambdas[i] for i in models), consensus) for _ in models]
             case RankedRandom(epsilons=epsilons):
                 rules = [
                     RankedRule(*self._keys[i], *self._probabilities(i, epsilons[i]), self._row, self.divides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..kernels import (
+    AgreementRule,
     Array,
     BandRule,
     BlockRule,
@@ -21,6 +22,7 @@ from ..plan import tiles
 from .inputs import WindowData
 from .rounding import write_merged
 from .sums import RowSums
+from .tall_masks import mask_agreement
 from .tally import WindowTally
 from .tensor import TensorState
 from .workspace import Workspace
@@ -47,7 +49,7 @@ class TileMasks:
         length = end - begin
         claims = workspace.claims[:length]
         claims[:] = 0
-        own = 1 if self._masks.of_variance else len(self._models)
+        own = 1 if self._masks.one_for_all else len(self._models)
         for i, rule in zip(self._models[:own], self._masks.rules, strict=False):
             self._select(i, rule, workspace, begin, end)
         for i in self._models[own:]:
@@ -77,6 +79,8 @@ class TileMasks:
                 kernels.mask_random(key0, key1, begin, probability, mask)
             case RankedRule(key0, key1, low, span, row, divides):
                 kernels.mask_ranked(values, row, key0, key1, begin, low, span, mask, t if divides else None)
+            case AgreementRule():
+                mask_agreement(rule, workspace, self._models, mask)
 
     def _cut(self, edge: tuple[int, str], rule: CutRule, values: Array, claims: Array | None, mask: Array) -> None:
         """What lies above an edge of a model; its equals are counted on."""

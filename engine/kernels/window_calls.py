@@ -140,7 +140,16 @@ class RankedRule(NamedTuple):
     """Whether kept elements are divided by their probability."""
 
 
-Rule: TypeAlias = KeepAll | BlockRule | CutRule | BandRule | RandomRule | RankedRule
+class AgreementRule(NamedTuple):
+    """Elements that enough models claim as theirs: |t_i| >= factor_i * |sum of all t - t_i|; one mask for all."""
+
+    factors: tuple[float, ...]
+    """Per model."""
+    agreeing: int
+    """Models that must claim an element."""
+
+
+Rule: TypeAlias = KeepAll | BlockRule | CutRule | BandRule | RandomRule | RankedRule | AgreementRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +161,14 @@ class MaskRules:
     claims: Literal["ignored", "counted", "decide"] = "ignored"
     """Whether it is counted for cuts how many models keep an element, and whether a cut goes by what others keep."""
     of_variance: bool = False
-    """Whether all have one mask, made by the first one's rule from the variance over the models."""
+    """Whether the one mask of all is made from the variance over the models."""
     scored: bool = False
     """Whether magnitudes are multiplied by factors of their columns before they are compared."""
+
+    @property
+    def one_for_all(self) -> bool:
+        """Whether all models have one mask, made by the rule of the first."""
+        return self.of_variance or any(isinstance(rule, AgreementRule) for rule in self.rules)
 
     @property
     def keeps_all(self) -> bool:
