@@ -72,7 +72,7 @@ class Masks:
     """How the models of one tensor select; a tensor that is not merged by task vectors keeps everything.
 
     Args:
-        task: the tensor with its settings.
+        task: the tensor with its method.
         seed: of random selections.
         kernels: where the arithmetic runs.
         real: in which numbers.
@@ -93,14 +93,14 @@ class Masks:
         """Whether masks come with task vectors divided by probabilities that differ between elements."""
         self._factors: list[Array | None] = [None] * models
         """Per model, real [row]: what magnitudes are multiplied by to order them; None: magnitude alone orders."""
-        settings = task.settings
-        if settings is not None and isinstance(settings.method, TaskVectorMerge):
-            self.selection = selection = settings.method.selection
-            if settings.method.densities:
-                self.densities = [d if isinstance(d, float) else 0.0 for d in settings.method.densities]
+        method = task.method
+        if isinstance(method, TaskVectorMerge):
+            self.selection = selection = method.selection
+            if method.densities:
+                self.densities = [d if isinstance(d, float) else 0.0 for d in method.densities]
             if isinstance(selection, Variance):
                 self.densities = [selection.share] * models
-            self.divides = isinstance(selection, RankedRandom) and settings.method.rescale == "density"
+            self.divides = isinstance(selection, RankedRandom) and method.rescale == "density"
             self._factors = [self._factors_of(task, i) for i in range(models)]
         self._keys = [random_key(seed, position, task.name) for position in range(models)]
         self.edges = [first_edges(self.selection, real) for _ in range(models)]

@@ -27,7 +27,7 @@ class TensorState:
     Windows only add integers or write to places of their own, so nothing here depends on the order of windows.
 
     Args:
-        task: the tensor with its sources and settings; densities that a survey decides are already numbers.
+        task: the tensor with its sources and method; densities that a survey decides are already numbers.
         plan: seed and treatment of values that cannot be merged.
         kernels: where the arithmetic runs.
         elements: of one window.
@@ -73,9 +73,9 @@ class TensorState:
 
 def method_of(target: Target, kind: type[M]) -> M:
     """A target's method, which is of the kind that its family merges."""
-    settings = target.task.settings
-    assert settings is not None and isinstance(settings.method, kind), "targets of one state are of one family"
-    return settings.method
+    method = target.task.method
+    assert isinstance(method, kind), "targets of one state are of one family"
+    return method
 
 
 def set_thresholds(state: TensorState, thresholds: Sequence[int] | None) -> None:

@@ -27,7 +27,5 @@ FAMILIES: dict[type[Method], Callable[[TensorState, Any], TensorFold]] = {
 
 def fold_of_tensor(state: TensorState) -> TensorFold:
     """What merges or copies a tensor."""
-    settings = state.task.settings
-    if settings is None:
-        return CopyFold(state)
-    return FAMILIES[type(settings.method)](state, settings.method)
+    method = state.task.method
+    return CopyFold(state) if method is None else FAMILIES[type(method)](state, method)

@@ -33,7 +33,7 @@ def tasks_table(plan: Plan) -> pyarrow.Table:
     rows = [
         {
             "tensor": task.name,
-            "action": "merge" if task.settings else "copy",
+            "action": "merge" if task.method else "copy",
             "reason": task.reason,
             "dtype": task.base.info.dtype,
             "out_dtype": task.out_dtype,

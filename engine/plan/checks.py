@@ -88,12 +88,12 @@ def check_models(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> N
     """Refuse values of a model that its stages cannot work with."""
     checked: set[int] = set()
     for task in tasks:
-        settings = task.settings
-        if settings is None or id(settings) in checked:
+        method = task.method
+        if method is None or id(method) in checked:
             continue
-        checked.add(id(settings))
+        checked.add(id(method))
         for i in range(len(task.models)):
-            if problem := settings.method.problem(i):
+            if problem := method.problem(i):
                 url = models[task.model_of(i)].url
                 text = f"tensor {task.name!r} of {url}: {problem}"
                 raise RecipeError(text, "choose a smaller epsilon or another density")
@@ -102,14 +102,14 @@ def check_models(tasks: Sequence[TensorTask], models: Sequence[Checkpoint]) -> N
 def check_whole_models(tasks: Sequence[TensorTask]) -> None:
     """Refuse what one threshold for a whole model cannot mean."""
     for task in tasks:
-        if task.settings is None or task.settings.method.survey != "threshold":
+        if task.method is None or task.method.survey != "threshold":
             continue
         if task.is_double:
             raise InputError(
                 f"tensor {task.name!r} is F64, which `scope: model` does not take",
                 "exclude it, convert it, or use `scope: tensor`",
             )
-        if not all(isinstance(density, float) for density in task.settings.method.densities):
+        if not all(isinstance(density, float) for density in task.method.densities):
             raise RecipeError("`scope: model` takes one density per model, not tadrop: use `scope: tensor` with tadrop")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..methods import SurveyKind
-from .task import TensorSettings, TensorTask
+from ..methods import Method, SurveyKind
+from .task import TensorTask
 from .windows import ROW_ELEMENTS
 
 COLUMN_ROWS, COLUMN_ELEMENTS = 64, 1 << 16
@@ -22,23 +22,23 @@ FOUND_PER_TENSOR = 1 << 18
 
 def survey_kind(tasks: Sequence[TensorTask]) -> SurveyKind:
     """Which statistics of whole models the tasks wait for."""
-    made = {id(task.settings): task.settings for task in tasks}.values()
-    wanted = {settings.method.survey for settings in made if settings is not None}
+    made = {id(task.method): task.method for task in tasks}.values()
+    wanted = {method.survey for method in made if method is not None}
     kinds: tuple[SurveyKind, ...] = ("threshold", "quantiles", "moments", "")
     return next((kind for kind in kinds if kind in wanted), "")
 
 
-def passes_over(settings: TensorSettings | None, is_double: bool) -> int:
+def passes_over(method: Method | None, is_double: bool) -> int:
     """How often the inputs of a tensor are looked at; the last time its output is written."""
-    if settings is None:
+    if method is None:
         return 1
     levels = 4 if is_double else 2  # of histograms; or a sample and a count, where that settles the cuts
-    return 1 + settings.method.looks + levels * settings.method.searches
+    return 1 + method.looks + levels * method.searches
 
 
-def histograms_per_model(settings: TensorSettings | None) -> int:
+def histograms_per_model(method: Method | None) -> int:
     """How many order statistics of one model's magnitudes are searched for in the same reading."""
-    return 1 if settings is None else settings.method.histograms
+    return 1 if method is None else method.histograms
 
 
 def grain(task: TensorTask) -> int:
@@ -47,12 +47,12 @@ def grain(task: TensorTask) -> int:
         return column_rows(task.column_count) * task.column_count
     if needs_rows(task):
         return task.row_elements
-    return 1 if task.settings is None else task.settings.method.block
+    return 1 if task.method is None else task.method.block
 
 
 def needs_columns(task: TensorTask) -> bool:
     """Whether each column has statistics; a tensor of one dimension is one column and has those of a whole tensor."""
-    return task.settings is not None and task.settings.method.sees == "column" and len(task.base.info.shape) > 1
+    return task.method is not None and task.method.sees == "column" and len(task.base.info.shape) > 1
 
 
 def column_rows(width: int) -> int:
@@ -62,7 +62,7 @@ def column_rows(width: int) -> int:
 
 def needs_rows(task: TensorTask) -> bool:
     """Whether rows of the last dimension are folded whole."""
-    return task.settings is not None and task.settings.method.sees == "row"
+    return task.method is not None and task.method.sees == "row"
 
 
 def selection_bytes(task: TensorTask, elements: int) -> int:
@@ -71,9 +71,9 @@ def selection_bytes(task: TensorTask, elements: int) -> int:
         width, (pairs, waiting) = task.column_count, _column_sums(task)
         groups = -(-elements // grain(task))
         return 8 * width * (pairs * (groups + 1 + waiting) + groups + 1)
-    if task.settings is None or not needs_rows(task):
+    if task.method is None or not needs_rows(task):
         return 0
-    if not task.settings.method.ranks_rows:  # sums of one row, and numbers for every pair of operands of every row
+    if not task.method.ranks_rows:  # sums of one row, and numbers for every pair of operands of every row
         pairs = (len(task.models) + 1) ** 2
         return 8 * (3 * task.row_elements + (2 * pairs + 2) * (elements // task.row_elements + 1))
     real_bytes = 8 if task.is_double else 4
@@ -82,19 +82,19 @@ def selection_bytes(task: TensorTask, elements: int) -> int:
 
 def kept_bytes(task: TensorTask) -> int:
     """What is held of a whole tensor between its passes, beside sums of rows of its task vectors."""
-    if task.settings is None:
+    if task.method is None:
         return 0
     if needs_columns(task):  # sums that wait for others, their total, and the coefficients
         pairs, waiting = _column_sums(task)
         return 8 * task.column_count * (pairs * (waiting + 1) + len(task.models))
-    match task.settings.method.keeps:
+    match task.method.keeps:
         case "masks":
             return 24 * len(task.models) * (task.numel // ROW_ELEMENTS + 1)
         case "rows":
             return 8 * (task.numel // task.row_elements)
         case "samples":
             held = min(task.numel, sample_elements(task.numel) + FOUND_PER_TENSOR)
-            return 4 * held * len(task.models) * histograms_per_model(task.settings)
+            return 4 * held * len(task.models) * histograms_per_model(task.method)
         case "nothing":
             return 0
 

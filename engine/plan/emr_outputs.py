@@ -15,7 +15,7 @@ from ..models import BIT_ORDER
 from ..recipe import UNIFIED, task_name
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .plan import NUMERICS, Plan, TaskOutput, plan_id
-from .task import TensorSettings, TensorTask
+from .task import TensorTask
 
 
 def cut_parts(plan: Plan) -> tuple[Plan, ...]:
@@ -27,8 +27,8 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
     if not plan.recipe.method.writes_tasks:
         return (plan,)
     _check(plan)
-    tasks = tuple(replace(task, stored="values") if task.settings else _left_out(task) for task in plan.tasks)
-    sizes = [(t.name, t.out_dtype, t.out_shape if t.settings else (0,)) for t in tasks]
+    tasks = tuple(replace(task, stored="values") if task.method else _left_out(task) for task in plan.tasks)
+    sizes = [(t.name, t.out_dtype, t.out_shape if t.method else (0,)) for t in tasks]
     cut = cut_shards(sizes, plan.recipe.output.shard_size_bytes)
     metadata = {"format": "pt", "anabranch": "EMR-Merging: a task vector, no model; add it to its base"}
     shards = tuple(make_shard(tasks, members, i, len(cut), metadata) for i, members in enumerate(cut))
@@ -42,13 +42,13 @@ def _check(plan: Plan) -> None:
             f"emr: its base {plan.base.url} is a model with an adapter or masks, on which no masks can be named",
             "write that model first (passthrough), and take the result as the base of all",
         )
-    doubles = [task.name for task in plan.tasks if task.settings is not None and task.is_double]
+    doubles = [task.name for task in plan.tasks if task.method is not None and task.is_double]
     if doubles:
         raise InputError(
             f"tensor {doubles[0]!r} is F64 in one of the models, which emr does not take",
             "exclude it, or convert the model",
         )
-    if not any(task.settings for task in plan.tasks):
+    if not any(task.method for task in plan.tasks):
         raise InputError("emr has no tensor to merge: all would be copied from the base")
 
 
@@ -60,16 +60,14 @@ def _left_out(task: TensorTask) -> TensorTask:
 
 def _task(unified: Plan, position: int, name: str) -> Plan:
     """The masks of one task, in files that are cut and ordered as those of the unified task vector."""
-    own: dict[int, TensorSettings] = {}
-    tasks = []
+    own, tasks = Elect(position), []
     for task in unified.tasks:
-        if task.settings is not None:
-            settings = own.setdefault(id(task.settings), replace(task.settings, method=Elect(position)))
-            task = replace(task, settings=settings, stored="bits", out_dtype="U8")
+        if task.method is not None:
+            task = replace(task, method=own, stored="bits", out_dtype="U8")
         tasks.append(task)
     shards = []
     for i, shard in enumerate(unified.shards):
-        shapes = {tasks[j].name: list(tasks[j].base.info.shape) for j in shard.tasks if tasks[j].settings}
+        shapes = {tasks[j].name: list(tasks[j].base.info.shape) for j in shard.tasks if tasks[j].method}
         metadata = {
             "format": "pt",
             "anabranch": f"EMR-Merging: masks of one task as bits; {BIT_ORDER}",

@@ -23,7 +23,7 @@ from .checks import (
 from .layout import cut_shards, layout, make_shard
 from .parameters import ParameterResolver, Values
 from .plan import NUMERICS, Plan, plan_id
-from .task import TensorSettings, TensorTask, make_task
+from .task import TensorTask, make_task
 
 
 def make_plan(
@@ -97,7 +97,7 @@ def make_plan(
 
 def _digest(tasks: Sequence[TensorTask]) -> str:
     """What identifies the stages that a method of the user's own made: an edited function gives another plan."""
-    made = {task.name: repr(task.settings.method) for task in tasks if task.settings is not None}
+    made = {task.name: repr(task.method) for task in tasks if task.method is not None}
     return hashlib.sha256(canonical_json(made)).hexdigest()
 
 
@@ -113,7 +113,7 @@ class _TaskMaker:
         orders = [[activations.get(activations_of(recipe, e) or "") for e in g.entries] for g in blueprint.groups]
         self._orders = [tuple(own) if any(own) else () for own in orders]
         self._blueprint = blueprint
-        self._settings = [_MethodCache(recipe, group) for group in blueprint.groups]
+        self._methods = [_MethodCache(recipe, group) for group in blueprint.groups]
         self._sources = [[blueprint.sources[number] for number in origins] for origins in blueprint.origins]
         self._problems: list[str] = []
         self._other_rows: dict[str, dict[str, None]] = {}
@@ -140,8 +140,8 @@ class _TaskMaker:
             return make_task(name, location, others, origins, out_dtype, None, reason)
         if not any(sources):
             return make_task(name, location, none, origins, out_dtype, None, "in no model")
-        found = self._settings[tensor.group].get(tensor)
-        if found.method.is_copy:
+        found = self._methods[tensor.group].get(tensor)
+        if found.is_copy:
             return make_task(name, location, none, origins, out_dtype, None, "passed through")
         return make_task(name, location, sources, origins, out_dtype, found, "", self._orders[tensor.group])
 
@@ -170,14 +170,14 @@ class _MethodCache:
         self._recipe = recipe
         self._resolver = ParameterResolver(recipe, group)
         self._has_base = group.apart is not None
-        self._made: dict[tuple[Values, tuple[Values, ...]], TensorSettings] = {}
+        self._made: dict[tuple[Values, tuple[Values, ...]], Method] = {}
 
-    def get(self, tensor: OutputTensor) -> TensorSettings:
+    def get(self, tensor: OutputTensor) -> Method:
         shared = self._resolver.shared(tensor.name, tensor.position)
         own = tuple(self._resolver.model(i, name, tensor.position) for i, name in enumerate(tensor.names[1:]))
         found = self._made.get((shared, own))
         if found is None:
-            found = self._made[shared, own] = TensorSettings(self._make(tensor.name, shared, own))
+            found = self._made[shared, own] = self._make(tensor.name, shared, own)
         return found
 
     def _make(self, tensor_name: str, shared: Values, own: Sequence[Values]) -> Method:

@@ -14,10 +14,10 @@ import numpy as np
 from ..errors import RecipeError
 from ..json_text import canonical_json
 from ..kernels import LEVELS_32, RankSearch
-from ..methods import TadropDensity, tadrop
+from ..methods import Method, TadropDensity, tadrop
 from .plan import Plan
 from .records import SurveyPart, SurveyRow
-from .task import TensorSettings, TensorTask
+from .task import TensorTask
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
             assert wanted.mean is not None
             densities = tadrop.budget_densities(u, [row.numel for row in rows], wanted.mean, wanted.spread)
             for task, value, row, statistic in zip(tasks, densities, rows, u, strict=True):
-                assert task.settings is not None
-                decided.setdefault(task.name, list(task.settings.method.densities))[task.position_of(i)] = value
+                assert task.method is not None
+                decided.setdefault(task.name, list(task.method.densities))[task.position_of(i)] = value
                 redundant = None if math.isnan(statistic) else statistic
                 table.append(
                     {
@@ -92,18 +92,18 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
 def _budgets(plan: Plan, i: int) -> Mapping[TadropDensity, list[TensorTask]]:
     """The tensors of model i by the target that they share, in plan order."""
     groups: dict[TadropDensity, list[TensorTask]] = defaultdict(list)
-    for task, settings, position in _merged(plan, i):
-        wanted = settings.method.target_densities.get(position)
+    for task, method, position in _merged(plan, i):
+        wanted = method.target_densities.get(position)
         if task.models[position] is not None and wanted is not None:
             groups[wanted].append(task)
     return groups
 
 
-def _merged(plan: Plan, i: int) -> Iterator[tuple[TensorTask, TensorSettings, int]]:
+def _merged(plan: Plan, i: int) -> Iterator[tuple[TensorTask, Method, int]]:
     """The merged tensors that model i takes part in, with its place among their models; it may lack some of them."""
     for task in plan.tasks:
-        if task.settings is not None and i + 1 in task.origins[1:]:
-            yield task, task.settings, task.position_of(i)
+        if task.method is not None and i + 1 in task.origins[1:]:
+            yield task, task.method, task.position_of(i)
 
 
 def threshold_searches(plan: Plan) -> list[RankSearch]:
@@ -115,9 +115,9 @@ def threshold_searches(plan: Plan) -> list[RankSearch]:
     searches = []
     for i in range(len(plan.models)):
         numel, densities = 0, set()
-        for task, settings, position in _merged(plan, i):
+        for task, method, position in _merged(plan, i):
             numel += task.numel
-            densities.add(settings.method.densities[position])
+            densities.add(method.densities[position])
         if len(densities) > 1:
             raise RecipeError("`scope: model` needs one density per model, the recipe gives different ones by tensor")
         wanted = densities.pop() if densities else 1.0  # a model all of whose tensors are copied

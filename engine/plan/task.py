@@ -10,13 +10,6 @@ from ..models import DTYPES, Activations, TensorLocation
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSettings:
-    """How one tensor is merged."""
-
-    method: Method
-
-
-@dataclass(frozen=True, slots=True)
 class TensorTask:
     """One tensor of the output."""
 
@@ -29,7 +22,7 @@ class TensorTask:
     origins: tuple[int, ...]
     """Which of `Plan.sources` the reference lies in, then every model."""
     out_dtype: str
-    settings: TensorSettings | None
+    method: Method | None
     """None: the tensor is copied from the reference."""
     reason: str
     """Why it is copied; empty when it is merged."""
@@ -61,7 +54,7 @@ class TensorTask:
     @property
     def reads_base(self) -> bool:
         """Whether the reference's own values take part; a tensor that is left out is only compared with others."""
-        return reads_base(self.settings) and (self.stored != "nothing" or any(self.models))
+        return reads_base(self.method) and (self.stored != "nothing" or any(self.models))
 
     @property
     def sources(self) -> tuple[TensorLocation | None, ...]:
@@ -77,7 +70,7 @@ class TensorTask:
     @property
     def has_task_vectors(self) -> bool:
         """Whether differences to the reference are merged."""
-        return self.settings is not None and self.settings.method.merges_task_vectors
+        return self.method is not None and self.method.merges_task_vectors
 
     def model_of(self, position: int) -> int:
         """Which of `Plan.models` stands at a position of `models`."""
@@ -109,7 +102,7 @@ def make_task(
     models: tuple[TensorLocation | None, ...],
     origins: tuple[int, ...],
     out_dtype: str,
-    settings: TensorSettings | None,
+    method: Method | None,
     reason: str,
     orders: tuple[Activations | None, ...] = (),
 ) -> TensorTask:
@@ -117,7 +110,7 @@ def make_task(
     info = base.info
     nbytes = info.nbytes
     numel = nbytes // DTYPES[info.dtype].unit_bytes
-    read = base.read_bytes if reads_base(settings) else 0
+    read = base.read_bytes if reads_base(method) else 0
     inputs = {info.dtype}
     for source in models:
         if source is not None:
@@ -128,9 +121,9 @@ def make_task(
             read += nbytes if same else source.read_bytes
     widest = max(DTYPES[dtype].unit_bytes for dtype in (*inputs, out_dtype))
     double = "F64" in inputs
-    return TensorTask(name, base, models, origins, out_dtype, settings, reason, numel, double, widest, read, orders)
+    return TensorTask(name, base, models, origins, out_dtype, method, reason, numel, double, widest, read, orders)
 
 
-def reads_base(settings: TensorSettings | None) -> bool:
+def reads_base(method: Method | None) -> bool:
     """Whether the reference's own values take part."""
-    return settings is None or settings.method.reads_base
+    return method is None or method.reads_base

@@ -19,16 +19,16 @@ def fold_bytes(plan: Plan, shards: Iterable[int]) -> int:
 
 def shared_fold_bytes(group: SharedReading, shards: Iterable[Shard]) -> int:
     """As `fold_bytes`, for plans that share a reading."""
-    passes: dict[tuple[int, bool], int] = {}  # most tensors share their settings
+    passes: dict[tuple[int, bool], int] = {}  # most tensors share their method
     total = 0
     for shard in shards:
         for position in group.plans[0].shards[shard.index].tasks:
             turns = 0
             for member in shard.members:
                 task = group.plans[member].tasks[position]
-                kind = (id(task.settings), task.is_double)
+                kind = (id(task.method), task.is_double)
                 if kind not in passes:
-                    passes[kind] = passes_over(task.settings, task.is_double)
+                    passes[kind] = passes_over(task.method, task.is_double)
                 turns = max(turns, passes[kind])
             total += group.folded_bytes(position, shard.members) * turns
     return total

@@ -243,15 +243,15 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
     alone = _passes_alone(group)
     seen: set[tuple[Hashable, ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
-        largest = max(largest, tasks[0].numel if any(task.settings for task in tasks) else 0)
+        largest = max(largest, tasks[0].numel if any(task.method for task in tasks) else 0)
         kept = max(kept, sum(kept_bytes(tasks[place]) for place in alone))
         key = tuple(map(_kind, tasks))
         if key in seen:
             continue
         seen.add(key)
-        passes = max(passes_over(task.settings, task.is_double) for task in tasks)
+        passes = max(passes_over(task.method, task.is_double) for task in tasks)
         passes = max(passes, QUANTILES_PASSES) if quantiles else passes
-        histograms = models * (2 if quantiles else max(histograms_per_model(task.settings) for task in tasks))
+        histograms = models * (2 if quantiles else max(histograms_per_model(task.method) for task in tasks))
         grains = [grain(task) for task in tasks]
         elements = max(tile_elements(each) for each in grains)
         real_bytes = 8 if any(task.is_double for task in tasks) else 4
@@ -282,7 +282,7 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
 def _kind(task: TensorTask) -> Hashable:
     """Equal for tasks that cost the same."""
     length = task.numel if needs_columns(task) else 0  # the longer columns are, the more sums wait for others
-    return id(task.settings), task.is_double, task.widest_bytes, grain(task), length
+    return id(task.method), task.is_double, task.widest_bytes, grain(task), length
 
 
 def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:

@@ -48,14 +48,14 @@ class PlanReport:
 
     @property
     def merged_tensors(self) -> int:
-        return sum(task.settings is not None for task in self.plan.tasks)
+        return sum(task.method is not None for task in self.plan.tasks)
 
     @cached_property
     def copied(self) -> dict[str, list[str]]:
         """Names of the tensors that are copied, by reason."""
         found: dict[str, list[str]] = defaultdict(list)
         for task in self.plan.tasks:
-            if task.settings is None:
+            if task.method is None:
                 found[task.reason].append(task.name)
         return dict(found)
 
@@ -84,7 +84,7 @@ class PlanReport:
             return [[(name, base[name], model.tensors.get(name)) for name in base] for model in plan.models]
         found: list[list[tuple[str, TensorLocation, TensorLocation | None]]] = [[] for _ in plan.models]
         for task in plan.tasks:
-            for i, own in enumerate(task.models) if task.settings is not None else ():
+            for i, own in enumerate(task.models) if task.method is not None else ():
                 found[task.model_of(i)].append((task.name, task.base, own))
         return found
 

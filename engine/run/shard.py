@@ -166,11 +166,11 @@ class ShardWorker:
 
     def _selection(self, member: int, task: TensorTask, survey: Survey | None) -> Hashable:
         """Equal for plans whose masks and statistics of this tensor are the same, whatever they make of them."""
-        plan, settings = self._group.plans[member], task.settings
-        if settings is None or settings.method.selecting is None:
+        plan, method = self._group.plans[member], task.method
+        if method is None or method.selecting is None:
             return member
         thresholds = survey.thresholds if survey is not None else None
-        chosen = (settings.method.selecting, thresholds, plan.seed, plan.keep_base_where_nonfinite)
+        chosen = (method.selecting, thresholds, plan.seed, plan.keep_base_where_nonfinite)
         return chosen, task.orders, self._group.places[member], task.origins, task.sources
 
     def _target(self, member: int, task: TensorTask) -> Target:
@@ -181,10 +181,9 @@ class ShardWorker:
 def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
     """The task with the densities that a survey of whole models decided."""
     densities = survey.densities.get(task.name) if survey is not None else None
-    if densities is None or task.settings is None:
+    if densities is None or task.method is None:
         return task
-    method = task.settings.method.with_densities(densities)
-    return replace(task, settings=replace(task.settings, method=method))
+    return replace(task, method=task.method.with_densities(densities))
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,9 +95,9 @@ def make_survey_report(plan: Plan, parts: Sequence[SurveyPart]) -> SurveyReport:
     for i, model in enumerate(plan.models):
         for task in plan.tasks:
             row = found.get((i, task.name))
-            if row is None or task.settings is None:
+            if row is None or task.method is None:
                 continue
-            given = task.settings.method.densities or (1.0,) * len(task.models)  # what selects no share keeps all
+            given = task.method.densities or (1.0,) * len(task.models)  # what selects no share keeps all
             wanted = decided.densities.get(task.name, given)[task.position_of(i)]
             rows.append({"model": i, "url": model.url, "tensor": task.name} | _statistics(row, wanted))
     return SurveyReport(plan, tuple(rows))

@@ -66,7 +66,7 @@ def _same_statistics(a: Plan, b: Plan) -> bool:
 
 
 def _densities(task: TensorTask) -> Sequence[object]:
-    return () if task.settings is None else task.settings.method.densities
+    return () if task.method is None else task.method.densities
 
 
 class _Survey:

@@ -169,8 +169,8 @@ def test_a_linear_merge_reads_the_reference_only_as_a_model(place: Place) -> Non
     ],
 )
 def test_how_often_inputs_are_looked_at(place: Place, recipe: dict[str, Any], passes: int) -> None:
-    task = next(t for t in place.plan(**recipe).tasks if t.settings is not None)
-    assert passes_over(task.settings, task.is_double) == passes
+    task = next(t for t in place.plan(**recipe).tasks if t.method is not None)
+    assert passes_over(task.method, task.is_double) == passes
 
 
 @pytest.mark.parametrize(

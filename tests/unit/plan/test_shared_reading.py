@@ -92,7 +92,7 @@ def test_every_input_is_read_once(folder: Path) -> None:
         one = task.base.info.nbytes
         assert group.read_bytes(position, (0,)) == group.read_bytes(position, (0, 0)) == 3 * one
         assert group.read_bytes(position, (0, 1, 2)) == 4 * one
-        assert group.read_bytes(position, (2,)) == (one if plans[2].tasks[position].settings is None else 3 * one)
+        assert group.read_bytes(position, (2,)) == (one if plans[2].tasks[position].method is None else 3 * one)
 
 
 def test_a_model_that_a_recipe_names_twice_is_read_twice_as_alone(folder: Path) -> None:
