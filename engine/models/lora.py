@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint, CheckpointFile, read_file_header
 from .derived import Factor, LowRank
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
+from .module_patterns import ModulePatterns
 from .tied_embeddings import names_embedding, names_head
 from .tokens.json_members import finite_number
 
@@ -27,8 +28,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 MAX_CONFIG_BYTES = 16 << 20
-MAX_PATTERN = 300
-"""Longest module pattern that is tried as a regular expression."""
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.(?!weight$)[^.]+)?\.weight")
 _EMBEDDING_FACTOR = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<side>[AB])(\.[^.]+)?")
@@ -45,39 +44,31 @@ class AdapterConfig:
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: ModulePatterns
+    alpha_pattern: ModulePatterns
     rank_stabilised: bool
     transposed_weights: bool
     """`fan_in_fan_out`: the weights of the changed layers are stored as [in, out]; decides for square ones."""
 
     def scale(self, module: str, rank: int) -> float:
         """The factor of a module's product."""
-        alpha = _pattern_value(self.alpha_pattern, module, self.alpha)
+        alpha = self.alpha_pattern.value(module, self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module's factors."""
-        return int(_pattern_value(self.rank_pattern, module, self.rank))
+        return int(self.rank_pattern.value(module, self.rank))
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "r": self.rank,
             "lora_alpha": self.alpha,
-            "rank_pattern": dict(sorted(self.rank_pattern.items())),
-            "alpha_pattern": dict(sorted(self.alpha_pattern.items())),
+            "rank_pattern": dict(sorted(self.rank_pattern.values.items())),
+            "alpha_pattern": dict(sorted(self.alpha_pattern.values.items())),
             "use_rslora": self.rank_stabilised,
             "fan_in_fan_out": self.transposed_weights,
         }
-
-
-def _pattern_value(patterns: Mapping[str, Any], module: str, default: float) -> float:
-    """The value of the first pattern that the module's name, or its end after a dot, matches, as PEFT does it."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return default
 
 
 def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
@@ -152,20 +143,12 @@ def read_adapter_config(store: Store) -> AdapterConfig:
     )
 
 
-def _patterns(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def _patterns(raw: Mapping[str, Any], key: str, where: str) -> ModulePatterns:
     patterns = raw.get(key) or {}
     for pattern, value in patterns.items() if isinstance(patterns, dict) else [("", None)]:
         if finite_number(value) is None or (key == "rank_pattern" and (type(value) is not int or value < 1)):
             raise InputError(f"{where}: {key} is damaged at {pattern[:80]!r}: {str(value)[:80]}")
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError):
-            raise InputError(f"{where}: {key} has the unreadable pattern {pattern[:80]!r}") from None
-        if len(pattern) > MAX_PATTERN:
-            raise InputError(
-                f"{where}: {key} has a pattern of {len(pattern)} characters, at most {MAX_PATTERN} are read"
-            )
-    return patterns
+    return ModulePatterns(patterns, f"{where}: {key}")
 
 
 def _refuse_other_kinds(raw: Mapping[str, Any], where: str) -> None:

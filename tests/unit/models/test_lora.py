@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from anabranch.engine.errors import InputError
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.models import module_patterns
 from anabranch.engine.models.checkpoint import Checkpoint, open_checkpoint, open_source
 from anabranch.engine.models.lora import with_adapter
 from anabranch.engine.run.meter import Meter
@@ -109,6 +111,32 @@ def test_patterns_of_rank_and_alpha(tmp_path: Path) -> None:
     check(checkpoint, expected | changed(f"{Q1}.weight", product(*second.values(), scale=10 / 4)))
 
 
+def test_the_first_pattern_that_matches_counts_and_names_match_as_a_whole(tmp_path: Path) -> None:
+    first, second = factors(Q0, 8, 6), factors(Q1, 8, 6)
+    patterns = {"q_pro": 1, "^model.*0[.]q$": 10, "(layers|blocks)\\.\\d+\\.q": 20, Q0: 30}
+    checkpoint = opened(tmp_path, first | second, alpha_pattern=patterns)
+    expected = changed(f"{Q0}.weight", product(*first.values(), scale=10 / 4))
+    check(checkpoint, expected | changed(f"{Q1}.weight", product(*second.values(), scale=20 / 4)))
+
+
+@pytest.mark.parametrize("pattern", ["([a-z_.0-9]+)+!", "(a|a)*(a|aa)*b", "(.*)*(.*)*(.*)*x", "((((a*)*)*)*)*!"])
+def test_a_pattern_that_would_backtrack_takes_no_time(tmp_path: Path, pattern: str) -> None:
+    modules = [f"{'a' * 60}.{i}.q" for i in range(20)]
+    base = {f"{module}.weight": random(8, 6) for module in modules}
+    write_checkpoint(tmp_path / "base", base)
+    pairs = [factors(module, 8, 6) for module in modules]
+    write_adapter(tmp_path / "adapter", {k: v for pair in pairs for k, v in pair.items()}, alpha_pattern={pattern: 2})
+    began = time.process_time()
+    with_adapter(open_checkpoint(str(tmp_path / "base")), open_store(str(tmp_path / "adapter")))
+    assert time.process_time() - began < 5, "Python's own engine would need longer than the universe has existed"
+
+
+def test_too_many_patterns_for_the_modules_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_patterns, "MAX_TRIES", 5)
+    with pytest.raises(InputError, match="has 3 patterns, too many for the modules"):
+        opened(tmp_path, factors(Q0, 8, 6) | factors(Q1, 8, 6), alpha_pattern={"x": 1, "y": 2, "z": 3})
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_square_weight_is_turned_as_the_configuration_says(tmp_path: Path, transposed: bool) -> None:
     pair = factors(SQUARE, 6, 6)
@@ -182,6 +210,10 @@ def refused(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> st
         ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"rank_pattern": {"q": 2.5}}, "rank_pattern is damaged"),
         ({"alpha_pattern": {"(": 2}}, "unreadable pattern '('"),
+        ({"alpha_pattern": {"a)|(b": 2}}, "unreadable pattern"),
+        ({"alpha_pattern": {"(?=a)q": 2}}, "unreadable pattern"),
+        ({"alpha_pattern": {r"(q)\1": 2}}, "unreadable pattern"),
+        ({"alpha_pattern": {"((a{99}){99}){99}": 2}}, "unreadable pattern"),
         ({"alpha_pattern": [1]}, "alpha_pattern is damaged"),
         ({"alpha_pattern": {"a" * 301: 2}}, "pattern of 301 characters"),
     ],
