@@ -23,24 +23,34 @@ class CopyFold(TensorFold):
 
     def row(self, target: Target) -> TensorRow:
         task = self.state.task
-        return TensorRow(name=task.name, action="copied", reason=task.reason, overflowed=target.overflowed)
+        return TensorRow(
+            name=task.name,
+            action="copied",
+            reason=task.reason,
+            nonfinite=sum(self.state.tally.nonfinite),
+            overflowed=target.overflowed,
+        )
 
 
 class CopyPass(CountingPass):
     """The reference's own values: the same bytes, or rounded once to another float dtype.
 
-    Integer, bool and packed tensors that are not excluded must be identical in every model.
+    Integer, bool and packed tensors that are not excluded must be identical in every model. What is computed while
+    it is read must be finite, as in a merge: its scales may come from anywhere.
     """
 
     def __init__(self, state: TensorState) -> None:
         super().__init__(state)
         self._differing = [0] * len(state.task.models)
+        self._computed_nonfinite = 0
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         state, task = self._state, self._state.task
         base = data.raws[0]
         if base is None:  # a tensor without elements, or one that is left out
             return
+        if task.base.derived is not None:
+            self._count_nonfinite(data, workspace)
         if task.stored != "nothing":
             if task.out_dtype == task.base.info.dtype:
                 data.outs[0][:] = base
@@ -50,6 +60,14 @@ class CopyPass(CountingPass):
             if raw is not None and not np.array_equal(raw, base):
                 with state.lock:
                     self._differing[i] += int(np.count_nonzero(raw != base))
+
+    def _count_nonfinite(self, data: WindowData, workspace: Workspace) -> None:
+        state, count = self._state, 0
+        for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
+            raw = state.inputs.bytes_of(data, 0, begin, end - begin)
+            count += state.kernels.decode(raw, state.inputs.dtype(0), workspace.base[: end - begin])
+        with state.lock:
+            self._computed_nonfinite += count
 
     def _convert(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         """What no model touches: NaN and infinities stay, but a finite value must not become one."""
@@ -63,6 +81,13 @@ class CopyPass(CountingPass):
             tally.overflowed[0] += write_merged(state, data, workspace, begin, end)
 
     def _conclude(self) -> None:
+        state, count = self._state, self._computed_nonfinite
+        state.tally.nonfinite[0] = count
+        if count and not state.keeps_nonfinite:
+            raise InputError(
+                f"{state.inputs.name(0)} holds {count} NaN or Inf values as it is computed",
+                "repair what it is made of: the checkpoint, its scales, or the scale of its adapter or masks",
+            )
         for i, count in enumerate(self._differing):
             if count:
                 raise InputError(

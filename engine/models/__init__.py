@@ -22,7 +22,7 @@ from .layers import (
 )
 from .location import Bytes, TensorLocation
 from .opening import Opened, open_models
-from .quantised import foreign_format
+from .quantised import foreign_format, unscaled
 from .references import ModelUrl, resolve_file_url, resolve_model
 from .row_gather import RowGather
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
@@ -79,5 +79,6 @@ __all__ = [
     "resolve_file_url",
     "resolve_model",
     "tokenizer_url",
+    "unscaled",
     "with_the_names_of",
 ]

@@ -65,7 +65,7 @@ class Factor:
     """A small stored matrix of which a window needs a part, as fp32.
 
     Args:
-        source: the stored matrix, of a float dtype of at most 32 bits.
+        source: the stored matrix, of a float dtype of at most 32 bits, or of exponents (F8_E8M0).
         axis: the stored axis, 0 or 1, along which windows take their parts.
         transposed: whether parts are handed out transposed.
     """
@@ -103,6 +103,8 @@ class Factor:
     def scratch_bytes(self) -> int:
         """Stored bytes while they are converted, their transpose, and the values of a part that is not kept."""
         stored = self.at_once * self.width * DTYPES[self.source.info.dtype].size
+        if self.source.info.dtype == "F8_E8M0":
+            stored *= 1 + 2 * 4  # as U32 while they are made, and as F32
         return stored * (1 + self.transposed) + (0 if self.is_held else 4 * self.at_once * self.width)
 
     def part(self, begin: int, end: int, reads: Reads, slot: str) -> FactorSlice:
@@ -128,8 +130,18 @@ class Factor:
             codes = stored.view(f"V{size}").reshape(shape)
             stored, shape = np.ascontiguousarray(codes.T).reshape(-1).view(np.uint8), shape[::-1]
         values = reads.kernels.empty(count, "f32") if out is None else out[:count]
-        reads.kernels.decode(reads.kernels.load(stored), info.dtype, values)
+        codes, dtype = (powers_of_two(stored), "F32") if info.dtype == "F8_E8M0" else (stored, info.dtype)
+        reads.kernels.decode(reads.kernels.load(codes), dtype, values)
         return values.reshape(shape)
+
+
+def powers_of_two(exponents: Bytes) -> Bytes:
+    """Codes of F8_E8M0 as F32 bytes: 2 ** (code - 127), exact; 255 is NaN (OCP Microscaling Formats, 5.4.1)."""
+    bits = exponents.astype(np.uint32)
+    bits <<= 23
+    bits[exponents == 0] = 1 << 22  # 2 ** -127 is subnormal
+    bits[exponents == 255] |= 1 << 22
+    return bits.view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,12 @@ def _cut(begin: int, end: int, unit: int) -> Iterator[tuple[int, int]]:
         begin = stop
 
 
+def _as_fp32(scale: float) -> float:
+    """A scale rounded to fp32; one beyond it is infinite, and what it makes of values is counted as not finite."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(scale))
+
+
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """A matrix and a product of two narrow ones: weight + scale * left @ right (LoRA, arXiv 2106.09685).
@@ -218,7 +236,7 @@ class LowRank:
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end) as F32."""
-        columns = self.weight.info.shape[1]
+        columns, scale = self.weight.info.shape[1], _as_fp32(self.scale)
 
         def change(values: Array, first: int) -> None:
             for start, stop in _cut(first, first + len(values), columns * self.left.at_once):
@@ -227,7 +245,7 @@ class LowRank:
                 for c0, c1 in self._columns(start, stop):
                     right = self.right.part(c0, c1, reads, "right")
                     reads.kernels.add_low_rank(
-                        piece, start, columns, left.values, left.first, right.values, right.first, self.scale
+                        piece, start, columns, left.values, left.first, right.values, right.first, scale
                     )
 
         fill_pieces(self.weight, begin, end, into, reads, change)
@@ -281,7 +299,7 @@ class MaskedChange:
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end) as F32."""
         change = reads.scratch("change", min(PIECE_ELEMENTS, end - begin))
-        size = DTYPES[self.change.info.dtype].size
+        size, scale = DTYPES[self.change.info.dtype].size, _as_fp32(self.scale)
 
         def add(values: Array, first: int) -> None:
             stop = first + len(values)
@@ -290,6 +308,6 @@ class MaskedChange:
             self.bits.fill(first // 8, (stop + 7) // 8, bits, reads)
             piece = change[: len(values)]
             reads.kernels.decode(reads.kernels.load(stored), self.change.info.dtype, piece)
-            reads.kernels.add_where(values, piece, reads.kernels.load(bits), first % 8, self.scale)
+            reads.kernels.add_where(values, piece, reads.kernels.load(bits), first % 8, scale)
 
         fill_pieces(self.weight, begin, end, into, reads, add)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..errors import InputError, RecipeError, some_names
-from ..models import DTYPES, Activations, Checkpoint, TensorInfo, foreign_format, is_computed
+from ..models import DTYPES, Activations, Checkpoint, TensorInfo, foreign_format, is_computed, unscaled
 from ..recipe import Recipe
 from .blueprint import Blueprint
 from .task import TensorTask
@@ -50,6 +50,13 @@ def check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
         if found := foreign_format(names):
             raise InputError(
                 f"{checkpoint.url}: quantised as {found[0]} ({found[1]!r}); such weights cannot be merged",
+                "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
+            )
+        codes, sign = unscaled(checkpoint.tensors) or ([], "")
+        if lacking := [name for name in codes if not recipe.excludes(name)]:
+            raise InputError(
+                f"{checkpoint.url}: {len(lacking)} matrices of 8-bit floats have no scales of a known name, "
+                f"and {sign}: {some_names(lacking, 3)}; without their scales such numbers cannot be merged",
                 "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
             )
 

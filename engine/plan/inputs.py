@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -145,7 +146,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     urls = merged | {r: resolve_model(r, recipe_dir) for r in (keys.references() if keys is not None else ())}
     opened = opened or Opened()
     found = open_models(merged.values(), opened)
-    recipe = _without_base(recipe, urls)
+    recipe = _without_base(recipe, urls, opened)
     reference = urls[donor_of(recipe)]
     if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
         raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
@@ -155,6 +156,8 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
     # Parts of EMR-Merging are no models: configuration and tokenizer stay with the base.
     side = [] if recipe.merge_method == "emr" else _side_files(found[reference][1], writing, folders)
+    if "scales" in found[reference][0].decoding:
+        side = [file for file in side if file.name != QUANTISATION_FILE]
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
     checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
@@ -208,11 +211,12 @@ def _activations(recipe: Recipe, recipe_dir: Path) -> dict[str, Activations]:
     return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in sorted(references)}
 
 
-def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
-    """Leave out entries that are the base under another spelling: they are no task vectors."""
+def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened) -> Recipe:
+    """Leave out entries that are the base under another spelling or behind a link: they are no task vectors."""
     if recipe.base_model is None or not recipe.has_base or recipe.slices:
         return recipe
-    models = tuple(entry for entry in recipe.models if urls[entry.model] != urls[recipe.base_model])
+    base = _place(urls[recipe.base_model], opened)
+    models = tuple(entry for entry in recipe.models if _place(urls[entry.model], opened) != base)
     fewest = recipe.method.fewest
     if len(models) < fewest:
         text = f"{recipe.merge_method} needs {fewest} or more models besides the base, `models` lists {len(models)}"
@@ -220,7 +224,17 @@ def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> Recipe:
     return recipe.model_copy(update={"models": models})
 
 
+def _place(url: ModelUrl, opened: Opened) -> tuple[str, ...]:
+    """Where a model's folders are, whatever link or revision led there."""
+    folders = [opened.folder(folder).url for folder in url if folder is not None]
+    return tuple(folder if "://" in folder else os.path.realpath(folder) for folder in folders)
+
+
 _MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
 MAX_SIDE_FILE_BYTES = 1 << 30
+
+
+QUANTISATION_FILE = "hf_quant_config.json"
+"""ModelOpt's: loaders that see it take the weights beside it for quantised ones."""

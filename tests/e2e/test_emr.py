@@ -80,6 +80,24 @@ def test_merge_verify_and_write_the_model_of_a_task(workplace: Workplace, emr: P
         assert loaded.exit_code == 0 and "LlamaForCausalLM loads all" in loaded.output, loaded.output
 
 
+def test_a_scale_beyond_fp32_stops_whatever_reads_the_masks(
+    workplace: Workplace, emr: Path, anabranch: Command
+) -> None:
+    assert anabranch("merge", emr, workplace.out).exit_code == 0
+    part = workplace.out / "style" / "anabranch.emr.json"
+    part.write_text(json.dumps(json.loads(part.read_text()) | {"scale": 1e308}))
+    task = f"{workplace.recipe['base_model']}+{workplace.out}/style"
+    for place, keys in enumerate(
+        ({"merge_method": "passthrough"}, {"merge_method": "linear"}, {"merge_method": "linear", "exclude": ["*"]})
+    ):
+        recipe = write_recipe(workplace.folder / "task.yml", {**keys, "models": [{"model": task}]})
+        out = workplace.folder / f"task{place}"
+        result = anabranch("merge", recipe, out)
+        assert result.exit_code == 3, result.output
+        assert "NaN or Inf values" in result.stderr
+        assert not list(out.glob("*.safetensors")) and not (out / "anabranch.manifest.json").exists()
+
+
 def test_damage_of_a_part_is_found(workplace: Workplace, emr: Path, anabranch: Command) -> None:
     assert anabranch("merge", emr, workplace.out).exit_code == 0
     for name in ("anabranch.emr.json", "model-00001-of-", "README.md"):

@@ -199,6 +199,164 @@ def test_stacked_experts_with_block_scales(anabranch: Command, tmp_path: Path) -
     assert torch.equal(load_output(tmp_path / "out")["experts.down_proj"], codes.float() * spread)
 
 
+POWERS = [2.0**-127, 2.0**-60, 2.0**-6, 1.0, 2.0**7, 2.0**100]
+
+
+def merged_fp32(folder: Path, anabranch: Command, stored: Tensors, **config: Any) -> Tensors:
+    """One model through an average of one, as fp32."""
+    write_checkpoint(folder / "model", stored, 1, {"torch_dtype": "bfloat16", **config})
+    content = {"merge_method": "linear", "models": [{"model": str(folder / "model")}], "dtype": "float32"}
+    result = anabranch("merge", write_recipe(folder / "r.yml", content), folder / "out")
+    assert result.exit_code == 0, result.output
+    return load_output(folder / "out")
+
+
+@pytest.mark.parametrize("suffix", [".weight_scale_inv", ".scale", ".weight_scale"])
+def test_scales_that_are_powers_of_two_are_exact(suffix: str, anabranch: Command, tmp_path: Path) -> None:
+    """DeepSeek's F8_E8M0: the code is an exponent, the smallest one subnormal in fp32."""
+    codes = torch.randn(48, 16, generator=torch.Generator().manual_seed(1)).to(torch.float8_e4m3fn)
+    scales = torch.tensor(POWERS).reshape(3, 2)
+    stored = {"a.q.weight": codes, f"a.q{suffix}": scales.to(torch.float8_e8m0fnu)}
+    found = merged_fp32(tmp_path, anabranch, stored, quantization_config=QUANTIZATION)
+    assert found.keys() == {"a.q.weight"}
+    spread = scales.repeat_interleave(16, 0).repeat_interleave(8, 1)
+    assert torch.equal(found["a.q.weight"].double(), codes.double() * spread.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e8m0fnu, torch.uint8])
+def test_scales_of_mx_formats(dtype: torch.dtype, anabranch: Command, tmp_path: Path) -> None:
+    codes = torch.randn(6, 64, generator=torch.Generator().manual_seed(1)).to(torch.float8_e4m3fn)
+    exponents = torch.arange(120, 132, dtype=torch.uint8).reshape(6, 2)
+    scales = exponents if dtype == torch.uint8 else exponents.view(dtype)
+    found = merged_fp32(tmp_path, anabranch, {"q.weight": codes, "q.weight_scale": scales})
+    spread = torch.exp2(exponents.float() - 127).repeat_interleave(32, 1)
+    assert torch.equal(found["q.weight"], codes.float() * spread)
+
+
+def test_a_scale_that_is_no_number_stops_the_merge(anabranch: Command, tmp_path: Path) -> None:
+    codes = torch.ones(4, 32).to(torch.float8_e4m3fn)
+    stored = {"q.weight": codes, "q.weight_scale": torch.full((4, 1), 255, dtype=torch.uint8)}
+    write_checkpoint(tmp_path / "model", stored, 1, {"torch_dtype": "bfloat16"})
+    content = {"merge_method": "linear", "models": [{"model": str(tmp_path / "model")}]}
+    result = anabranch("merge", write_recipe(tmp_path / "r.yml", content), tmp_path / "out")
+    assert result.exit_code == 3
+    assert "holds 128 NaN or Inf values" in result.stderr
+
+
+def test_a_copy_must_be_finite_too(anabranch: Command, tmp_path: Path) -> None:
+    stored = {"q.weight": torch.full((4, 4), 448.0).to(torch.float8_e4m3fn), "q.weight_scale": torch.tensor(3e38)}
+    write_checkpoint(tmp_path / "model", stored, 1, {"torch_dtype": "bfloat16"})
+    content = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "model")}]}
+    result = anabranch("merge", write_recipe(tmp_path / "r.yml", content), tmp_path / "out")
+    assert result.exit_code == 3
+    assert "tensor 'q.weight' holds 16 NaN or Inf values as it is computed" in result.stderr
+    assert not (tmp_path / "out" / "anabranch.manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scale", "beside"),
+    [
+        ("q.scale_weight", {"q.scale_input": torch.ones(1), "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}),
+        ("q.scale", {}),
+        ("q._weight_scale", {}),
+        ("q._scale", {}),
+        ("q.weight._scale", {}),
+        ("q.weight_scale", {"q.input_scale": torch.ones(1), "q.comfy_quant": torch.ones(9, dtype=torch.uint8)}),
+        ("q.weight_scale_inv", {"q.activation_scale": torch.ones(())}),
+        ("q.weight_scale", {"self_attn.k_scale": torch.ones(1), "self_attn.v_proj.output_scale": torch.ones(1)}),
+    ],
+)
+def test_scales_under_other_names(scale: str, beside: Tensors, anabranch: Command, tmp_path: Path) -> None:
+    """Two models whose FP8 numbers have different scales, on a base that has none and no such names."""
+    generator, values = torch.Generator().manual_seed(2), []
+    write_checkpoint(tmp_path / "base", {"q.weight": torch.zeros(32, 48).bfloat16()}, 1, {"torch_dtype": "bfloat16"})
+    for i in range(2):
+        codes = torch.randn(32, 48, generator=generator).to(torch.float8_e4m3fn)
+        factor = torch.rand(1, generator=generator) + i * 10
+        write_checkpoint(tmp_path / f"m{i}", {"q.weight": codes, scale: factor, **beside}, 1)
+        values.append(codes.float() * factor)
+    models = [{"model": str(tmp_path / f"m{i}"), "parameters": {"weight": 0.5}} for i in range(2)]
+    content = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": models}
+    result = anabranch("merge", write_recipe(tmp_path / "r.yml", content | {"out_dtype": "float32"}), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = load_output(tmp_path / "out")
+    assert found.keys() == {"q.weight"}
+    assert torch.equal(found["q.weight"], values[0] * 0.5 + values[1] * 0.5)
+
+
+def test_blocks_that_do_not_divide_the_weight_are_those_that_the_configuration_names(
+    anabranch: Command, tmp_path: Path
+) -> None:
+    """compressed-tensors: 24 rows in blocks of 16 are 16 and 8, where an even cut would be 12 and 12."""
+    codes = torch.randn(24, 16, generator=torch.Generator().manual_seed(1)).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    groups = {"group_0": {"weights": {"strategy": "block", "block_structure": [16, 8]}}}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": groups}
+    stored = {"q.weight": codes, "q.weight_scale": scales}
+    found = merged_fp32(tmp_path, anabranch, stored, compression_config=quantization)
+    spread = scales.repeat_interleave(16, 0)[:24].repeat_interleave(8, 1)
+    assert torch.equal(found["q.weight"], codes.float() * spread)
+
+
+@pytest.mark.parametrize("cut", [(3,), (3, 1, 1), (3, 20, 1), (3, 20, 2)])
+def test_stacked_matrices_with_a_scale_each(cut: tuple[int, ...], anabranch: Command, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randn(3, 20, 8, generator=generator).to(torch.float8_e4m3fn)
+    scales = torch.rand(cut, generator=generator)
+    found = merged_fp32(tmp_path, anabranch, {"experts.up": codes, "experts.up_scale": scales})
+    spread = scales.reshape(cut + (1,) * (3 - len(cut)))
+    spread = spread.repeat_interleave(8 // spread.shape[2], 2) if spread.shape[2] > 1 else spread
+    assert torch.equal(found["experts.up"], codes.float() * spread)
+
+
+def eight_bit(rows: int = 4, columns: int = 6) -> torch.Tensor:
+    return torch.ones(rows, columns).to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"q.weight": eight_bit(), "q.weight_scales": torch.ones(1)}, "'q.weight_scales' looks like one: q.weight;"),
+        ({"q.weight": eight_bit(), "q.weight_amax": torch.ones(1)}, "'q.weight_amax' looks like one"),
+        ({"q.weight": eight_bit().to(torch.float8_e5m2), "q.dequant_scale": torch.ones(4)}, "looks like one"),
+        (
+            {"q.weight": eight_bit(), "q.weight_scale": torch.ones(1), "k.weight": eight_bit()},
+            "1 matrices of 8-bit floats have no scales of a known name, and 'q.weight' has scales: k.weight",
+        ),
+        ({"q._weight_qdata": eight_bit(), "q._weight_scale": torch.ones(1)}, "quantised as torchao"),
+        ({"q.weight._data": eight_bit(), "q.weight._scale": torch.ones(1)}, "quantised as quanto"),
+        (
+            {"q.weight": eight_bit(), "q.weight_scale": torch.ones(1), "q.scale": torch.ones(1)},
+            "'q.weight' has several tensors of scales: q.weight_scale, q.scale",
+        ),
+        ({"q.weight": eight_bit(), "q.scale": torch.ones(3)}, "expected one scale, one for each row"),
+        ({"q.weight": eight_bit(), "q_norm.scale": torch.ones(4), "logit_scale": torch.ones(())}, ""),
+        ({"q.weight": eight_bit()}, ""),
+    ],
+)
+def test_eight_bit_floats_without_known_scales_are_refused_by_name(
+    stored: Tensors, said: str, anabranch: Command, tmp_path: Path
+) -> None:
+    """Beside what looks like scales; a plain cast to FP8 is merged."""
+    for model in ("base", "tuned"):
+        changed = stored | {"plain": torch.ones(3) + (model == "tuned")}
+        write_checkpoint(tmp_path / model, changed, 1, {"torch_dtype": "bfloat16"})
+    models = [{"model": str(tmp_path / "base")}, {"model": str(tmp_path / "tuned")}]
+    recipe = write_recipe(tmp_path / "r.yml", {"merge_method": "linear", "models": models})
+    result = anabranch("merge", recipe, tmp_path / "out")
+    assert result.exit_code == (3 if said else 0), result.output
+    assert said in result.stderr
+
+
+def test_what_says_that_weights_are_quantised_is_not_copied(anabranch: Command, tmp_path: Path) -> None:
+    models = Models(tmp_path)
+    models.write(QUANTIZATION)
+    (tmp_path / "base" / "hf_quant_config.json").write_text("{}")
+    result = anabranch("merge", models.recipe(), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "hf_quant_config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "kind"),
     [
