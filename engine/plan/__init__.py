@@ -24,6 +24,7 @@ from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRo
 from .shared_reading import SharedReading, share_reading, why_apart
 from .survey import Round, Survey, decide_densities, narrow_thresholds, redundancy, threshold_searches
 from .task import TensorTask
+from .unchanged import check_changes
 from .windows import (
     ROW_ELEMENTS,
     Window,
@@ -54,6 +55,7 @@ __all__ = [
     "TensorRow",
     "TensorTask",
     "Window",
+    "check_changes",
     "column_rows",
     "cut_windows",
     "decide_densities",

@@ -24,6 +24,7 @@ from .layout import cut_shards, layout, make_shard
 from .parameters import ParameterResolver, Values
 from .plan import NUMERICS, Plan, plan_id
 from .task import TensorTask, make_task
+from .unchanged import check_taking_part
 
 
 def make_plan(
@@ -57,9 +58,10 @@ def make_plan(
     notes = [note for checkpoint in read for note in checkpoint.notes]
     noticed = [*warnings, *blueprint.warnings]
     check_quantised(recipe, read)
-    check_names(recipe, blueprint, noticed)
     maker = _TaskMaker(recipe, blueprint, activations or {})
     tasks = tuple(maker.task(tensor) for tensor in blueprint.tensors)
+    check_taking_part(recipe, blueprint, tasks)
+    check_names(recipe, blueprint, noticed)
     maker.report(noticed)
     check_activations(tasks, noticed)
     check_whole_models(tasks)

@@ -206,6 +206,8 @@ class Recipe(BaseModel):
     strict: StrictBool = False
     extra_tensors: Literal["error", "ignore"] = "error"
     vocab: Literal["error", "intersect"] = "error"
+    allow_unchanged: StrictBool = False
+    """Whether a model may change nothing; decides no byte of an output, only whether there is one."""
     activations: Reference | None = None
     """A file of mean squares of input features: it orders changes together with their magnitude."""
     tokenizer_source: Reference | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..plan import check_changes
 from .gather import gather
 from .protocols import Member, Outcome, Progress, Runner
 from .surveys import take_surveys
@@ -18,6 +19,7 @@ def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[O
 
     Raises:
         OutputConflictError: a directory belongs to another plan.
+        InputError: a model changes nothing and the recipe does not allow it.
         InputError, ResourceError, TemporaryError: what stopped the run, for all; the same command goes on from there.
     """
     outcomes: dict[int, Outcome] = {}
@@ -46,6 +48,8 @@ def _run(members: Sequence[Member], missing: Sequence[int], runner: Runner, prog
         members[place].output.open()
     surveys = take_surveys(members, missing, runner, progress)
     shards = gather(MergeWork(tuple(surveys)), members, missing, runner, progress)
+    for place in missing:
+        check_changes(members[place].plan, shards.of(place))
     progress.phase("commit", 0, 0)
     outcomes = {}
     for place in missing:

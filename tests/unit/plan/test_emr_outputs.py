@@ -74,7 +74,8 @@ def test_one_task_keeps_its_own_values(tmp_path: Path) -> None:
 
 
 def test_a_task_without_changes_is_its_base(tmp_path: Path) -> None:
-    merge_parts(write(tmp_path, BASE, {"none": BASE, "some": {"w": BASE["w"] + 1}}), tmp_path / "out")
+    models = {"none": BASE, "some": {"w": BASE["w"] + 1}}
+    merge_parts(write(tmp_path, BASE, models, allow_unchanged=True), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "none" / "anabranch.emr.json").read_text())["scale"] == 1.0
     made = model_of(tmp_path, "none")
     assert all(torch.equal(made[name], tensor) for name, tensor in BASE.items())
@@ -212,7 +213,7 @@ def test_tensors_that_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'other' is F64 in one of the models, which emr does not take"):
         parts(write(tmp_path, BASE, {"a": double}))
     with pytest.raises(InputError, match="emr has no tensor to merge"):
-        parts(write(tmp_path, BASE, {"a": BASE}, exclude=["*"]))
+        parts(write(tmp_path, BASE, {"a": BASE}, exclude=["*"], allow_unchanged=True))
 
 
 def test_a_base_on_which_no_masks_can_be_named(merged: Path) -> None:
