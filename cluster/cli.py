@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
+from .mergekit_options import MergeCommand
 
 if TYPE_CHECKING:
     from ..engine.output import Loading, Problem, Verification
@@ -107,7 +108,7 @@ def cli() -> None:
     """Merge fine-tuned checkpoints of any size on machines that are far smaller than they are."""
 
 
-@cli.command()
+@cli.command(cls=MergeCommand)
 @click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
 @click.argument("out")
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
@@ -142,7 +143,7 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[P
     return prepare_all(recipes, [out] if len(recipes) == 1 else outputs_of(recipes, out), execution)
 
 
-@cli.command()
+@cli.command(cls=MergeCommand)
 @click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
 @click.argument("out")
 @click.option(

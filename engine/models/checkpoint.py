@@ -124,7 +124,8 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
 
     Which files count: the shards that `model.safetensors.index.json` names (or the folder's only other
     `*.safetensors.index.json`); without an index `model.safetensors`; without that all `*.safetensors`
-    files together. An index none of whose shards exist is stale, and ignored when `model.safetensors` exists.
+    files together. An index none of whose shards exist is stale, and ignored when `model.safetensors` exists; of
+    several copies of a tensor the one in the file that the index names counts.
     `consolidated*.safetensors` and adapters never count beside others. What was left out is in `ignored_files`.
 
     Args:
@@ -140,7 +141,7 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     with without_garbage_collection():
         selection = _select_files(store, names)
         opened = _read_headers(store, selection.files)
-        tensors = _collect_tensors(store.url, opened)
+        tensors, copies = _collect_tensors(store.url, opened, selection.weight_map or {})
         if selection.weight_map is not None:
             _check_index(f"{store.url}/{selection.index_file}", selection.weight_map, opened, tensors)
     if not tensors:
@@ -148,15 +149,18 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     weights = {name for name in names if _is_weight_file(name)}
     ignored = tuple(sorted(weights - set(selection.files) - {selection.index_file}))
     unread = [name for name in ignored if name.endswith(".safetensors")]
+    notes = [f"{store.url}: not part of the checkpoint and not read: {some_names(sorted(unread))}"] if unread else []
+    if copies:
+        text = f"{len(copies)} tensors are in several files, of which the index says which one counts"
+        notes.append(f"{store.url}: {text}: {some_names([*copies], 3)}")
     return Checkpoint(
         url=store.url,
         files=tuple(file for file, _ in opened),
         tensors=tensors,
         side_files=side_file_names(store, names),
         ignored_files=ignored,
-        notes=(f"{store.url}: not part of the checkpoint and not read: {some_names(sorted(unread))}",)
-        if unread
-        else (),
+        decoding={"copies": copies} if copies else {},
+        notes=tuple(notes),
     )
 
 
@@ -284,19 +288,30 @@ def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
     return CheckpointFile(name, size, version, hashlib.sha256(header_bytes).hexdigest()), header
 
 
-def _collect_tensors(url: str, opened: list[tuple[CheckpointFile, Header]]) -> dict[str, TensorLocation]:
+def _collect_tensors(
+    url: str, opened: list[tuple[CheckpointFile, Header]], weight_map: Mapping[str, str]
+) -> tuple[dict[str, TensorLocation], dict[str, str]]:
+    """All tensors, and of those that are in several files the one that counts, as the index says."""
     tensors: dict[str, TensorLocation] = {}
+    copies: dict[str, str] = {}
     for number, (file, header) in enumerate(opened):
         for info in header.tensors:
             location = TensorLocation(number, info)
             first = tensors.setdefault(info.name, location)
-            if first is not location:
+            if first is location:
+                continue
+            listed = weight_map.get(info.name)
+            if listed is None:
                 other = opened[first.file][0].name
                 raise InputError(
                     f"{url}: tensor {info.name!r} is in {other} and again in {file.name}",
                     "Keep one of the files, or add the index that says which one counts.",
                 )
-    return tensors
+            copies[info.name] = listed
+            if listed == file.name:
+                del tensors[info.name]  # its place is among the tensors of this file
+                tensors[info.name] = location
+    return tensors, copies
 
 
 def _check_index(
@@ -318,7 +333,9 @@ def _check_index(
     extra = [name for name in tensors if name not in weight_map]
     if extra:
         raise InputError(
-            f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(sorted(extra))}", hint
+            f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(sorted(extra), 3)}",
+            "If they belong to the model, add them to the index's weight_map with the file that holds them (`exclude` "
+            "and `extra_tensors` of a recipe then say what becomes of them); if not, fetch files and index again.",
         )
     for name, location in tensors.items():
         file_name = opened[location.file][0].name

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..errors import RecipeError
 from ..recipe import shorten
+from ..storage import absolute_path
 
 
 class ModelUrl(NamedTuple):
@@ -101,11 +102,12 @@ def resolve_file_url(reference: str, recipe_dir: Path) -> str:
 def _find(reference: str, recipe_dir: Path, fits: Callable[[Path], bool]) -> str | None:
     """The absolute path of what fits, seen from the working directory or, failing that, from the recipe's."""
     path = Path(reference).expanduser()
-    return next((os.path.abspath(candidate) for candidate in (path, recipe_dir / path) if fits(candidate)), None)
+    found = next((candidate for candidate in (path, recipe_dir / path) if fits(candidate)), None)
+    return None if found is None else absolute_path(os.fspath(found))
 
 
 def _places(recipe_dir: Path) -> str:
-    return f"{os.getcwd()} and in {os.path.abspath(recipe_dir)}"
+    return f"{os.getcwd()} and in {absolute_path(os.fspath(recipe_dir))}"
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -38,19 +38,32 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{where}: cannot read the recipe: {error.strerror or error}") from None
     if len(data) > MAX_RECIPE_BYTES:
         raise RecipeError(f"{where}: a recipe has at most {MAX_RECIPE_BYTES} bytes, this file has more")
+    encoding = _encoding(data)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{where}: a recipe is UTF-8 text; byte {error.start} is not") from None
-    return parse_recipe(text, where)
+        name = "UTF-8" if encoding == "utf-8" else "UTF-8, or as this file UTF-16,"
+        raise RecipeError(f"{where}: a recipe is {name} text; byte {error.start} is not") from None
+    return parse_recipe(text, where, Path(where).parent)
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
+def _encoding(data: bytes) -> str:
+    """UTF-8, or UTF-16 as Windows writes it: known by its byte order mark or by the zero in its first letter."""
+    if data[:2] == b"\xff\xfe" or (data[1:2] == b"\0" and data[:1] != b"\0"):
+        return "utf-16-le"
+    if data[:2] == b"\xfe\xff" or (data[:1] == b"\0" and data[1:2] != b"\0"):
+        return "utf-16-be"
+    return "utf-8"
+
+
+def parse_recipe(text: str, where: str, folder: Path | None = None) -> Recipe:
     """Read a recipe from its YAML text.
 
     Args:
         text: a superset of mergekit 0.1.5's schema, see docs/recipe.md.
         where: what to call the text in messages.
+        folder: where relative paths start, unless they exist below the working directory; None: references are only
+            compared as text, without a look at the disk.
 
     Raises:
         RecipeError: file, line, key path, what was expected and what was found, for up to ten problems.
@@ -65,6 +78,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise document.error([foreign])
     check_structure(data, problems)
     module, settings = lift_module(data, problems)
+    if folder is not None:
+        _spell_bases_alike(data, folder)
     places = Places(where, document.lines, module)
     method = _method_of(data, problems)
     _read_all_parameters(data, method, problems)
@@ -100,6 +115,34 @@ def _method_of(data: dict[str, Any], problems: list[Problem]) -> MethodSchema | 
         problems.append(Problem(("merge_method",), text))
         return None
     return method.schema
+
+
+def _spell_bases_alike(data: dict[str, Any], folder: Path) -> None:
+    """Call the base among the models as `base_model` does where a link or another path leads to its folder."""
+
+    def spell(entries: Any, base: Any) -> None:
+        target = _real_folder(base, folder)
+        for entry in entries if isinstance(entries, list) and target is not None else ():
+            if (
+                isinstance(entry, dict)
+                and "adapter" not in entry
+                and _real_folder(entry.get("model"), folder) == target
+            ):
+                entry["model"] = base
+
+    spell(data.get("models"), data.get("base_model"))
+    parts = data.get("slices")
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict):
+            spell(part.get("sources"), part.get("base_model") or data.get("base_model"))
+
+
+def _real_folder(reference: Any, folder: Path) -> str | None:
+    """The folder that a reference names, behind all links; None where it is no folder of this machine."""
+    if not isinstance(reference, str) or not reference:
+        return None
+    path = os.path.expanduser(reference)
+    return next((os.path.realpath(place) for place in (path, os.path.join(folder, path)) if os.path.isdir(place)), None)
 
 
 def _each_parameters(data: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any], bool]]:

@@ -6,6 +6,7 @@ Held by tests/contract (what every store must do), tests/unit/storage, tests/s3 
 from __future__ import annotations
 
 from .joined import JoinedStore
+from .local_files import absolute_path
 from .opening import crosses_network, open_store
 from .protocol import FileInfo, Leftover, Store, Writer
 
@@ -15,6 +16,7 @@ __all__ = [
     "Leftover",
     "Store",
     "Writer",
+    "absolute_path",
     "crosses_network",
     "open_store",
 ]

@@ -13,6 +13,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
 from .coalesce import Coalescer
+from .hub_cache import COMMIT, HubCacheStore, cached_snapshot
 from .protocol import (
     DEFAULT_READ_LIMIT_BYTES,
     TEMPORARY_PREFIX,
@@ -77,31 +78,44 @@ def _file_system(scheme: str) -> Any:
         ) from error
 
 
-def _open_hub(parts: list[str], endpoint: str | None = None) -> FsspecStore:
-    """A Hugging Face repository at the commit that its revision means now; everything is read from that commit."""
-    from huggingface_hub import HfApi, HfFileSystem
+def _open_hub(parts: list[str], endpoint: str | None = None) -> Store:
+    """A Hugging Face repository at the commit that its revision means now; everything is read from that commit.
+
+    Where the hub may not or cannot be asked, the commit that its cache on this machine has under that revision.
+    """
+    from huggingface_hub import HfApi, HfFileSystem, constants
 
     text = "/".join(parts)
     match = re.fullmatch(r"(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?", text)
     if match is None:
         raise InputError(f"hf://{text}: expected hf://owner/name or hf://owner/name@revision")
     repository, revision = match["repository"], match["revision"]
+    cached = cached_snapshot(repository, revision)
+    if cached and constants.HF_HUB_OFFLINE:
+        return HubCacheStore(f"hf://{repository}@{cached[0]}", cached[1])
     api = HfApi(endpoint=endpoint)
+    retry = Retry(attempts=1) if cached else Retry()
     try:
-        info = Retry().call(lambda: _translated(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
+        info = retry.call(lambda: _translated(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
     except FileNotFoundError as error:
         raise InputError(
             f"hf://{text}: the hub knows no such model or revision", "Check the name. " + _NO_FOLDER
         ) from error
     except TemporaryError as error:
-        raise TemporaryError(error.message, f"{error.hint} {_NO_FOLDER}") from error
+        if cached:
+            return HubCacheStore(f"hf://{repository}@{cached[0]}", cached[1])
+        raise TemporaryError(error.message, f"{error.hint} {_NOT_CACHED} {_NO_FOLDER}") from error
+    except ResourceError as error:
+        hint = f"{error.hint} {_NOT_CACHED}" if constants.HF_HUB_OFFLINE else error.hint
+        raise ResourceError(error.message, hint) from error
     commit = str(info.sha)
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+    if not COMMIT.fullmatch(commit):
         raise InputError(f"hf://{text}: the hub names no commit for this revision")
     root = f"{repository}@{commit}"
     return FsspecStore(f"hf://{root}", HfFileSystem(endpoint=endpoint), root, immutable=True)
 
 
+_NOT_CACHED = "The hub's cache on this machine (HF_HUB_CACHE) does not have it under this revision."
 _NO_FOLDER = "If a directory was meant, there is none of that name."
 """A name on the hub looks like a relative path."""
 

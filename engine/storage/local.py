@@ -18,6 +18,7 @@ from ..errors import InputError
 from .local_files import (
     FILE_MODE,
     MAX_CALL_BYTES,
+    absolute_path,
     create_file,
     make_folder,
     sync_folder,
@@ -55,7 +56,7 @@ class LocalStore:
     """A folder of the file system."""
 
     def __init__(self, path: str, *, create: bool = False) -> None:
-        self._root = os.path.abspath(os.path.expanduser(path))
+        self._root = absolute_path(os.path.expanduser(path))
         self._files = _OpenFiles()
         if create:
             with translated(self._root):

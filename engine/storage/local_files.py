@@ -29,6 +29,17 @@ _NEEDS_RESOURCES = {
 }
 
 
+def absolute_path(path: str) -> str:
+    """Absolute, without `.` and `..`; after a symbolic link `..` leaves the link's target, as the system means it."""
+    place = "/" if os.path.isabs(path) else os.getcwd()
+    for part in path.split("/"):
+        if part == "..":
+            place = os.path.dirname(os.path.realpath(place) if os.path.islink(place) else place)
+        elif part not in ("", "."):
+            place = os.path.join(place, part)
+    return place
+
+
 def translate(error: OSError, where: str) -> Exception:
     """The exception that a user should see for an operating system error at `where`."""
     if isinstance(error, (AnabranchError, FileNotFoundError)):

@@ -201,3 +201,11 @@ def test_shown_python_names_exist() -> None:
         compile(block, "README.md", "exec")
         for name in re.findall(r"\banabranch\.(\w+)", block):
             assert name in anabranch.__all__, f"anabranch.{name}"
+
+
+def test_every_row_of_checkpoints_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert named
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
