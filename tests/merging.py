@@ -127,7 +127,8 @@ def merge_tensors(
         if densities is not None:
             parameters["density"] = densities[i]
         entries.append({"model": str(folder / f"model{i}"), "parameters": parameters})
-    whole = dict(recipe) | {"models": entries}
+    # Drawn numbers may be those of the base.
+    whole: dict[str, Any] = {"allow_unchanged": True, **recipe, "models": entries}
     if base is not None:
         write_checkpoint(folder / "base", base)
         whole["base_model"] = str(folder / "base")
