@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import InputError, some_names
+from ..models import Checkpoint
 from ..recipe import Recipe
 from .blueprint import Blueprint
 from .plan import Plan
@@ -21,6 +22,8 @@ MEANT = "or set `allow_unchanged: true` in the recipe if this is meant"
 
 def check_taking_part(recipe: Recipe, blueprint: Blueprint, tasks: Iterable[TensorTask]) -> None:
     """Refuse a model none of whose tensors is merged, and whose tensors are not the ones that are copied.
+
+    A recipe that excludes everything that a model shares with the reference means it.
 
     Raises:
         InputError: which model it is, and why it takes no part.
@@ -34,27 +37,34 @@ def check_taking_part(recipe: Recipe, blueprint: Blueprint, tasks: Iterable[Tens
         taking.update(origin for origin, source in zip(task.origins[1:], merged, strict=False) if source is not None)
     urls = {blueprint.sources[number].url for number in taking}
     for model in blueprint.models:
-        if model.url not in urls:
-            raise _takes_no_part(recipe, blueprint, model.url)
+        if model.url in urls:
+            continue
+        shared = _shared_with_reference(blueprint, model)
+        if not shared or not all(map(recipe.excludes, shared)):
+            raise _takes_no_part(recipe, blueprint, model, shared)
 
 
-def _takes_no_part(recipe: Recipe, blueprint: Blueprint, url: str) -> InputError:
-    model = next(model for model in blueprint.models if model.url == url)
-    shared = {
+def _shared_with_reference(blueprint: Blueprint, model: Checkpoint) -> set[str]:
+    return {
         tensor.name
         for tensor in blueprint.tensors
         for number, name in zip(blueprint.origins[tensor.group][1:], tensor.names[1:], strict=True)
-        if blueprint.sources[number].url == url and name in model.tensors
+        if blueprint.sources[number].url == model.url and name in model.tensors
     }
+
+
+def _takes_no_part(recipe: Recipe, blueprint: Blueprint, model: Checkpoint, shared: set[str]) -> InputError:
     if not shared:
         return InputError(
-            f"{url}: no tensor of it takes part: none of its names fits. It has {some_names([*model.tensors], 3)}; "
+            f"{model.url}: no tensor of it takes part: none of its names fits. "
+            f"It has {some_names([*model.tensors], 3)}; "
             f"{blueprint.reference_name} has {some_names([*blueprint.sources[0].tensors], 3)}",
             f"name a model of the same architecture and with the same names of tensors, {MEANT}",
         )
     excluded = sum(recipe.excludes(name) for name in shared)
     return InputError(
-        f"{url}: no tensor of it takes part: of the {len(shared)} that it shares with {blueprint.reference_name}, "
+        f"{model.url}: no tensor of it takes part: "
+        f"of the {len(shared)} that it shares with {blueprint.reference_name}, "
         f"{excluded} are excluded and {len(shared) - excluded} are empty or no floating-point numbers",
         f"leave the model out, change `exclude`, {MEANT}",
     )

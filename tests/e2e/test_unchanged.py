@@ -76,6 +76,18 @@ def test_what_is_shared_takes_no_part(
     assert said in result.stderr
 
 
+def test_a_recipe_that_excludes_everything_means_it(anabranch: Command, tmp_path: Path) -> None:
+    place = Place(tmp_path, moved(BASE))
+    recipe = place.recipe("task_arithmetic", exclude=["*"], out_dtype="float16")
+    result = anabranch("merge", recipe, place.out)
+    assert result.exit_code == 0, result.output
+    made = load_output(place.out)
+    assert all(torch.equal(made[name], tensor.half() if "weight" in name else tensor) for name, tensor in BASE.items())
+    misnamed = Place(tmp_path / "misnamed", {f"x.{name}": tensor for name, tensor in moved(BASE).items()})
+    result = anabranch("plan", misnamed.recipe(exclude=["*"], extra_tensors="ignore"), misnamed.out)
+    assert result.exit_code == 3, "what has no name in common is not what the recipe excludes"
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "cabs", "emr", "sce", "breadcrumbs"])
 def test_a_copy_of_the_base_stops_the_run_before_the_manifest(method: str, anabranch: Command, tmp_path: Path) -> None:
     place = Place(tmp_path, BASE)
