@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow test-parity lint format docs deploy-check bench bench-peer clean
+.PHONY: help setup setup-s3 demo test test-slow test-parity lint format docs deploy-check architectures bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -24,6 +24,7 @@ help:
 	@echo 'make docs       what documents show of the code: tables of methods, the picture of the rooms'
 	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
+	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
@@ -78,6 +79,9 @@ bench-peer:
 deploy-check: setup
 	$(BIN)/python -m pytest tests/unit/cluster/test_deploy.py $(PYTEST_ARGS)
 	if command -v hadolint > /dev/null; then hadolint deploy/Dockerfile; fi
+
+architectures: setup
+	$(BIN)/python -m benchmarks.architectures
 
 bench: setup
 	$(BIN)/python -m benchmarks

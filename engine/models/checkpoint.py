@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError, some_names
 from ..storage import JoinedStore, Store, open_store
+from .architectures import Architecture, find_architecture
 from .header import Header, header_length, parse_header, parse_index, without_garbage_collection
 from .location import TensorLocation
 
@@ -78,6 +79,13 @@ class Checkpoint:
     """What a user should know of how it is read."""
     tied: bool | None = None
     """Whether config.json says that the output head is the input embedding; None: it says nothing."""
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """config.json; {} where there is none that can be read."""
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """What is known of the class of models that config.json names; None: nothing."""
+        return find_architecture(self.config)
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """What identifies the input bytes, one entry per file, ready for canonical JSON."""

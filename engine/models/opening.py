@@ -75,7 +75,7 @@ def _open_base(url: str, store: Store) -> Checkpoint:
     texts = [config, config.get("text_config")]
     said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
     ties = said[0] if said and isinstance(said[0], bool) else None
-    return with_scales(replace(checkpoint, tied=ties), config)
+    return with_scales(replace(checkpoint, tied=ties, config=config), config)
 
 
 def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
