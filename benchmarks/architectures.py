@@ -49,14 +49,14 @@ def make_table(names: list[str]) -> dict[str, Any]:
     rules: dict[str, int] = {}
     found, unbuilt = {}, []
     for name in names:
-        architecture = getattr(transformers, name)
+        architecture = getattr(transformers, name, None)
         try:
             found[name] = describe(build(architecture), rules)
         except Exception:  # noqa: BLE001 - whatever a class's constructor lacks here: a library, a default
             unbuilt.append(name)
             try:
                 found[name] = describe_class(architecture, rules)
-            except ImportError:  # a stand-in for a class whose library is missing
+            except (ImportError, AttributeError):  # a stand-in for a class whose library is missing, or no class
                 continue
     return {
         "transformers": transformers.__version__,

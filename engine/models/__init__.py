@@ -8,6 +8,7 @@ from __future__ import annotations
 from .activations import Activations, open_activations
 from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES, Checkpoint, open_source
 from .config_json import patch_config, read_config
+from .experts import with_experts_as, with_experts_like
 from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
 from .layers import (
     Config,
@@ -21,6 +22,7 @@ from .layers import (
     layer_rules,
 )
 from .location import Bytes, TensorLocation
+from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
 from .quantised import foreign_format, unscaled
 from .references import ModelUrl, resolve_file_url, resolve_model
@@ -80,5 +82,9 @@ __all__ = [
     "resolve_model",
     "tokenizer_url",
     "unscaled",
+    "with_experts_as",
+    "with_experts_like",
+    "with_mapped_names",
+    "with_names_of",
     "with_the_names_of",
 ]

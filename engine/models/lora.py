@@ -20,6 +20,7 @@ from .derived import Factor, LowRank
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
 from .module_patterns import ModulePatterns
+from .names import Known, describe_names, match_names
 from .tied_embeddings import names_embedding, names_head
 from .tokens.json_members import finite_number
 
@@ -101,6 +102,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         f"{base.url}+{store.url}: the adapter changes {changes.products} matrices and replaces "
         f"{changes.replaced} tensors of {len(base.tensors)}"
     )
+    notes = [*base.notes, note, *([describe_names(store.url, base.url, changes.names)] if changes.names else [])]
     files = (*base.files, CheckpointFile(f"{store.url}/{file.name}", file.size, file.version, file.header_sha256))
     return replace(
         base,
@@ -109,7 +111,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         tensors=changes.tensors,
         folders=(*(base.folders or (base.url,)), store.url),
         decoding={**base.decoding, "adapter": config.describe()},
-        notes=(*base.notes, note),
+        notes=tuple(notes),
         tied=False if changes.unties else base.tied,
     )
 
@@ -188,6 +190,8 @@ class _Changes:
         self.products = 0
         self.replaced = 0
         self.unties = False
+        self.names: dict[str, str] = {}
+        """The base's names of what the adapter calls otherwise."""
 
     def read(self, stored: Mapping[str, TensorLocation]) -> _Changes:
         """Apply every tensor of the adapter, or say which cannot be."""
@@ -208,8 +212,12 @@ class _Changes:
                 pair[match["side"]] = location
             else:
                 whole[plain] = location
+        base = Known(self._base.tensors, self._base.architecture, self._base.url)
+        own = [*whole, *(f"{module}.weight" for module, _ in factors)]
+        self.names = match_names(Known(dict.fromkeys(own), None, self._where), base)
+        whole = {self.names.get(name, name): location for name, location in whole.items()}
         unknown = [name for name in whole if name not in self._base.tensors and not self._unties(name)]
-        unknown += [f"{module}.weight" for module, _ in factors if f"{module}.weight" not in self._base.tensors]
+        unknown += [name for module, _ in factors if (name := self._weight_of(module)) not in self._base.tensors]
         if unknown:
             raise InputError(
                 f"{self._where}: {len(unknown)} tensors match nothing in {self._base.url}: "
@@ -226,6 +234,10 @@ class _Changes:
             self._multiply(module, is_embedding, pair)
         return self
 
+    def _weight_of(self, module: str) -> str:
+        """The base's name of a module's weight."""
+        return self.names.get(f"{module}.weight", f"{module}.weight")
+
     def _unties(self, name: str) -> bool:
         """Whether this is the head of its own that an adapter gives a base whose head is its embedding."""
         found = names_head(name) and any(names_embedding(other) for other in self._base.tensors)
@@ -233,7 +245,7 @@ class _Changes:
         return found
 
     def _multiply(self, module: str, is_embedding: bool, pair: Mapping[str, TensorLocation]) -> None:
-        name = f"{module}.weight"
+        name = self._weight_of(module)
         weight = self.tensors[name]
         if set(pair) != {"A", "B"}:
             missing = "A" if "B" in pair else "B"

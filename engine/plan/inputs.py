@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, RecipeError
+from ..errors import InputError, RecipeError, some_names
 from ..models import (
     TOKENIZER_NAME,
     Activations,
+    Checkpoint,
     Folders,
     ModelUrl,
     Opened,
@@ -26,9 +27,13 @@ from ..models import (
     resolve_file_url,
     resolve_model,
     tokenizer_url,
+    with_experts_as,
+    with_experts_like,
+    with_mapped_names,
+    with_names_of,
     with_the_names_of,
 )
-from ..recipe import Recipe, activations_of, donor_of, groups_of, references_of
+from ..recipe import Recipe, activations_of, donor_of, groups_of, names_of, references_of
 from ..storage import FileInfo, Store, crosses_network
 from .emr_outputs import cut_parts
 from .make import make_plan
@@ -180,12 +185,43 @@ def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folde
     models = references_of(recipe) if recipe.slices else [entry.model for entry in recipe.models]
     reference = urls[donor_of(recipe)]
     names = opened.models[reference][0]
+    if recipe.output.experts != "as-base":
+        names = with_experts_as(names, recipe.output.experts)
+    mapped = _mapped(recipe, urls, opened)
     sources = []
     for url in (reference, *(urls[model] for model in models)):
         checkpoint, store = opened.models[url]
         tokenizer = _tokenizer_folder(url, opened, folders)
-        sources.append(Source(url, store, with_the_names_of(names, checkpoint), tokenizer))
+        if url == reference:
+            checkpoint = names
+        else:
+            checkpoint = with_names_of(names, with_experts_like(names, mapped.get(url, checkpoint)))
+            checkpoint = with_the_names_of(names, checkpoint)
+        sources.append(Source(url, store, checkpoint, tokenizer))
     return sources
+
+
+def _mapped(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened) -> dict[ModelUrl, Checkpoint]:
+    """Models whose tensors the recipe's `names` rename, renamed; RecipeError where a pattern renames nothing."""
+    reference = urls[donor_of(recipe)]
+    wanted: dict[ModelUrl, tuple[str, dict[str, str]]] = {}
+    unused = set(recipe.names)
+    for group in groups_of(recipe):
+        for position, entry in enumerate(group.entries):
+            url, where = urls[entry.model], recipe.at((*group.entry_path(position), "names"))
+            if url == reference and entry.names:
+                raise RecipeError(f"{where}: {entry.model} gives the names that the others are mapped to")
+            if url == reference or not (names := names_of(recipe, entry)):
+                continue
+            if wanted.setdefault(url, (where, names))[1] != names:
+                raise RecipeError(f"{where}: {entry.model} is listed again with other names; give it the same ones")
+            own = with_mapped_names(opened.models[url][0], names, where)[1]
+            if missed := [pattern for pattern in entry.names if pattern not in own]:
+                raise RecipeError(f"{where}: no tensor of {entry.model} fits {some_names(missed, 3)}")
+            unused -= own
+    if unused:
+        raise RecipeError(f"{recipe.at(('names',))}: no tensor of any model fits {some_names(sorted(unused), 3)}")
+    return {url: with_mapped_names(opened.models[url][0], names, where)[0] for url, (where, names) in wanted.items()}
 
 
 def _tokenizer_folder(url: ModelUrl, opened: Opened, folders: Folders) -> Store:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .canonical import canonical
 from .chat_templates import CHAT_TEMPLATES
-from .groups import ModelGroup, activations_of, donor_of, groups_of, references_of, rules_of
+from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
 from .parse import load_recipe
 from .schema import TASK_NAME, UNIFIED, ModelEntry, Recipe, SliceSource, task_name
@@ -30,6 +30,7 @@ __all__ = [
     "donor_of",
     "groups_of",
     "load_recipe",
+    "names_of",
     "references_of",
     "rules_of",
     "shorten",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..methods import TadropDensity
-from .groups import ModelGroup, activations_of, donor_of, groups_of, may_be, rules_of
+from .groups import ModelGroup, activations_of, donor_of, groups_of, may_be, names_of, rules_of
 from .parameters import Setting, Value
 from .schema import Recipe, Slice, task_name
 
@@ -50,7 +50,10 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
         result["tokenizer"] = recipe.tokenizer_keys.plain(url, url(donor_of(recipe)))
     if recipe.chat_template is not None:
         result["chat_template"] = recipe.chat_template
-    result["output"] = {"shard_size": recipe.output.shard_size_bytes}
+    experts = recipe.output.experts
+    result["output"] = {"shard_size": recipe.output.shard_size_bytes} | (
+        {"experts": experts} if experts != "as-base" else {}
+    )
     return result
 
 
@@ -63,6 +66,7 @@ def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> li
             "parameters": {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in names},
         }
         | _activations(activations_of(recipe, entry), url)
+        | ({"names": names_of(recipe, entry)} if names_of(recipe, entry) else {})
         | ({"name": task_name(entry)} if recipe.method.writes_tasks else {})
         for entry in group.entries
     ]

@@ -79,6 +79,11 @@ def activations_of(recipe: Recipe, entry: ModelEntry) -> str | None:
     return entry.activations or recipe.activations
 
 
+def names_of(recipe: Recipe, entry: ModelEntry) -> dict[str, str]:
+    """Patterns of a model's tensor names and what stands in their place: the recipe's, and its own."""
+    return {**recipe.names, **entry.names}
+
+
 # -- parameters --------------------------------------------------------------------------------------------------------
 
 

@@ -283,6 +283,8 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
         if getattr(recipe, key):
             text = "emr writes masks on the base's own tensors and tokens; use the key when a task's model is merged"
             yield Problem((key,), text)
+    if recipe.output.experts != "as-base":
+        yield Problem(("output", "experts"), "emr writes masks on the base's own tensors; expected as-base")
     seen: dict[str, str] = {}
     for i, entry in enumerate(recipe.models):
         name = task_name(entry)

@@ -83,6 +83,17 @@ def _patterns(raw: Any) -> Any:
     return tuple(raw)
 
 
+def _names(raw: Any) -> Any:
+    """Patterns with `*`, and what stands in their place."""
+    pairs = raw.items() if isinstance(raw, dict) else ()
+    if not pairs or not all(isinstance(text, str) and text for pair in pairs for text in pair):
+        raise ValueError(f"expected a mapping such as {{'encoder.*': 'model.encoder.*'}}, got {shorten(raw)}")
+    for pattern, name in pairs:
+        if pattern.count("*") != name.count("*"):
+            raise ValueError(f"expected as many `*` in {shorten(name)} as in {shorten(pattern)}")
+    return raw
+
+
 def _tokenizer(raw: Any) -> Any:
     return None if raw is None else read_tokenizer_keys(raw, _reference)
 
@@ -116,6 +127,7 @@ UNIFIED = "unified"
 
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]
 Dtype = Annotated[StrictStr | None, BeforeValidator(_dtype)]
+Names = Annotated[Mapping[StrictStr, StrictStr], BeforeValidator(_names)]
 Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.read_parameters
 _FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -127,6 +139,8 @@ class Layout(BaseModel):
 
     shard_size_bytes: Annotated[int, BeforeValidator(_size)] = Field(default=2_000_000_000, alias="shard_size")
     """Tensors fill a shard up to this size; a larger tensor has a shard of its own."""
+    experts: Literal["as-base", "packed", "apart"] = "as-base"
+    """Experts of a layer in one tensor or one by one."""
 
 
 class ModelEntry(BaseModel):
@@ -141,6 +155,8 @@ class ModelEntry(BaseModel):
     parameters: Settings = Field(default_factory=dict)
     activations: Reference | None = None
     """A file of mean squares that orders this model's changes; None: the recipe's, if it has one."""
+    names: Names = Field(default_factory=dict)
+    """What this model calls tensors, and what the reference does, where no rule knows; see `names_of`."""
     name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
     """In `emr`, the name of the task and of its folder; None: the last part of the reference."""
 
@@ -213,6 +229,8 @@ class Recipe(BaseModel):
     tokenizer_source: Reference | None = None
     tokenizer: Annotated[TokenizerKeys | None, BeforeValidator(_tokenizer)] = None
     chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None
+    names: Names = Field(default_factory=dict)
+    """The same for all models."""
     name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
     output: Layout = Field(default_factory=Layout)
 

@@ -99,7 +99,7 @@ ADDED = [
     ("output: 2GB", "r.yml:10: output: expected a mapping, got '2GB'"),
     (
         "output: {shard: 2GB}",
-        "output.shard: unknown key; expected one of shard_size; did you mean 'shard_size'?",
+        "output.shard: unknown key; expected one of shard_size, experts; did you mean 'shard_size'?",
     ),
     ("output: {shard_size: 2G}", "output.shard_size: expected a size such as 2GB"),
     ("output: {shard_size: 0}", "expected a whole number of bytes, at least 1, got 0"),
@@ -318,7 +318,7 @@ OTHERS = [
     (
         "merge_method: linear\nmodels: [{model: m, layer_range: [0, 2]}]",
         (
-            "models[0].layer_range: unknown key; expected one of model, adapter, parameters, activations, name; "
+            "models[0].layer_range: unknown key; expected one of model, adapter, parameters, activations, names, name; "
             "layers are chosen under `slices`"
         ),
     ),
