@@ -79,9 +79,11 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+QUICK = "as the class names it"
+
 Rename = Callable[[str, str], str]
 WAYS: dict[str, Rename] = {
-    "as the class names it": lambda name, _prefix: name,
+    QUICK: lambda name, _prefix: name,
     "without the prefix": lambda name, prefix: name.removeprefix(f"{prefix}."),
     "compiled": lambda name, _prefix: f"_orig_mod.{name}",
 }
@@ -125,7 +127,7 @@ def assert_loads(name: str, folder: Path, expected: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("renamed", ["base", "model"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [QUICK, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != QUICK)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_merge_loads_and_holds_what_merging_the_loaded_models_gives(
     tmp_path: Path, name: str, way: str, renamed: str
