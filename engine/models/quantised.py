@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError, some_names
 from .checkpoint import Checkpoint
 from .derived import BlockScaled, Factor, LowRank, MaskedChange
+from .experts import Stack
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
 from .row_gather import RowGather
@@ -165,9 +166,11 @@ def _sources(location: TensorLocation) -> Sequence[TensorLocation]:
     """The stored or scaled weights that a tensor is made of; low-rank changes left aside."""
     while isinstance(location.derived, LowRank | MaskedChange):
         location = location.derived.weight
-    if not isinstance(location.derived, RowGather):
-        return [location]
-    return [source for part in location.derived.parts for source in _sources(part)]
+    match location.derived:
+        case RowGather(parts=parts) | Stack(pieces=parts):
+            return [source for part in parts for source in _sources(part)]
+        case _:
+            return [location]
 
 
 def _block(config: Mapping[str, Any], url: str) -> tuple[int, int] | None:

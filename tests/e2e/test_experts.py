@@ -149,3 +149,15 @@ def test_a_form_means_nothing_without_experts(tmp_path: Path) -> None:
     tensors = {"model.norm.weight": torch.randn(4)}
     with pytest.raises(RecipeError, match="no tensors are known as experts"):
         open_inputs(load_recipe(recipe_for(tmp_path, tensors, [tensors], QWEN, output={"experts": "apart"})), tmp_path)
+
+
+def test_eight_bit_experts_without_scales_are_refused_in_either_form(tmp_path: Path) -> None:
+    """Experts that become one tensor are asked for their scales one by one."""
+    (base, packed), (tuned, _) = make("qwen", 0), make("qwen", 1)
+    coded = {name: t.to(torch.float8_e4m3fn) if "experts" in name else t for name, t in tuned.items()}
+    query = {"model.q.weight": torch.ones(ROWS, COLUMNS)}
+    scaled = {"model.q.weight": query["model.q.weight"].to(torch.float8_e4m3fn), "model.q.weight_scale": torch.ones(1)}
+    for form in (base, packed):
+        recipe = recipe_for(tmp_path, form | query, [coded | scaled], QWEN)
+        with pytest.raises(InputError, match="matrices of 8-bit floats have no scales of a known name"):
+            open_inputs(load_recipe(recipe), recipe.parent)
