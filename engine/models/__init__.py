@@ -6,6 +6,7 @@ Held by tests/unit/models, tests/property/models, tests/e2e/test_odd_checkpoints
 from __future__ import annotations
 
 from .activations import Activations, open_activations
+from .buffers import buffer_kind
 from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES, Checkpoint, open_source
 from .config_json import patch_config, read_config
 from .experts import with_experts_as, with_experts_like
@@ -17,7 +18,6 @@ from .layers import (
     config_edits,
     declared_layers,
     find_layers,
-    is_computed,
     is_number,
     layer_rules,
 )
@@ -57,6 +57,7 @@ __all__ = [
     "TensorLocation",
     "VocabularyFiles",
     "base_files",
+    "buffer_kind",
     "build_header",
     "check_file_name",
     "check_layers",
@@ -65,7 +66,6 @@ __all__ = [
     "find_layers",
     "foreign_format",
     "header_length",
-    "is_computed",
     "is_number",
     "is_part",
     "layer_rules",

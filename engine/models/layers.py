@@ -39,15 +39,6 @@ _HEADS = re.compile(
 """What stands behind the last layer, by the part of a name where it leaves the path to the layers."""
 
 
-_COMPUTED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias|position_ids)")
-"""Buffers that the code of a model computes itself, and that only old versions of it saved."""
-
-
-def is_computed(name: str) -> bool:
-    """Whether a model is complete without this tensor, because its code computes it."""
-    return _COMPUTED.fullmatch(name) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class Layers:
     """The layers of one model: tensors called `{prefix}{number}.{rest}`, numbered from 0."""

@@ -12,11 +12,11 @@ from ..models import (
     Checkpoint,
     Config,
     Layers,
+    buffer_kind,
     check_layers,
     config_edits,
     declared_layers,
     find_layers,
-    is_computed,
     layer_rules,
 )
 from ..recipe import ModelGroup, Recipe, SliceSource, donor_of, groups_of, references_of
@@ -244,7 +244,9 @@ class _Slices:
 
     def _differs(self, reference: Checkpoint, name: str, text: str) -> None:
         """The layers of the output would not be alike, so its configuration cannot describe them."""
-        if self._recipe.extra_tensors == "error" and not self._recipe.excludes(name) and not is_computed(name):
+        known = (self._donor.tensors.get(name), reference.tensors.get(name))
+        is_buffer = any(buffer_kind(location.info) for location in known if location is not None)
+        if self._recipe.extra_tensors == "error" and not self._recipe.excludes(name) and not is_buffer:
             self._problems.append(f"{reference.url} {text}")
         else:
             self._warnings.append(f"{reference.url} {text}; it is left out")

@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import InputError, RecipeError, some_names
-from ..models import DTYPES, Activations, Checkpoint, TensorInfo, foreign_format, is_computed, unscaled
+from ..models import DTYPES, Activations, Checkpoint, TensorInfo, buffer_kind, foreign_format, unscaled
 from ..recipe import Recipe
 from .blueprint import Blueprint
 from .task import TensorTask
 
 
 def check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
-    """Refuse tensors that only some models have, as far as the recipe says, and report what is missing."""
-    lacking: dict[str, list[str]] = {model.url: [] for model in blueprint.models}
-    for url, name in dict.fromkeys(_missing(blueprint)):
+    """Refuse tensors that only some models have, as far as the recipe says, and report what is missing.
+
+    Buffers are no weights: whichever model has them, they are reported by kind and never refused.
+    """
+    tensors = {model.url: model.tensors for model in blueprint.models}
+    missing: dict[str, dict[str, TensorInfo]] = {url: {} for url in tensors}
+    for url, name, info in _missing(blueprint):
         if not recipe.excludes(name):
-            lacking[url].append(name)
-    for url, missing in lacking.items():
-        if missing:
-            text = f"{url} lacks {len(missing)} of the reference's tensors: {some_names(missing)}"
+            missing[url][name] = info
+    for url, lacking in missing.items():
+        weights = _weights(lacking, f"{url} lacks", "the output has the reference's", warnings)
+        if weights:
+            text = f"{url} lacks {len(weights)} of the reference's tensors: {some_names(weights)}"
             if recipe.strict:
                 raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
             warnings.append(text + "; they count as unchanged")
-        extra = [name for name in blueprint.extra.get(url, ()) if not recipe.excludes(name)]
-        if not extra:
-            continue
-        learned = [name for name in extra if not is_computed(name)]
-        shown = learned if learned and recipe.extra_tensors == "error" else extra
-        text = f"{url} has {len(shown)} tensors that {blueprint.reference_name} does not have: {some_names(shown)}"
-        if shown is learned:
-            raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
-        warnings.append(text + "; they are left out")
+        extra = {n: tensors[url][n].info for n in blueprint.extra.get(url, ()) if not recipe.excludes(n)}
+        weights = _weights(extra, f"{url} has", "they are left out", warnings)
+        if weights:
+            text = f"{url} has {len(weights)} tensors that {blueprint.reference_name} does not have"
+            text += f": {some_names(weights)}"
+            if recipe.extra_tensors == "error":
+                raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
+            warnings.append(text + "; they are left out")
 
 
-def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str]]:
-    """(URL, name) of every tensor that a model was to give and lacks."""
+def _weights(infos: Mapping[str, TensorInfo], who: str, becomes: str, warnings: list[str]) -> list[str]:
+    """Names of what is no buffer; buffers are reported in a line for each kind."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, info in infos.items():
+        kinds[buffer_kind(info)].append(name)
+    weights = kinds.pop("", [])
+    for kind, names in kinds.items():
+        text = f"{who} {len(names)} {kind}, which are no weights and which not all models have"
+        warnings.append(f"{text}: {some_names(names)}; {becomes}")
+    return weights
+
+
+def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str, TensorInfo]]:
+    """(URL, name) of every tensor that a model was to give and lacks, and what the reference has."""
     for tensor in blueprint.tensors:
-        for number, name in zip(blueprint.origins[tensor.group][1:], tensor.names[1:], strict=True):
+        reference, *others = blueprint.origins[tensor.group]
+        for number, name in zip(others, tensor.names[1:], strict=True):
             source = blueprint.sources[number]
             if name not in source.tensors:
-                yield source.url, name
+                yield source.url, name, blueprint.sources[reference].tensors[tensor.names[0]].info
 
 
 def check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, RecipeError, some_names
 from ..json_text import canonical_json
 from ..methods import METHODS, Method, find_method
-from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo
+from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo, buffer_kind
 from ..recipe import ModelGroup, Recipe, activations_of, canonical
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .checks import (
@@ -130,6 +130,8 @@ class _TaskMaker:
         none = (None,) * len(models)
         if recipe.excludes(name):
             return make_task(name, location, none, origins, out_dtype, None, "excluded")
+        if what := buffer_kind(info):
+            return make_task(name, location, none, origins, location.out_dtype, None, f"{what}, which are no weights")
         sources = tuple(model.tensors.get(own) for model, own in zip(models, tensor.names[1:], strict=True))
         for model, source in zip(models, sources, strict=True):
             if source is not None and (source.info.dtype != info.dtype or source.info.shape != info.shape):

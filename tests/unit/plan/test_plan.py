@@ -72,7 +72,7 @@ class Place:
             "model.embed.weight": torch.randn(8, 4),
             "model.layers.0.w": torch.randn(6, 4).bfloat16(),
             "model.layers.1.w": torch.randn(6, 4).bfloat16(),
-            "model.position_ids": torch.arange(4),
+            "model.lookup": torch.arange(4),
             "model.norm": torch.randn(4),
         }
         self.models = [{n: t.clone() for n, t in self.base.items()} for _ in range(2)]
@@ -105,7 +105,7 @@ def test_every_tensor_of_the_base_has_one_task_that_says_what_happens(place: Pla
         "model.embed.weight": "excluded",
         "model.layers.0.w": "",
         "model.layers.1.w": "",
-        "model.position_ids": "I64, identical in all models",
+        "model.lookup": "I64, identical in all models",
         "model.norm": "in no model",
     }
     assert sorted(i for shard in plan.shards for i in shard.tasks) == list(range(len(plan.tasks)))
@@ -116,7 +116,7 @@ def test_bytes_are_counted_as_they_will_be_read_and_written(place: Place) -> Non
     sizes = {task.name: (task.read_bytes, task.write_bytes) for task in plan.tasks}
     assert sizes["model.embed.weight"] == (8 * 4 * 4, 8 * 4 * 4)
     assert sizes["model.layers.0.w"] == (3 * 48, 48)
-    assert sizes["model.position_ids"] == (3 * 32, 32)
+    assert sizes["model.lookup"] == (3 * 32, 32)
     assert plan.read_bytes == sum(read for read, _ in sizes.values())
     assert plan.write_bytes == sum(shard.size for shard in plan.shards)
     assert plan.shards[0].size == len(plan.shards[0].header) + sum(written for _, written in sizes.values())
@@ -125,7 +125,7 @@ def test_bytes_are_counted_as_they_will_be_read_and_written(place: Place) -> Non
 def test_the_output_dtype_is_for_floats_only(place: Place) -> None:
     plan = place.plan(out_dtype="float16")
     assert {task.name: task.out_dtype for task in plan.tasks} == {
-        name: "I64" if name == "model.position_ids" else "F16" for name in place.base
+        name: "I64" if name == "model.lookup" else "F16" for name in place.base
     }
     assert {task.out_dtype for task in place.plan().tasks} == {"F32", "BF16", "I64"}
 
@@ -337,11 +337,11 @@ def test_other_columns_or_vectors_are_never_intersected(place: Place, vocab: str
 
 
 def test_kinds_of_numbers_do_not_mix(place: Place) -> None:
-    place.models[0]["model.position_ids"] = torch.arange(4).int()
+    place.models[0]["model.lookup"] = torch.arange(4).int()
     place.models[1]["model.norm"] = torch.arange(4)
     with pytest.raises(InputError) as raised:
         place.plan()
-    assert "'model.position_ids' is I32, the reference has I64" in str(raised.value)
+    assert "'model.lookup' is I32, the reference has I64" in str(raised.value)
     assert "'model.norm' is I64, the reference has F32" in str(raised.value)
 
 
@@ -372,7 +372,7 @@ def test_the_order_of_the_base_is_kept_whatever_order_models_have(place: Place) 
     first = place.plan()
     # One file lies by dtype size, then by name, as the library writes it.
     assert [task.name for task in first.tasks] == [
-        "model.position_ids",
+        "model.lookup",
         "model.embed.weight",
         "model.norm",
         "model.layers.0.w",
