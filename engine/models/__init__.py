@@ -8,7 +8,7 @@ from __future__ import annotations
 from .activations import Activations, open_activations
 from .buffers import buffer_kind
 from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES, Checkpoint, open_source
-from .config_json import patch_config, read_config
+from .config_json import json_object, patch_config, read_config
 from .experts import with_experts_as, with_experts_like
 from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
 from .layers import (
@@ -24,11 +24,12 @@ from .layers import (
 from .location import Bytes, TensorLocation
 from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
-from .quantised import foreign_format, unscaled
+from .quantised import foreign_format, stays_quantised, unscaled
 from .references import ModelUrl, resolve_file_url, resolve_model
 from .row_gather import RowGather
+from .side_files import output_file_names
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
-from .tied_embeddings import with_the_names_of
+from .tied_embeddings import names_embedding, names_head, with_the_names_of
 from .tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
 from .tokens.files import VocabularyFiles
 from .tokens.tokenizer_json import TOKENIZER_NAME
@@ -68,10 +69,14 @@ __all__ = [
     "header_length",
     "is_number",
     "is_part",
+    "json_object",
     "layer_rules",
+    "names_embedding",
+    "names_head",
     "open_activations",
     "open_models",
     "open_source",
+    "output_file_names",
     "parse_header",
     "parse_index",
     "parts_below",
@@ -80,6 +85,7 @@ __all__ = [
     "read_config",
     "resolve_file_url",
     "resolve_model",
+    "stays_quantised",
     "tokenizer_url",
     "unscaled",
     "with_experts_as",

@@ -55,6 +55,7 @@ def _is_any(_info: TensorInfo) -> bool:
     return True
 
 
+KV_SCALES = "scales of a quantised KV cache"
 MAX_HEADS = 1024
 """Scales of a KV cache are single numbers or one per head; a larger tensor of that name is something else."""
 
@@ -68,7 +69,7 @@ _KINDS = (
     _Kind("relative position indexes", re.compile(r"(^|\.)relative_position_index$"), _is_integer),
     _Kind("BatchNorm counters", re.compile(r"(^|\.)num_batches_tracked$"), _is_integer),
     _Kind(
-        "scales of a quantised KV cache",
+        KV_SCALES,
         re.compile(r"(^|\.)((q|k|v|kv|prob|kv_cache)_scale|(k|v|kv|qkv)_proj\.output_scale)$"),
         _is_small_float,
     ),

@@ -1,10 +1,10 @@
-"""config.json read, and written again where the output's dtype or vocabulary differs."""
+"""config.json read, and written again where it would not be true beside the output's weights."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError
@@ -19,6 +19,10 @@ TORCH_NAMES = {
 }
 
 
+QUANTISATION_KEYS = ("quantization_config", "compression_config")
+"""What describes quantised weights; the second is the older name that compressed-tensors wrote."""
+
+
 def read_config(data: bytes, where: str) -> dict[str, Any]:
     """The content of a config.json; InputError when it is not a JSON object."""
     try:
@@ -28,6 +32,15 @@ def read_config(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{where} is not a JSON object")
     return config
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The content of a file that is looked into but not needed; {} when it is not a JSON object."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def patch_config(
@@ -43,13 +56,13 @@ def patch_config(
         data: the reference's.
         dtype: of the output; None: each tensor keeps the reference's.
         where: what to call the file in messages.
-        unquantise: leave `quantization_config` out, because the output's weights are plain numbers.
-        edits: other values, by path of keys that exist, joined by `/`.
+        unquantise: leave out what describes quantised weights, because the output's are plain numbers.
+        edits: other values, by path of keys, joined by `/`; all keys but the last of a path exist.
 
     Raises:
         InputError: the file is not a JSON object, or too deeply nested.
     """
-    if dtype is None and not unquantise and not edits:
+    if dtype is None and not edits and not (unquantise and any(key.encode() in data for key in QUANTISATION_KEYS)):
         return data
     try:
         return _edited(data, dtype, where, unquantise, edits or {})
@@ -61,10 +74,11 @@ def _edited(data: bytes, dtype: str | None, where: str, unquantise: bool, edits:
     config = read_config(data, where)
     before = copy.deepcopy(config)
     if unquantise:
-        config.pop("quantization_config", None)
-    for key in ("dtype", "torch_dtype"):
-        if dtype is not None and key in config:
-            config[key] = TORCH_NAMES[dtype]
+        for part in _parts(config):
+            for key in QUANTISATION_KEYS:
+                part.pop(key, None)
+    if dtype is not None:
+        _set_dtype(config, TORCH_NAMES[dtype])
     for path, value in edits.items():
         *parents, key = path.split("/")
         holder = config
@@ -74,3 +88,19 @@ def _edited(data: bytes, dtype: str | None, where: str, unquantise: bool, edits:
     if config == before:
         return data
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _set_dtype(config: dict[str, Any], name: str) -> None:
+    """Everywhere where a dtype is said; null in a part means that of the whole."""
+    for part in _parts(config):
+        for key in ("dtype", "torch_dtype"):
+            if key in part and (part is config or isinstance(part[key], str)):
+                part[key] = name
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configuration and those of models inside it, but not what describes how weights are quantised."""
+    yield config
+    for key, value in config.items():
+        if isinstance(value, dict) and key not in QUANTISATION_KEYS:
+            yield from _parts(value)

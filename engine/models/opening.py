@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..storage import JoinedStore, Store, open_store
 from .checkpoint import Checkpoint, open_checkpoint
+from .config_json import json_object
 from .lora import with_adapter
 from .quantised import with_scales
 from .references import ModelUrl
@@ -82,8 +82,4 @@ def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
     """config.json; {} where there is none, or one that nobody could use."""
     if CONFIG_FILE not in checkpoint.side_files:
         return {}
-    try:
-        config = json.loads(store.read_bytes(CONFIG_FILE))
-    except (ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+    return json_object(store.read_bytes(CONFIG_FILE))

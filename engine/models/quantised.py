@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, some_names
+from .buffers import KV_SCALES, buffer_kind
 from .checkpoint import Checkpoint
 from .derived import BlockScaled, Factor, LowRank, MaskedChange
 from .experts import Stack
@@ -69,6 +70,19 @@ def foreign_format(tensors: Mapping[str, TensorLocation]) -> tuple[str, str] | N
     return None
 
 
+def stays_quantised(reference: Checkpoint, out_dtype: str | None) -> bool:
+    """Whether an output with the names of a reference holds quantised weights, which it can only have as copies.
+
+    Scales of a KV cache alone count, too: what describes them must stay beside them.
+    """
+    if foreign_format(reference.tensors) is not None:
+        return True
+    plain = [location.info for location in reference.tensors.values() if location.derived is None]
+    if "scales" not in reference.decoding and any(info.dtype in FP8 for info in plain) and out_dtype in (None, *FP8):
+        return True
+    return any(buffer_kind(info) == KV_SCALES for info in plain)
+
+
 def with_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint with its scaled FP8 weights as F32 ones; the same object where it has none.
 
@@ -86,7 +100,8 @@ def with_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint
     block = _block(config, checkpoint.url)
     out_dtype = OUT_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"), "BF16")
     unused = set(scales.values()).union(*(_beside(name) for name in scales))
-    unused |= {name for name in stored if _KV_SCALE.search(name) or name.rpartition(".")[2] == MARKER}
+    of_cache = [name for name in stored if _KV_SCALE.search(name)]
+    unused |= {*of_cache, *(name for name in stored if name.rpartition(".")[2] == MARKER)}
     tensors = {name: location for name, location in stored.items() if name not in unused}
     for name, scale in scales.items():
         if name not in stored:
@@ -100,12 +115,16 @@ def with_scales(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint
         f"{checkpoint.url}: {len(scales)} FP8 tensors are multiplied by their scales while they are read; "
         f"{len(unused & set(stored))} tensors of scales, and quantization_config, are not part of an output"
     )
+    notes = [*checkpoint.notes, note]
+    if of_cache:
+        what = f"{len(of_cache)} {KV_SCALES}, which are no weights, are left out"
+        notes.append(f"{checkpoint.url}: {what}: {some_names(of_cache)}")
     reading = {"scales": {"block": list(block or DEFAULT_BLOCK), "out_dtype": out_dtype}}
     return replace(
         checkpoint,
         tensors=tensors,
         decoding={**checkpoint.decoding, **reading},
-        notes=(*checkpoint.notes, note),
+        notes=tuple(notes),
     )
 
 

@@ -77,7 +77,8 @@ def read_manifest(store: Store) -> Manifest:
     manifest = decode_manifest(data, f"{store.url}/{MANIFEST_NAME}")
     try:
         for name in (*manifest.files, *manifest.tables):
-            check_file_name(name, f"{store.url}/{MANIFEST_NAME}")
+            for part in name.split("/"):
+                check_file_name(part, f"{store.url}/{MANIFEST_NAME}")
     except InputError as error:
         raise IntegrityError(error.message) from None
     return manifest
@@ -156,9 +157,11 @@ def check_file(
 def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> list[Problem]:
     """Unexpected files, headers, index and plan id; files that are known to be damaged are not looked at again."""
     expected = {*manifest.files, *manifest.tables, MANIFEST_NAME}
-    problems = [Problem(name, "unexpected") for name in store.list() if name not in expected]
+    folders = sorted({name.rpartition("/")[0] for name in manifest.files} | {""})
+    listed = [name for folder in folders for name in store.list(folder)]
+    problems = [Problem(name, "unexpected") for name in listed if name not in expected]
     problems += _check_table(store, manifest)
-    shards = sorted(name for name in manifest.files if name.endswith(".safetensors"))
+    shards = sorted(name for name in manifest.files if name.endswith(".safetensors") and "/" not in name)
     if damaged & set(shards):
         return problems
     headers: dict[str, Header] = {}

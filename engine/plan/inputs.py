@@ -19,13 +19,16 @@ from ..models import (
     Opened,
     Source,
     VocabularyFiles,
+    json_object,
     open_activations,
     open_models,
+    output_file_names,
     patch_config,
     plan_tokenizer,
     read_config,
     resolve_file_url,
     resolve_model,
+    stays_quantised,
     tokenizer_url,
     with_experts_as,
     with_experts_like,
@@ -46,6 +49,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*",
     "*.tiktoken",
     "spiece.model",
     "sentencepiece*.model",
@@ -120,14 +124,17 @@ class Inputs:
 
     @property
     def _drops_quantization(self) -> bool:
-        """Whether the reference's weights are quantised and the output's are not."""
-        return "scales" in self.plan.base.decoding
+        """Whether the output's weights are plain numbers, whatever the reference's configuration says."""
+        return not stays_quantised(self.plan.base, self.plan.recipe.output_dtype)
 
 
-def _side_files(base: Store, tokenizer: Store, folders: Folders) -> list[SideFile]:
-    own = [SideFile(base, n, base.info(n)) for n in folders.names(base) if not _is_tokenizer_file(n)]
-    others = [SideFile(tokenizer, n, tokenizer.info(n)) for n in folders.names(tokenizer) if _is_tokenizer_file(n)]
-    return sorted([*own, *others], key=lambda side: side.name)
+def _side_files(base: Store, tokenizer: Store, folders: Folders, quantised: bool) -> tuple[list[SideFile], list[str]]:
+    """Files that go with the weights, and notes on what is not simply copied."""
+    names, notes = output_file_names(base, folders.names(base), quantised)
+    theirs, _ = output_file_names(tokenizer, folders.names(tokenizer), quantised)
+    own = [SideFile(base, n, base.info(n)) for n in names if not _is_tokenizer_file(n)]
+    others = [SideFile(tokenizer, n, tokenizer.info(n)) for n in theirs if _is_tokenizer_file(n)]
+    return sorted([*own, *others], key=lambda side: side.name), notes
 
 
 def _is_tokenizer_file(name: str) -> bool:
@@ -160,18 +167,21 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
     # Parts of EMR-Merging are no models: configuration and tokenizer stay with the base.
-    side = [] if recipe.merge_method == "emr" else _side_files(found[reference][1], writing, folders)
-    if "scales" in found[reference][0].decoding:
-        side = [file for file in side if file.name != QUANTISATION_FILE]
+    quantised = stays_quantised(found[reference][0], recipe.output_dtype)
+    files = _side_files(found[reference][1], writing, folders, quantised)
+    side, notes = ([], []) if recipe.merge_method == "emr" else files
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
     checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
     of_url = {source.checkpoint.url: source.store for source in sources}
-    configs = _configs({r: found[url][1] for r, url in merged.items()}, folders) if recipe.slices else {}
+    if recipe.slices:
+        configs = _configs({r: found[url][1] for r, url in merged.items()}, folders)
+    else:
+        configs = {donor_of(recipe): json_object(s.read()) for s in side if s.name == "config.json"}
     chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
     activations = _activations(recipe, recipe_dir)
     absolute |= {name: file.url for name, file in activations.items()}
-    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations)
+    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations, notes)
     return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
 
 
@@ -267,10 +277,4 @@ def _place(url: ModelUrl, opened: Opened) -> tuple[str, ...]:
 
 
 _MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-
-
 MAX_SIDE_FILE_BYTES = 1 << 30
-
-
-QUANTISATION_FILE = "hf_quant_config.json"
-"""ModelOpt's: loaders that see it take the weights beside it for quantised ones."""

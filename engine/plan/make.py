@@ -10,7 +10,7 @@ from ..errors import InputError, RecipeError, some_names
 from ..json_text import canonical_json
 from ..methods import METHODS, Method, find_method
 from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo, buffer_kind
-from ..recipe import ModelGroup, Recipe, activations_of, canonical
+from ..recipe import ModelGroup, Recipe, activations_of, canonical, donor_of
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .checks import (
     check_activations,
@@ -21,6 +21,7 @@ from .checks import (
     mismatch,
 )
 from .layout import cut_shards, layout, make_shard
+from .output_config import output_edits
 from .parameters import ParameterResolver, Values
 from .plan import NUMERICS, Plan, plan_id
 from .task import TensorTask, make_task
@@ -36,6 +37,7 @@ def make_plan(
     tokenizer: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     activations: Mapping[str, Activations] | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Decide what happens to every tensor of every input.
 
@@ -44,10 +46,11 @@ def make_plan(
         opened: the checkpoint of every model that is merged.
         urls: absolute normalised URL of every model reference of the recipe.
         side_files: name, size and version of the config and tokenizer files that will be copied.
-        configs: config.json of the models that slices are cut from, by reference, where there is one.
+        configs: config.json of the reference, and of models that slices are cut from, by reference, where there is one.
         tokenizer: what decides the bytes of embeddings and tokenizer files beside them; nothing where they are copied.
         warnings: what may not be as it was meant, noticed before.
         activations: what orders changes besides their magnitude, by the reference in the recipe.
+        notes: how inputs are read and files are copied, said before.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
@@ -55,7 +58,7 @@ def make_plan(
     """
     blueprint = make_blueprint(recipe, opened, configs or {})
     read = _distinct(blueprint.sources)
-    notes = [note for checkpoint in read for note in checkpoint.notes]
+    notes = [*notes, *(note for checkpoint in read for note in checkpoint.notes)]
     noticed = [*warnings, *blueprint.warnings]
     check_quantised(recipe, read)
     maker = _TaskMaker(recipe, blueprint, activations or {})
@@ -71,8 +74,8 @@ def make_plan(
     )
     shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
     inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in read]
-    edits = {"config": dict(blueprint.config_edits)} if blueprint.config_edits else {}
-    inputs.append({"side_files": [dict(file) for file in side_files], **edits})
+    edits = {**blueprint.config_edits, **output_edits(recipe, (configs or {}).get(donor_of(recipe)), tasks, noticed)}
+    inputs.append({"side_files": [dict(file) for file in side_files], **({"config": edits} if edits else {})})
     if tokenizer:
         inputs.append({"tokenizer": dict(tokenizer)})
     if activations:
@@ -90,7 +93,7 @@ def make_plan(
         (*notes, *blueprint.notes),
         tuple(noticed),
         blueprint.extra,
-        blueprint.config_edits,
+        edits,
         described,
         inputs,
         plan_id(NUMERICS, described, inputs, layout(shards)),
