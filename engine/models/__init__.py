@@ -29,7 +29,14 @@ from .references import ModelUrl, resolve_file_url, resolve_model
 from .row_gather import RowGather
 from .side_files import output_file_names
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
-from .tied_embeddings import names_embedding, names_head, with_the_names_of
+from .tied_embeddings import (
+    TIE_KEY,
+    names_embedding,
+    names_head,
+    tied_groups,
+    tied_to,
+    with_the_names_of,
+)
 from .tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
 from .tokens.files import VocabularyFiles
 from .tokens.tokenizer_json import TOKENIZER_NAME
@@ -42,6 +49,7 @@ __all__ = [
     "PART_FORMAT",
     "PART_NAME",
     "PART_VERSION",
+    "TIE_KEY",
     "TOKENIZER_NAME",
     "Activations",
     "Bytes",
@@ -86,6 +94,8 @@ __all__ = [
     "resolve_file_url",
     "resolve_model",
     "stays_quantised",
+    "tied_groups",
+    "tied_to",
     "tokenizer_url",
     "unscaled",
     "with_experts_as",

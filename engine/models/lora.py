@@ -21,7 +21,7 @@ from .header import DTYPES, TensorInfo
 from .location import TensorLocation
 from .module_patterns import ModulePatterns
 from .names import Known, describe_names, match_names
-from .tied_embeddings import names_embedding, names_head
+from .tied_embeddings import names_embedding, names_head, tied_to
 from .tokens.json_members import finite_number
 
 CONFIG_FILE = "adapter_config.json"
@@ -102,7 +102,12 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         f"{base.url}+{store.url}: the adapter changes {changes.products} matrices and replaces "
         f"{changes.replaced} tensors of {len(base.tensors)}"
     )
-    notes = [*base.notes, note, *([describe_names(store.url, base.url, changes.names)] if changes.names else [])]
+    notes = [
+        *base.notes,
+        note,
+        *([describe_names(store.url, base.url, changes.names)] if changes.names else []),
+        *changes.notes,
+    ]
     files = (*base.files, CheckpointFile(f"{store.url}/{file.name}", file.size, file.version, file.header_sha256))
     return replace(
         base,
@@ -192,6 +197,7 @@ class _Changes:
         self.unties = False
         self.names: dict[str, str] = {}
         """The base's names of what the adapter calls otherwise."""
+        self.notes: tuple[str, ...] = ()
 
     def read(self, stored: Mapping[str, TensorLocation]) -> _Changes:
         """Apply every tensor of the adapter, or say which cannot be."""
@@ -217,7 +223,10 @@ class _Changes:
         self.names = match_names(Known(dict.fromkeys(own), None, self._where), base)
         whole = {self.names.get(name, name): location for name, location in whole.items()}
         unknown = [name for name in whole if name not in self._base.tensors and not self._unties(name)]
-        unknown += [name for module, _ in factors if (name := self._weight_of(module)) not in self._base.tensors]
+        for module, _ in factors:
+            name = self._weight_of(module)
+            if name not in self._base.tensors and not self._gives_own_weight(name):
+                unknown.append(name)
         if unknown:
             raise InputError(
                 f"{self._where}: {len(unknown)} tensors match nothing in {self._base.url}: "
@@ -240,9 +249,24 @@ class _Changes:
 
     def _unties(self, name: str) -> bool:
         """Whether this is the head of its own that an adapter gives a base whose head is its embedding."""
-        found = names_head(name) and any(names_embedding(other) for other in self._base.tensors)
+        has_embedding = any(names_embedding(other) for other in self._base.tensors)
+        found = tied_to(self._base, name) is not None or (names_head(name) and has_embedding)
         self.unties |= found
         return found
+
+    def _gives_own_weight(self, name: str) -> bool:
+        """Give a tensor that the base does not store, because it is tied to another, that one's values.
+
+        What factors of it change is then a tensor of its own, as it is while the adapter is at work.
+        """
+        source = tied_to(self._base, name)
+        if source is None:
+            return False
+        location = self._base.tensors[source]
+        self.tensors[name] = replace(location, info=replace(location.info, name=name))
+        self.notes += (f"{name} is tied to {source} in {self._base.url}; the adapter makes it a tensor of its own",)
+        self.unties = True
+        return True
 
     def _multiply(self, module: str, is_embedding: bool, pair: Mapping[str, TensorLocation]) -> None:
         name = self._weight_of(module)

@@ -9,12 +9,16 @@ from typing import Any
 from ..storage import JoinedStore, Store, open_store
 from .checkpoint import Checkpoint, open_checkpoint
 from .config_json import json_object
+from .location import TensorLocation
 from .lora import with_adapter
 from .quantised import with_scales
 from .references import ModelUrl
 from .task_masks import is_part, refuse_part, unified_url, with_masks
+from .tied_embeddings import with_own_copies
 
 CONFIG_FILE = "config.json"
+COMPARED_BYTES = 4 << 20
+"""Of each of two tensors at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,25 @@ def _open_base(url: str, store: Store) -> Checkpoint:
     texts = [config, config.get("text_config")]
     said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
     ties = said[0] if said and isinstance(said[0], bool) else None
-    return with_scales(replace(checkpoint, tied=ties, config=config), config)
+    made = with_scales(replace(checkpoint, tied=ties, config=config), config)
+    return with_own_copies(made, lambda first, second: _differ(made, store, first, second))
+
+
+def _differ(checkpoint: Checkpoint, store: Store, first: TensorLocation, second: TensorLocation) -> bool:
+    """Whether two stored tensors hold other values; read up to the first difference, in small pieces."""
+    if first.derived is not None or second.derived is not None:
+        return False
+    if (first.info.dtype, first.info.shape) != (second.info.dtype, second.info.shape):
+        return True
+    pieces = memoryview(bytearray(COMPARED_BYTES)), memoryview(bytearray(COMPARED_BYTES))
+    for begin in range(0, first.info.nbytes, COMPARED_BYTES):
+        length = min(COMPARED_BYTES, first.info.nbytes - begin)
+        for location, piece in zip((first, second), pieces, strict=True):
+            file = checkpoint.files[location.file]
+            store.read_into(file.name, location.info.offset + begin, piece[:length], file.version)
+        if pieces[0][:length] != pieces[1][:length]:
+            return True
+    return False
 
 
 def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:

@@ -6,7 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import InputError, RecipeError, some_names
-from ..models import DTYPES, Activations, Checkpoint, TensorInfo, buffer_kind, foreign_format, unscaled
+from ..models import (
+    DTYPES,
+    TIE_KEY,
+    Activations,
+    Checkpoint,
+    TensorInfo,
+    buffer_kind,
+    foreign_format,
+    tied_to,
+    unscaled,
+)
 from ..recipe import Recipe
 from .blueprint import Blueprint
 from .task import TensorTask
@@ -35,8 +45,20 @@ def check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> No
             text = f"{url} has {len(weights)} tensors that {blueprint.reference_name} does not have"
             text += f": {some_names(weights)}"
             if recipe.extra_tensors == "error":
-                raise InputError(text, "set `extra_tensors: ignore` in the recipe to leave them out")
+                raise InputError(text, _extra_hint(blueprint.sources[0], weights))
             warnings.append(text + "; they are left out")
+
+
+def _extra_hint(reference: Checkpoint, names: Sequence[str]) -> str:
+    hint = "set `extra_tensors: ignore` in the recipe to leave them out"
+    tied = [(name, source) for name in names if (source := tied_to(reference, name)) is not None]
+    if not tied:
+        return hint
+    name, source = tied[0]
+    return (
+        f"{name} is tied to {source} in {reference.url}. Either {hint}, so that the output stays tied; or name as the "
+        f"reference a copy of that model which stores {name}, too, and says {TIE_KEY}: false, so that it is merged"
+    )
 
 
 def _weights(infos: Mapping[str, TensorInfo], who: str, becomes: str, warnings: list[str]) -> list[str]:

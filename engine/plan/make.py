@@ -74,7 +74,8 @@ def make_plan(
     )
     shards = tuple(make_shard(tasks, members, index, len(cut)) for index, members in enumerate(cut))
     inputs: list[dict[str, Any]] = [checkpoint.identity() for checkpoint in read]
-    edits = {**blueprint.config_edits, **output_edits(recipe, (configs or {}).get(donor_of(recipe)), tasks, noticed)}
+    config = (configs or {}).get(donor_of(recipe))
+    edits = {**blueprint.config_edits, **output_edits(recipe, config, tasks, blueprint.sources, noticed)}
     inputs.append({"side_files": [dict(file) for file in side_files], **({"config": edits} if edits else {})})
     if tokenizer:
         inputs.append({"tokenizer": dict(tokenizer)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..models import Config, names_embedding, names_head
+from ..models import TIE_KEY, Checkpoint, Config, names_embedding, names_head, tied_groups
 from ..recipe import Recipe
 from .task import TensorTask
 
@@ -15,15 +15,44 @@ ROWS_KEY = "vocab_size"
 
 
 def output_edits(
-    recipe: Recipe, config: Config | None, tasks: Sequence[TensorTask], warnings: list[str]
+    recipe: Recipe,
+    config: Config | None,
+    tasks: Sequence[TensorTask],
+    sources: Sequence[Checkpoint],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Values of config.json that follow from the output's tensors, by path of keys, joined by `/`; each is reported."""
-    if not config or recipe.tokenizer_keys is not None:  # with them, `VocabularyFiles` sets the number of rows
+    if not config:
         return {}
-    edits = vocabulary_edits(config, tasks)
+    # With keys of tokenizers, `VocabularyFiles` sets the number of rows.
+    edits = vocabulary_edits(config, tasks) if recipe.tokenizer_keys is None else {}
     for path, rows in edits.items():
         warnings.append(f"config.json: {path} does not fit the embedding and becomes {rows}, the number of its rows")
-    return dict(edits)
+    untied, why = tie_edits(config, tasks, sources)
+    if untied:
+        warnings.append(f"config.json: {', '.join(untied)} becomes false: {why}")
+    return {**edits, **untied}
+
+
+def tie_edits(
+    config: Config, tasks: Sequence[TensorTask], sources: Sequence[Checkpoint]
+) -> tuple[dict[str, bool], str]:
+    """Where config.json must say that tensors are not tied, and why; ({}, "") where it need not.
+
+    The output stores several copies, and one of the models has them as tensors of their own.
+    """
+    architecture = sources[0].architecture
+    groups = tied_groups([task.name for task in tasks], architecture)
+    for source, *copies in groups:
+        own = next((s for s in sources if s.tied is False and source in s.tensors and copies[0] in s.tensors), None)
+        if own is None:
+            continue
+        said = {f"{path}{TIE_KEY}": part[TIE_KEY] for path, part in _text_parts(config) if TIE_KEY in part}
+        default = architecture is not None and any(tie.default for tie in architecture.ties)
+        wrong = {path: False for path, value in said.items() if value is not False}
+        if wrong or (default and not said):
+            return wrong or {TIE_KEY: False}, f"{copies[0]} and {source} are two tensors in {own.url}"
+    return {}, ""
 
 
 def vocabulary_edits(config: Config, tasks: Sequence[TensorTask]) -> dict[str, int]:
