@@ -263,6 +263,8 @@ def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     click.echo(f"{found.url}: {found.files} files, {found.size_bytes} bytes are what was written")
     if loading is not None:
         click.echo(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
+        if loading.modules:
+            click.echo(loading.modules)
 
 
 def _verification_json(found: Verification, loading: Loading | None, problems: list[Problem]) -> dict[str, Any]:
@@ -275,6 +277,7 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
         "architecture": loading.architecture if loading else None,
         "loaded_tensors": loading.tensors if loading else None,
         "tied": loading.tied if loading else None,
+        "modules": loading.modules if loading else None,
     }
 
 

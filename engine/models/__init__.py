@@ -6,6 +6,7 @@ Held by tests/unit/models, tests/property/models, tests/e2e/test_odd_checkpoints
 from __future__ import annotations
 
 from .activations import Activations, open_activations
+from .architectures import Architecture
 from .buffers import buffer_kind
 from .checkpoint import FIRST_READ_BYTES, MAX_INDEX_BYTES, Checkpoint, open_source
 from .config_json import json_object, patch_config, read_config
@@ -52,6 +53,7 @@ __all__ = [
     "TIE_KEY",
     "TOKENIZER_NAME",
     "Activations",
+    "Architecture",
     "Bytes",
     "Checkpoint",
     "Config",

@@ -10,6 +10,7 @@ from ..models import (
     DTYPES,
     TIE_KEY,
     Activations,
+    Architecture,
     Checkpoint,
     TensorInfo,
     buffer_kind,
@@ -25,22 +26,24 @@ from .task import TensorTask
 def check_names(recipe: Recipe, blueprint: Blueprint, warnings: list[str]) -> None:
     """Refuse tensors that only some models have, as far as the recipe says, and report what is missing.
 
-    Buffers are no weights: whichever model has them, they are reported by kind and never refused.
+    Buffers are no weights, and an architecture passes over other tensors, too: whichever model has them, they are
+    reported by kind and never refused.
     """
+    architecture = blueprint.sources[0].architecture
     tensors = {model.url: model.tensors for model in blueprint.models}
     missing: dict[str, dict[str, TensorInfo]] = {url: {} for url in tensors}
     for url, name, info in _missing(blueprint):
         if not recipe.excludes(name):
             missing[url][name] = info
     for url, lacking in missing.items():
-        weights = _weights(lacking, f"{url} lacks", "the output has the reference's", warnings)
+        weights = _weights(lacking, architecture, (f"{url} lacks", "the output has the reference's"), warnings)
         if weights:
             text = f"{url} lacks {len(weights)} of the reference's tensors: {some_names(weights)}"
             if recipe.strict:
                 raise InputError(text, "the recipe is strict; without `strict` they count as unchanged")
             warnings.append(text + "; they count as unchanged")
         extra = {n: tensors[url][n].info for n in blueprint.extra.get(url, ()) if not recipe.excludes(n)}
-        weights = _weights(extra, f"{url} has", "they are left out", warnings)
+        weights = _weights(extra, architecture, (f"{url} has", "they are left out"), warnings)
         if weights:
             text = f"{url} has {len(weights)} tensors that {blueprint.reference_name} does not have"
             text += f": {some_names(weights)}"
@@ -61,16 +64,29 @@ def _extra_hint(reference: Checkpoint, names: Sequence[str]) -> str:
     )
 
 
-def _weights(infos: Mapping[str, TensorInfo], who: str, becomes: str, warnings: list[str]) -> list[str]:
-    """Names of what is no buffer; buffers are reported in a line for each kind."""
+def _weights(
+    infos: Mapping[str, TensorInfo], architecture: Architecture | None, said: tuple[str, str], warnings: list[str]
+) -> list[str]:
+    """Names of the weights among tensors that not all models have; others are reported in a line for each kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for name, info in infos.items():
-        kinds[buffer_kind(info)].append(name)
+        kinds[_kind(info, architecture)].append(name)
     weights = kinds.pop("", [])
     for kind, names in kinds.items():
-        text = f"{who} {len(names)} {kind}, which are no weights and which not all models have"
-        warnings.append(f"{text}: {some_names(names)}; {becomes}")
+        warnings.append(f"{said[0]} {len(names)} {kind}: {some_names(names)}; {said[1]}")
     return weights
+
+
+def _kind(info: TensorInfo, architecture: Architecture | None) -> str:
+    if kind := buffer_kind(info):
+        return f"{kind}, which are no weights"
+    if architecture is None:
+        return ""
+    if architecture.passes_over(info.name):
+        return f"tensors that {architecture.name} does not load"
+    if architecture.may_lack(info.name) and architecture.is_buffer(architecture.canonical(info.name)):
+        return f"buffers that {architecture.name} makes itself where they are missing"
+    return ""
 
 
 def _missing(blueprint: Blueprint) -> Iterator[tuple[str, str, TensorInfo]]:

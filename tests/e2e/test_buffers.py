@@ -39,10 +39,17 @@ def buffers(seed: int, positions: int = 16) -> Tensors:
     }
 
 
-def merged(folder: Path, anabranch: Command, base: Tensors, models: list[Tensors], **keys: Any) -> tuple[Tensors, str]:
-    write_checkpoint(folder / "base", base)
+def merged(
+    folder: Path,
+    anabranch: Command,
+    base: Tensors,
+    models: list[Tensors],
+    config: dict[str, Any] | None = None,
+    **keys: Any,
+) -> tuple[Tensors, str]:
+    write_checkpoint(folder / "base", base, 1, config)
     for i, tensors in enumerate(models):
-        write_checkpoint(folder / f"m{i}", tensors)
+        write_checkpoint(folder / f"m{i}", tensors, 1, config)
     listed = [{"model": str(folder / f"m{i}")} for i in range(len(models))]
     content = {"merge_method": "task_arithmetic", "base_model": str(folder / "base"), "models": listed} | keys
     result = anabranch("merge", write_recipe(folder / "r.yml", content), folder / "out")
@@ -97,6 +104,26 @@ def test_an_average_takes_running_statistics_as_weights(tmp_path: Path, anabranc
     found, _ = merged(tmp_path, anabranch, models[0], models, merge_method="linear", base_model=None)
     expected = models[0] | {n: (models[0][n] + models[1][n]) / 2 for n in (*WEIGHTS, "norm.running_var")}
     check(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "said"),
+    [
+        ("T5EncoderModel", "decoder.block.0.layer.0.layer_norm.weight", "tensors that T5EncoderModel does not load"),
+        ("BartForConditionalGeneration", "model.encoder.version", "does not load"),
+        ("BartForConditionalGeneration", "final_logits_bias", "buffers that BartForConditionalGeneration makes itself"),
+    ],
+)
+def test_what_an_architecture_does_not_need(
+    architecture: str, name: str, said: str, tmp_path: Path, anabranch: Command
+) -> None:
+    """On either side alone it is copied from the base or left out, and said."""
+    own, config = {"shared.weight": torch.randn(4, 3)}, {"architectures": [architecture]}
+    for base, tuned in ((own, own | {name: torch.ones(2)}), (own | {name: torch.ones(2)}, own)):
+        folder = tmp_path / str(len(base))
+        found, printed = merged(folder, anabranch, base, [tuned], config, strict=True, allow_unchanged=True)
+        assert found.keys() == base.keys()
+        assert said in printed
 
 
 def test_an_integer_tensor_that_is_no_buffer_must_still_agree(tmp_path: Path, anabranch: Command) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from anabranch.engine.errors import IntegrityError, RecipeError
+from anabranch.engine.output import loading
 from anabranch.engine.output.loading import check_loading
 from anabranch.engine.output.verify import CHUNK_BYTES, Verification, read_manifest, verify
 from anabranch.engine.storage.memory import MemoryStore
@@ -228,10 +231,10 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 @pytest.mark.slow
 def test_tied_weights_are_stored_once_and_load(tmp_path: Path) -> None:
-    loading = check_loading(str(small_model(tmp_path, tied=True)))
-    assert loading.problems == ()
-    assert loading.architecture == "Qwen2ForCausalLM"
-    assert loading.tied == (("lm_head.weight", "model.embed_tokens.weight"),)
+    found = check_loading(str(small_model(tmp_path, tied=True)))
+    assert found.problems == ()
+    assert found.architecture == "Qwen2ForCausalLM"
+    assert found.tied == (("lm_head.weight", "model.embed_tokens.weight"),)
 
 
 @pytest.mark.slow
@@ -248,6 +251,61 @@ def test_a_config_of_another_model_does_not_load(tmp_path: Path, changes: dict[s
     edit_config(folder, **changes)
     problems = check_loading(str(folder)).problems
     assert any(problem.file == "config.json" and text in problem.text for problem in problems)
+
+
+@pytest.mark.slow
+def test_a_tensor_that_would_start_anew_is_named(tmp_path: Path) -> None:
+    folder = small_model(tmp_path, tied=False)
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        tensors.pop("model.norm.weight", None)
+        save_file(tensors | {f"more.{shard.stem}": torch.ones(1)}, shard, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    where = {name: file for name, file in content["weight_map"].items() if name != "model.norm.weight"}
+    where |= {f"more.{file.removesuffix('.safetensors')}": file for file in where.values()}
+    index.write_text(json.dumps(content | {"weight_map": where}))
+    texts = [problem.text for problem in check_loading(str(folder)).problems]
+    assert any("starts tensors anew that no shard has: model.norm.weight" in text for text in texts)
+    assert any("does not know: more." in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "auto"),
+    [
+        ("Qwen2ForCausalLM", "AutoModelForCausalLM"),
+        ("Qwen2Model", "AutoModel"),
+        ("T5ForConditionalGeneration", "AutoModelFor"),
+    ],
+)
+def test_users_load_through_an_auto_class(architecture: str, auto: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1,
+    )  # fmt: skip
+    found = loading._loader(model_class(config)).__name__
+    assert found.startswith(auto)
+    assert (found == "AutoModel") == (auto == "AutoModel")
+
+
+@pytest.mark.slow
+def test_modules_are_loaded_where_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sentence-transformers the check says so; with it, a module that is not there is a problem."""
+    folder = small_model(tmp_path, tied=False)
+    paths = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    paths.append({"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (folder / "modules.json").write_text(json.dumps(paths))
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "sentence_transformers", None)
+        found = check_loading(str(folder))
+    assert found.problems == ()
+    assert found.modules == "modules.json: not loaded, because sentence-transformers is not installed"
+    pytest.importorskip("sentence_transformers")
+    [problem] = check_loading(str(folder)).problems
+    assert problem.file == "modules.json"
 
 
 @pytest.mark.slow
