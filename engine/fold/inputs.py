@@ -80,7 +80,7 @@ class TensorInputs:
                 nonfinite[i + 1] += self._kernels.task_vector(raw, dtype, base[:known], t[:known])
             if known < length:
                 t[known:] = 0
-            if self._plan.keep_base_where_nonfinite:
+            if self._plan.terms.keep_base_where_nonfinite:
                 self._kernels.zero_nonfinite(t, base)
 
     def bytes_of(self, data: WindowData, source: int, begin: int, length: int) -> Array:
@@ -96,7 +96,7 @@ class TensorInputs:
         None where bad values are replaced, arithmetic is in 64 bits, or a source ends earlier.
         """
         first, length = data.window.own_begin, data.window.own_end - data.window.own_begin
-        if self._plan.keep_base_where_nonfinite or self._real != "f32" or not length:
+        if self._plan.terms.keep_base_where_nonfinite or self._real != "f32" or not length:
             return None
         raws = [self.bytes_of(data, source, first, length) for source in self.sources]
         dtypes = [self.dtype(source) for source in self.sources]

@@ -39,7 +39,11 @@ class StatisticsPass(CountingPass):
     def _conclude(self) -> None:
         self._state.moments = self._sums.total()
         for i in self._state.present:
-            check_moments(self._state, i)
+            self.moments(i)
+
+    def moments(self, i: int) -> NDArray[np.float64]:
+        """Sums over the task vector of model i, once the pass is over; InputError where they are beyond fp64."""
+        return check_moments(self._state, i)
 
 
 class HistogramPass(CountingPass):

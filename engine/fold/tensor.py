@@ -40,7 +40,7 @@ class TensorState:
         self.task = task
         self.targets = targets
         self.kernels = kernels
-        self.keeps_nonfinite = plan.keep_base_where_nonfinite
+        self.keeps_nonfinite = plan.terms.keep_base_where_nonfinite
         """Whether the base stays where a value is NaN or Inf."""
         self.real: Real = "f64" if task.is_double else "f32"
         self.levels = LEVELS_64 if task.is_double else LEVELS_32
@@ -49,7 +49,7 @@ class TensorState:
         self.inputs = TensorInputs(task, plan, kernels, self.real)
         self.present = self.inputs.present
         """The models that have the tensor."""
-        self.masks = Masks(task, plan.seed, kernels, self.real, len(self.windows))
+        self.masks = Masks(task, plan.terms.seed, kernels, self.real, len(self.windows))
         models = len(task.models)
         self.tally = Tally(self.present, targets, [0] * self.inputs.count, [0] * models)
         self.moments: list[NDArray[np.float64] | None] = [None] * models

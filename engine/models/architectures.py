@@ -147,6 +147,11 @@ class Architecture:
         return frozenset(self.buffers)
 
 
+def architecture_of(model_type: str) -> Architecture:
+    """The architecture that stands for a model type; KeyError where the table has none."""
+    return _architecture(_by_model_type()[model_type])
+
+
 def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture that a config.json names, by `architectures`, else by `model_type`; None: not in the table."""
     entries, names = _table()["architectures"], config.get("architectures")

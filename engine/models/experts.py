@@ -12,12 +12,11 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 from ..errors import InputError, RecipeError
 from ..json_text import canonical_json
-from .architectures import Architecture, Conversion, find_architecture
+from .architectures import Architecture, Conversion, architecture_of
 from .checkpoint import Checkpoint
 from .derived import PIECE_ELEMENTS, fill_pieces
 from .header import DTYPES, TensorInfo
@@ -172,15 +171,8 @@ def with_experts_as(checkpoint: Checkpoint, form: str) -> Checkpoint:
 def _conversions(architecture: Architecture | None) -> tuple[Conversion, ...]:
     """What makes one tensor of all experts; without knowledge of the class, what is usual."""
     if architecture is None:
-        return tuple(rule for name in USUAL for rule in _conversions(_known(name)))
+        return tuple(rule for name in USUAL for rule in _conversions(architecture_of(name)))
     return tuple(rule for rule in architecture.conversions if _is_stacking(rule))
-
-
-@cache
-def _known(model_type: str) -> Architecture:
-    found = find_architecture({"model_type": model_type})
-    assert found is not None
-    return found
 
 
 def _is_stacking(rule: Conversion) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from ..json_text import readable_json
 from ..models import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
 from ..plan import ElectedRow, Plan, Receipt
-from ..recipe import UNIFIED, task_name
+from ..recipe import UNIFIED
 
 README_NAME = "README.md"
 
@@ -58,7 +58,7 @@ def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:
     task = plan.masks_of
     if task is None:
         content |= {"part": UNIFIED, "plan_id": plan.plan_id}
-        content["tasks"] = [task_name(entry) for entry in plan.recipe.models]
+        content["tasks"] = list(plan.terms.task_names)
         return {PART_NAME: readable_json(content), README_NAME: _unified_readme(plan).encode()}
     scale = task_scale(task, receipts)
     content |= {"part": "task", "task": plan.part.name, "unified": plan.part.unified_id, "bits": BIT_ORDER}
@@ -67,7 +67,7 @@ def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:
 
 
 def _unified_readme(plan: Plan) -> str:
-    tasks = ", ".join(f"`{task_name(entry)}`" for entry in plan.recipe.models)
+    tasks = ", ".join(f"`{name}`" for name in plan.terms.task_names)
     return f"""# A unified task vector
 
 This is no model. The tensors are the unified task vector of EMR-Merging (arXiv 2405.17461): differences to the base

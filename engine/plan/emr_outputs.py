@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..errors import InputError
 from ..methods import Elect
 from ..models import BIT_ORDER
-from ..recipe import UNIFIED, task_name
+from ..recipe import UNIFIED
 from .layout import OutputShard, cut_shards, layout, make_shard
 from .plan import NUMERICS, Plan, TaskOutput, plan_id
 from .task import TensorTask
@@ -24,16 +24,16 @@ def cut_parts(plan: Plan) -> tuple[Plan, ...]:
     Raises:
         InputError: tensors that EMR-Merging cannot merge, or none that it can; a base that is more than one folder.
     """
-    if not plan.recipe.method.writes_tasks:
+    if not plan.terms.task_names:
         return (plan,)
     _check(plan)
     tasks = tuple(replace(task, stored="values") if task.method else _left_out(task) for task in plan.tasks)
     sizes = [(t.name, t.out_dtype, t.out_shape if t.method else (0,)) for t in tasks]
-    cut = cut_shards(sizes, plan.recipe.output.shard_size_bytes)
+    cut = cut_shards(sizes, plan.terms.shard_size_bytes)
     metadata = {"format": "pt", "anabranch": "EMR-Merging: a task vector, no model; add it to its base"}
     shards = tuple(make_shard(tasks, members, i, len(cut), metadata) for i, members in enumerate(cut))
     unified = _part(plan, TaskOutput(UNIFIED), tasks, shards)
-    return (unified, *(_task(unified, i, task_name(entry)) for i, entry in enumerate(plan.recipe.models)))
+    return (unified, *(_task(unified, i, name) for i, name in enumerate(plan.terms.task_names)))
 
 
 def _check(plan: Plan) -> None:

@@ -120,12 +120,12 @@ class Inputs:
     @property
     def _dtype(self) -> str | None:
         """The dtype that the output's config.json has to name; None: the reference's own is right."""
-        return self.plan.recipe.output_dtype
+        return self.plan.terms.out_dtype
 
     @property
     def _drops_quantization(self) -> bool:
         """Whether the output's weights are plain numbers, whatever the reference's configuration says."""
-        return not stays_quantised(self.plan.base, self.plan.recipe.output_dtype)
+        return not stays_quantised(self.plan.base, self.plan.terms.out_dtype)
 
 
 def _side_files(base: Store, tokenizer: Store, folders: Folders, quantised: bool) -> tuple[list[SideFile], list[str]]:

@@ -10,7 +10,7 @@ from ..errors import InputError, RecipeError, some_names
 from ..json_text import canonical_json
 from ..methods import METHODS, Method, find_method
 from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo, buffer_kind
-from ..recipe import ModelGroup, Recipe, activations_of, canonical, donor_of
+from ..recipe import ModelGroup, Recipe, activations_of, canonical, donor_of, task_name
 from .blueprint import Blueprint, OutputTensor, make_blueprint
 from .checks import (
     check_activations,
@@ -23,7 +23,7 @@ from .checks import (
 from .layout import cut_shards, layout, make_shard
 from .output_config import output_edits
 from .parameters import ParameterResolver, Values
-from .plan import NUMERICS, Plan, plan_id
+from .plan import NUMERICS, Plan, Terms, plan_id
 from .task import TensorTask, make_task
 from .unchanged import check_taking_part
 
@@ -85,7 +85,7 @@ def make_plan(
         inputs.append({"stages": _digest(tasks)})
     described = canonical(recipe, urls)
     return Plan(
-        recipe,
+        _terms(recipe),
         blueprint.sources[0],
         blueprint.models,
         blueprint.sources,
@@ -98,6 +98,22 @@ def make_plan(
         described,
         inputs,
         plan_id(NUMERICS, described, inputs, layout(shards)),
+    )
+
+
+def _terms(recipe: Recipe) -> Terms:
+    return Terms(
+        method=recipe.merge_method,
+        has_base=recipe.base_model is not None,
+        seed=recipe.seed,
+        saturate=recipe.overflow == "saturate",
+        keep_base_where_nonfinite=recipe.nonfinite == "keep-base",
+        allow_unchanged=recipe.allow_unchanged,
+        out_dtype=recipe.output_dtype,
+        shard_size_bytes=recipe.output.shard_size_bytes,
+        slices=len(recipe.slices),
+        layers=sum(part.length for part in recipe.slices),
+        task_names=tuple(map(task_name, recipe.models)) if recipe.method.writes_tasks else (),
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from ..json_text import canonical_json
 from ..methods import SurveyKind
 from ..models import Checkpoint, RowGather
-from ..recipe import Recipe
 from .demands import survey_kind
 from .layout import OutputShard, layout
 from .task import TensorTask
@@ -47,11 +46,36 @@ class TaskOutput:
         return {"name": self.name} | ({} if self.task is None else {"task": self.task, "unified": self.unified_id})
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the recipe says of the merge as a whole, beyond what becomes of each tensor."""
+
+    method: str
+    has_base: bool
+    """Whether the recipe names a base; without one the first model stands for it."""
+    seed: int
+    saturate: bool
+    """Results beyond the output's dtype become its largest value, and do not stop the run."""
+    keep_base_where_nonfinite: bool
+    """NaN and Inf in an input count as no change there, and do not stop the run."""
+    allow_unchanged: bool
+    """A model that changes nothing does not stop the run."""
+    out_dtype: str | None
+    """The floating-point type that the output shall have; None: the inputs decide."""
+    shard_size_bytes: int
+    slices: int
+    """How many slices there are; 0: the models are merged whole."""
+    layers: int
+    """How many layers the slices are put together to."""
+    task_names: tuple[str, ...]
+    """Of a method that writes an output per task: what its outputs are called, by model of the recipe."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the output's bytes. Two equal plan ids give equal bytes."""
 
-    recipe: Recipe
+    terms: Terms
     base: Checkpoint
     """The base, or the first model where the recipe has none: gives configuration and other small files, and, unless
     slices say otherwise, names, shapes and dtypes."""
@@ -82,26 +106,9 @@ class Plan:
         return max((len(task.models) for task in self.tasks), default=0)
 
     @property
-    def output_layers(self) -> int | None:
-        """The number of layers that slices were put together to; None without slices."""
-        return sum(part.length for part in self.recipe.slices) or None
-
-    @property
     def masks_of(self) -> int | None:
         """Which model's masks the output holds and nothing else, by position in the recipe; None: it holds values."""
         return self.part.task if self.part is not None else None
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.seed
-
-    @property
-    def saturate(self) -> bool:
-        return self.recipe.overflow == "saturate"
-
-    @property
-    def keep_base_where_nonfinite(self) -> bool:
-        return self.recipe.nonfinite == "keep-base"
 
     @cached_property
     def read_bytes(self) -> int:

@@ -80,7 +80,7 @@ def check_changes(plan: Plan, receipts: Mapping[int, Receipt]) -> None:
     Raises:
         InputError: which models change nothing.
     """
-    if plan.recipe.allow_unchanged:
+    if plan.terms.allow_unchanged:
         return
     zero: dict[str, int] = {}
     changing: set[str] = set()

@@ -10,7 +10,8 @@ from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
 from .parse import load_recipe
-from .schema import TASK_NAME, UNIFIED, ModelEntry, Recipe, SliceSource, task_name
+from .schema import ModelEntry, Recipe, SliceSource, task_name
+from .task_names import TASK_NAME, UNIFIED
 from .text import shorten
 from .tokenizer_keys import TokenizerKeys
 

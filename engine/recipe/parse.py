@@ -17,8 +17,9 @@ from ..methods import METHODS, MethodSchema, NoMethod, find_method
 from .dialect import MISPLACED, other_tool, plain_recipe
 from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .parameters import OURS, read_parameters
-from .schema import TASK_NAME, Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
+from .schema import Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
+from .task_names import TASK_NAME
 from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
 
 logger = logging.getLogger(__name__)

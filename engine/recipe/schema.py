@@ -24,6 +24,7 @@ from pydantic import (
 from ..methods import MethodSchema
 from .chat_templates import CHAT_TEMPLATES
 from .parameters import Setting, read_number
+from .task_names import TASK_NAME
 from .text import KeyPath, Places, did_you_mean, shorten
 from .tokenizer_keys import TokenizerKeys, read_chat_template, read_tokenizer_keys
 
@@ -118,11 +119,6 @@ def _whole_number(raw: Any) -> int:
 def _residual_weight(raw: Any) -> None:
     if raw is not None:
         raise ValueError("not supported: mergekit accepts residual_weight and does nothing with it; remove the key")
-
-
-TASK_NAME = r"^\w[\w.-]{0,99}$"
-UNIFIED = "unified"
-"""The folder of the unified task vector of EMR-Merging, which no task may have."""
 
 
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]

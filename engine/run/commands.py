@@ -155,7 +155,7 @@ def survey(
     made = inputs.plan
     shards = [i for i, shard in enumerate(made.shards) if any(made.tasks[j].has_task_vectors for j in shard.tasks)]
     if not shards:
-        raise RecipeError(f"{recipe}: {made.recipe.merge_method} merges no task vectors, so there is nothing to survey")
+        raise RecipeError(f"{recipe}: {made.terms.method} merges no task vectors, so there is nothing to survey")
     execution = Execution(workers, memory_bytes)
     around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
     memory = plan_memory(made, memory_bytes, execution.threads, around)

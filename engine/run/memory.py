@@ -231,7 +231,7 @@ def _passes_alone(group: SharedReading) -> list[int]:
     """Plans that may have passes of their own; parts of one recipe have them in common."""
     of: dict[int, int] = {}
     for place, plan in enumerate(group.plans):
-        of.setdefault(id(plan) if plan.part is None else id(plan.recipe), place)
+        of.setdefault(id(plan) if plan.part is None else id(plan.terms), place)
     return list(of.values())
 
 

@@ -79,7 +79,7 @@ class PlanReport:
     def _pairs(self) -> list[list[tuple[str, TensorLocation, TensorLocation | None]]]:
         """Per model: every tensor that it should have, where the reference has it, and where the model has it."""
         plan = self.plan
-        if not plan.recipe.slices:
+        if not plan.terms.slices:
             base = plan.base.tensors
             return [[(name, base[name], model.tensors.get(name)) for name in base] for model in plan.models]
         found: list[list[tuple[str, TensorLocation, TensorLocation | None]]] = [[] for _ in plan.models]
@@ -110,7 +110,7 @@ class PlanReport:
             "outcome": "planned",
             "plan_id": plan.plan_id,
             "recipe": self.recipe,
-            "method": plan.recipe.merge_method,
+            "method": plan.terms.method,
             "part": plan.part.describe() if plan.part is not None else None,
             "out": self.out,
             "state": self.state,
@@ -124,8 +124,8 @@ class PlanReport:
                 }
                 for role, checkpoint in self._inputs()
             ],
-            "slices": len(plan.recipe.slices),
-            "layers": plan.output_layers,
+            "slices": plan.terms.slices,
+            "layers": plan.terms.layers or None,
             "tensors": len(plan.tasks),
             "merged_tensors": self.merged_tensors,
             "parameters": sum(task.numel for task in plan.tasks),
@@ -149,7 +149,7 @@ class PlanReport:
         }
 
     def _inputs(self) -> Iterator[tuple[str, Checkpoint]]:
-        if self.plan.recipe.base_model is not None:
+        if self.plan.terms.has_base:
             yield "base", self.plan.base
         for checkpoint in self.plan.sources[1 + len(self.plan.models) :]:
             yield "base", checkpoint
@@ -161,7 +161,7 @@ class PlanReport:
 
     def _lines(self) -> Iterator[str]:
         plan = self.plan
-        yield f"plan {plan.plan_id[:16]}: {plan.recipe.merge_method}{self._part_text()} into {self.out}"
+        yield f"plan {plan.plan_id[:16]}: {plan.terms.method}{self._part_text()} into {self.out}"
         if plan.masks_of is None:
             yield from self._input_lines()
         yield from self._output_lines()
@@ -184,8 +184,8 @@ class PlanReport:
             size = decimal(sum(file.size for file in checkpoint.files))
             files = counted(len(checkpoint.files), "file")
             yield f"  {role:<9} {checkpoint.url}: {counted(len(checkpoint.tensors), 'tensor')}, {size} in {files}"
-        if plan.output_layers is not None:
-            yield f"slices      {counted(len(plan.recipe.slices), 'slice')} with {counted(plan.output_layers, 'layer')}"
+        if plan.terms.slices:
+            yield f"slices      {counted(plan.terms.slices, 'slice')} with {counted(plan.terms.layers, 'layer')}"
         parameters = sum(task.numel for task in plan.tasks)
         copied = len(plan.tasks) - self.merged_tensors
         yield f"tensors     {self.merged_tensors} merged, {copied} copied; {parameters:,} parameters"

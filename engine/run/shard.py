@@ -170,12 +170,12 @@ class ShardWorker:
         if method is None or method.selecting is None:
             return member
         thresholds = survey.thresholds if survey is not None else None
-        chosen = (method.selecting, thresholds, plan.seed, plan.keep_base_where_nonfinite)
+        chosen = (method.selecting, thresholds, plan.terms.seed, plan.terms.keep_base_where_nonfinite)
         return chosen, task.orders, self._group.places[member], task.origins, task.sources
 
     def _target(self, member: int, task: TensorTask) -> Target:
         label = f"{self._outputs[member].store.url}: " if len(self._outputs) > 1 else ""
-        return Target(task, self._group.plans[member].saturate, member, label)
+        return Target(task, self._group.plans[member].terms.saturate, member, label)
 
 
 def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:

@@ -106,8 +106,7 @@ class _ShardSurvey:
         )
 
     def _row(self, state: TensorState, taken: StatisticsPass, i: int) -> SurveyRow:
-        moments = state.moments[i]
-        assert moments is not None
+        moments = taken.moments(i)
         median, high = self._quantiles.pop((state.task.name, i), (None, None))
         return SurveyRow(
             tensor=state.task.name,

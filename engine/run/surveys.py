@@ -48,7 +48,7 @@ def _alike(members: Sequence[Member], missing: Sequence[int]) -> list[list[int]]
 
 
 def _same_statistics(a: Plan, b: Plan) -> bool:
-    if (a.survey_kind, a.keep_base_where_nonfinite) != (b.survey_kind, b.keep_base_where_nonfinite):
+    if (a.survey_kind, a.terms.keep_base_where_nonfinite) != (b.survey_kind, b.terms.keep_base_where_nonfinite):
         return False
     if [source.url for source in a.sources] != [source.url for source in b.sources]:
         return False

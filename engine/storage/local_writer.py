@@ -44,7 +44,6 @@ class LocalWriter:
 
     def write(self, data: memoryview | bytes) -> None:
         """See `Writer.write`."""
-        assert self._descriptor is not None, "write after commit or discard"
         source = np.frombuffer(data, np.uint8)
         self._taken += len(source)
         with translated(self._path):
@@ -71,19 +70,18 @@ class LocalWriter:
             self._pending = None
 
     def _put(self, data: NDArray[np.uint8], offset: int) -> None:
-        assert self._descriptor is not None
-        done = 0
+        descriptor, done = self._open_descriptor, 0
         while done < len(data):
             try:
-                done += os.pwrite(self._descriptor, data[done : done + MAX_CALL_BYTES].data, offset + done)
+                done += os.pwrite(descriptor, data[done : done + MAX_CALL_BYTES].data, offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._direct = _set_direct(self._descriptor, False)  # promised at opening, refused now
+                self._direct = _set_direct(descriptor, False)  # promised at opening, refused now
 
     def commit(self) -> None:
         """See `Writer.commit`: sync, rename, sync the folder."""
-        assert self._descriptor is not None, "commit after commit or discard"
+        descriptor = self._open_descriptor
         if self._taken != self._size:
             raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
         with translated(self._path):
@@ -93,8 +91,8 @@ class LocalWriter:
             self._buffers[0][rest:padded] = 0
             self._put(self._buffers[0][:padded], self._written)
             if padded > rest:
-                os.ftruncate(self._descriptor, self._size)
-            os.fsync(self._descriptor)
+                os.ftruncate(descriptor, self._size)
+            os.fsync(descriptor)
             self._close()
             os.replace(self._temporary, self._path)
             sync_folder(os.path.dirname(self._path))
@@ -104,6 +102,12 @@ class LocalWriter:
         self._close()
         with translated(self._temporary):
             unlink(self._temporary)
+
+    @property
+    def _open_descriptor(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"{self._path}: written after commit or discard")
+        return self._descriptor
 
     def _close(self) -> None:
         self._behind.shutdown()  # nothing may be on the way when the descriptor goes

@@ -102,7 +102,7 @@ def test_workers_need_no_module_of_the_users(place: Path, monkeypatch: pytest.Mo
     (place / "plan.pickle").write_bytes(pickle.dumps(plan))
     code = (
         "import pickle, sys; plan = pickle.load(open('plan.pickle', 'rb'))\n"
-        "print(plan.recipe.method.name, plan.recipe.has_base, plan.survey_kind == '', 'my_methods' in sys.modules)"
+        "print(plan.terms.method, plan.terms.has_base, plan.survey_kind == '', 'my_methods' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", code]

@@ -11,7 +11,7 @@ from typing import Any
 Span = tuple[int, int]
 """First byte and end of a value."""
 
-_SPACE = re.compile(rb"[ \t\r\n]*+")
+_BEHIND_SPACE = re.compile(rb"[^ \t\r\n]")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]++')
 # Arrays of texts, numbers or short arrays, and objects of texts and numbers: what large files consist of. One match
@@ -97,9 +97,8 @@ def _nested_end(data: bytes, start: int) -> int:
 
 
 def _after_space(data: bytes, at: int) -> int:
-    space = _SPACE.match(data, at)
-    assert space is not None, "matches the empty text, too"
-    return space.end()
+    found = _BEHIND_SPACE.search(data, at)
+    return found.start() if found is not None else len(data)
 
 
 def _expect(data: bytes, at: int, wanted: bytes) -> int:
