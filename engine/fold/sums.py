@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels import Array, fold_rows, host
-from ..plan import ROW_ELEMENTS, tiles
+from ..kernels import ROW, Array, fold_rows, host
+from ..plan import tiles
 from .inputs import WindowData
 from .passes import CountingPass
 from .tally import WindowTally
@@ -33,15 +33,15 @@ class RowSums:
 
     def __init__(self, state: TensorState) -> None:
         self._state = state
-        rows = -(-state.task.numel // ROW_ELEMENTS)
+        rows = -(-state.task.numel // ROW)
         self._rows = {i: np.zeros((rows, 3), np.float64) for i in state.present}
         self._parts: dict[tuple[int, int], _SharedRow] = {}
         """By model and row."""
 
     def add(self, workspace: Workspace, begin: int, end: int) -> None:
         """Add the workspace's task vectors of elements [begin, end); every element of the tensor is added once."""
-        whole_begin = min(-(-begin // ROW_ELEMENTS) * ROW_ELEMENTS, end)
-        whole_end = end if end == self._state.task.numel else end // ROW_ELEMENTS * ROW_ELEMENTS
+        whole_begin = min(-(-begin // ROW) * ROW, end)
+        whole_end = end if end == self._state.task.numel else end // ROW * ROW
         whole_end = max(whole_end, whole_begin)
         for i in self._rows:
             t = workspace.task_vectors[i]
@@ -52,14 +52,14 @@ class RowSums:
                     self._add_part(i, t[first - begin : last - begin], first, workspace)
 
     def _add_rows(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
-        first, count = begin // ROW_ELEMENTS, -(-len(t) // ROW_ELEMENTS)
+        first, count = begin // ROW, -(-len(t) // ROW)
         device_rows = workspace.rows[: 3 * count].reshape(count, 3)
         self._state.kernels.moments(t, device_rows)
         self._rows[i][first : first + count] = host(device_rows)
 
     def _add_part(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
-        row, place = divmod(begin, ROW_ELEMENTS)
-        length = min(ROW_ELEMENTS, self._state.task.numel - row * ROW_ELEMENTS)
+        row, place = divmod(begin, ROW)
+        length = min(ROW, self._state.task.numel - row * ROW)
         with self._state.lock:
             if (i, row) not in self._parts:
                 self._parts[i, row] = _SharedRow(self._state.kernels.empty(length, self._state.real), length)
@@ -69,11 +69,11 @@ class RowSums:
             if part.missing:
                 return
             del self._parts[i, row]
-        self._add_rows(i, part.values, row * ROW_ELEMENTS, workspace)
+        self._add_rows(i, part.values, row * ROW, workspace)
 
     def put(self, i: int, begin: int, rows: NDArray[np.float64]) -> None:
         """Whole rows of one model that were summed elsewhere, the first of which starts at element `begin`."""
-        first = begin // ROW_ELEMENTS
+        first = begin // ROW
         self._rows[i][first : first + len(rows)] = rows
 
     def total(self) -> list[NDArray[np.float64] | None]:

@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import LEVELS_32, LEVELS_64, Kernels
+from ..kernels import LEVELS_32, LEVELS_64, ROW, Kernels
 from ..methods import Method, ModelThreshold
-from ..plan import ROW_ELEMENTS, Plan, TensorTask, cut_windows, grain, tile_elements
+from ..plan import Plan, TensorTask, cut_windows, grain, tile_elements
 from .edges import KEEP_ALL_EQUAL, Cut, Edge
 from .inputs import TensorInputs
 from .masks import Masks
@@ -64,7 +64,7 @@ class TensorState:
     @property
     def stat_tile(self) -> int:
         """Tile size of loops that take statistics: rows stay whole."""
-        return self.tile if self.tile % ROW_ELEMENTS == 0 else tile_elements(1)
+        return self.tile if self.tile % ROW == 0 else tile_elements(1)
 
     def abandon(self) -> None:
         """Wake every thread that waits for another window of this tensor, because the run is being stopped."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..kernels import Array, Kernels
-from ..plan import ROW_ELEMENTS
+from ..kernels import ROW, Array, Kernels
 
 Real = Literal["f32", "f64"]
 
@@ -29,7 +28,7 @@ class Workspace:
         self.active = kernels.empty(elements, "u8")
         self.agreeing = kernels.empty(elements, "u8")
         self.spare = kernels.empty(elements, "u8")
-        self.rows = kernels.empty(3 * -(-elements // ROW_ELEMENTS), "f64")
+        self.rows = kernels.empty(3 * -(-elements // ROW), "f64")
         self._kernels = kernels
         self._histograms: list[Array] = []
 
@@ -45,4 +44,4 @@ class Workspace:
     def bytes_for(models: int, elements: int, real_bytes: int, histograms: int) -> int:
         """Bytes of one workspace, for the memory plan."""
         reals = (5 + models) * real_bytes
-        return elements * (reals + models + 4) + 24 * (elements // ROW_ELEMENTS + 1) + histograms * HISTOGRAM_BINS * 8
+        return elements * (reals + models + 4) + 24 * (elements // ROW + 1) + histograms * HISTOGRAM_BINS * 8

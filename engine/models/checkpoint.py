@@ -18,7 +18,7 @@ from .header import Header, header_length, parse_header, parse_index, without_ga
 from .location import TensorLocation
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 
 MAX_INDEX_BYTES = 512 << 20
 """Largest index file: a million tensors need about 100 MB."""
@@ -215,8 +215,8 @@ def _select_files(store: Store, names: list[str]) -> _Selection:
 
 
 def _find_index(url: str, names: list[str]) -> str | None:
-    if INDEX_FILE in names:
-        return INDEX_FILE
+    if INDEX_NAME in names:
+        return INDEX_NAME
     candidates = [name for name in names if _INDEX.fullmatch(name)]
     if len(candidates) > 1:
         raise InputError(f"{url}: several indexes: {some_names(sorted(candidates))}", "Keep one of them in the folder.")

@@ -8,29 +8,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError
+from ..recipe import OUTPUT_DTYPES
 
-TORCH_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
+TORCH_NAMES = {dtype: name for name, dtype in OUTPUT_DTYPES.items()}
+"""By the name in safetensors headers, what config.json calls a dtype."""
 
 
 QUANTISATION_KEYS = ("quantization_config", "compression_config")
 """What describes quantised weights; the second is the older name that compressed-tensors wrote."""
 
 
-def read_config(data: bytes, where: str) -> dict[str, Any]:
-    """The content of a config.json; InputError when it is not a JSON object."""
+def read_config(data: bytes, where: str, hint: str = "") -> dict[str, Any]:
+    """The content of a small JSON file that is needed; InputError, with a hint, when it is not a JSON object."""
     try:
         config = json.loads(data)
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise InputError(f"{where} is not a JSON object")
+        raise InputError(f"{where} is not a JSON object", hint)
     return config
 
 

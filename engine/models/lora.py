@@ -6,7 +6,6 @@ of `derived.LowRank`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from ..errors import InputError, some_names
 from ..storage import Store
 from .checkpoint import Checkpoint, CheckpointFile, read_file_header
+from .config_json import read_config
 from .derived import Factor, LowRank
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
@@ -128,12 +128,7 @@ def read_adapter_config(store: Store) -> AdapterConfig:
         InputError: it is damaged, or asks for what changes weights in another way than LoRA.
     """
     where = f"{store.url}/{CONFIG_FILE}"
-    try:
-        raw = json.loads(store.read_bytes(CONFIG_FILE, MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise InputError(f"{where} is not a JSON object", "Fetch the adapter again.")
+    raw = read_config(store.read_bytes(CONFIG_FILE, MAX_CONFIG_BYTES), where, "Fetch the adapter again.")
     _refuse_other_kinds(raw, where)
     rank, alpha = raw.get("r"), finite_number(raw.get("lora_alpha"))
     if type(rank) is not int or rank < 1:

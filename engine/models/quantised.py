@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError, some_names
+from ..recipe import OUTPUT_DTYPES
 from .buffers import KV_SCALES, buffer_kind
 from .checkpoint import Checkpoint
 from .derived import BlockScaled, Factor, LowRank, MaskedChange
@@ -32,7 +33,7 @@ MX_COLUMNS = 32
 FP8 = ("F8_E4M3", "F8_E5M2")
 EIGHT_BIT_FLOATS = (*FP8, "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 DEFAULT_BLOCK = (128, 128)
-OUT_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+OUT_DTYPES = {name: OUTPUT_DTYPES[name] for name in ("bfloat16", "float16", "float32")}
 
 MXFP4 = ("_blocks", "_scales")
 FOREIGN_FORMATS: Mapping[str, tuple[str, ...]] = {

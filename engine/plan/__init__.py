@@ -26,7 +26,6 @@ from .survey import Round, Survey, decide_densities, narrow_thresholds, redundan
 from .task import TensorTask
 from .unchanged import check_changes
 from .windows import (
-    ROW_ELEMENTS,
     Window,
     cut_windows,
     joint_window_elements,
@@ -39,7 +38,6 @@ from .windows import (
 __all__ = [
     "FOUND_PER_TENSOR",
     "NUMERICS",
-    "ROW_ELEMENTS",
     "SAMPLE_ELEMENTS",
     "ElectedRow",
     "Inputs",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..kernels import ROW
 from ..methods import Method, SurveyKind
 from .task import TensorTask
-from .windows import ROW_ELEMENTS
 
 COLUMN_ROWS, COLUMN_ELEMENTS = 64, 1 << 16
 """Statistics of columns are taken over groups of so many rows, of fewer where a group would have more elements."""
@@ -89,7 +89,7 @@ def kept_bytes(task: TensorTask) -> int:
         return 8 * task.column_count * (pairs * (waiting + 1) + len(task.models))
     match task.method.keeps:
         case "masks":
-            return 24 * len(task.models) * (task.numel // ROW_ELEMENTS + 1)
+            return 24 * len(task.models) * (task.numel // ROW + 1)
         case "rows":
             return 8 * (task.numel // task.row_elements)
         case "samples":

@@ -160,8 +160,6 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls, opened)
     reference = urls[donor_of(recipe)]
-    if recipe.output_dtype is not None and recipe.output_dtype not in _MERGEABLE:
-        raise RecipeError(f"out_dtype {recipe.output_dtype} is not a floating-point type")
     folders = Folders()
     sources = _sources(recipe, urls, opened, folders)
     writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
@@ -276,5 +274,4 @@ def _place(url: ModelUrl, opened: Opened) -> tuple[str, ...]:
     return tuple(folder if "://" in folder else os.path.realpath(folder) for folder in folders)
 
 
-_MERGEABLE = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 MAX_SIDE_FILE_BYTES = 1 << 30

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-ROW_ELEMENTS = 4096
+from ..kernels import ROW
+
 """Statistics are folded in rows of so many elements (ALGORITHMS 1.4), so every window starts at a multiple of it."""
 TILE_ELEMENTS = 1 << 17
 """A tile of fp32 is 512 KiB: base, task vector and sum of one tile stay in a level-2 or level-3 cache."""
@@ -35,47 +36,47 @@ class Window:
 
 def tile_elements(grain: int) -> int:
     """Tile size: a multiple of rows and grain where one of at most MAX_TILE_ELEMENTS exists, else of the grain."""
-    both = math.lcm(ROW_ELEMENTS, grain)
+    both = math.lcm(ROW, grain)
     unit = both if both <= MAX_TILE_ELEMENTS else grain
     return max(unit, TILE_ELEMENTS // unit * unit)
 
 
 def least_window_elements(grain: int) -> int:
     """What one buffer must hold at least: windows start at rows, and tiles of whole rows and grains are not cut."""
-    both = math.lcm(ROW_ELEMENTS, grain)
-    return both if both <= MAX_TILE_ELEMENTS else ROW_ELEMENTS + grain
+    both = math.lcm(ROW, grain)
+    return both if both <= MAX_TILE_ELEMENTS else ROW + grain
 
 
 def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
     """The largest window, in elements, whose bytes (with a grain's overhang) fit one slab."""
     room = slab_bytes // element_bytes
     assert room >= least_window_elements(grain), "the memory plan asks for large enough buffers"
-    both, tile = math.lcm(ROW_ELEMENTS, grain), tile_elements(grain)
-    if tile % ROW_ELEMENTS == 0:
+    both, tile = math.lcm(ROW, grain), tile_elements(grain)
+    if tile % ROW == 0:
         return room // tile * tile if room >= tile else room // both * both
-    return (room - grain) // ROW_ELEMENTS * ROW_ELEMENTS
+    return (room - grain) // ROW * ROW
 
 
 def least_joint_elements(grains: Collection[int]) -> int:
     """As `least_window_elements`, for windows that several readers with grains of their own share."""
     joint = math.lcm(*grains)
-    if len(set(grains)) == 1 or math.lcm(ROW_ELEMENTS, joint) <= MAX_TILE_ELEMENTS:
+    if len(set(grains)) == 1 or math.lcm(ROW, joint) <= MAX_TILE_ELEMENTS:
         return least_window_elements(joint)
-    return ROW_ELEMENTS + max(grains)
+    return ROW + max(grains)
 
 
 def joint_window_elements(slab_bytes: int, element_bytes: int, grains: Collection[int]) -> int:
     """As `window_elements`, for windows that several readers share: each keeps its own grains whole."""
     joint = math.lcm(*grains)
-    if len(set(grains)) == 1 or math.lcm(ROW_ELEMENTS, joint) <= MAX_TILE_ELEMENTS:
+    if len(set(grains)) == 1 or math.lcm(ROW, joint) <= MAX_TILE_ELEMENTS:
         return window_elements(slab_bytes, element_bytes, joint)
     room = slab_bytes // element_bytes
     assert room >= least_joint_elements(grains), "the memory plan asks for large enough buffers"
-    return (room - max(grains)) // ROW_ELEMENTS * ROW_ELEMENTS
+    return (room - max(grains)) // ROW * ROW
 
 
 def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:
-    """Windows of `elements` elements (a multiple of ROW_ELEMENTS) over a tensor of numel elements, grains kept whole.
+    """Windows of `elements` elements (a multiple of ROW) over a tensor of numel elements, grains kept whole.
 
     A tensor without elements has one empty window, so that it passes through like any other.
     """

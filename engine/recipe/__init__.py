@@ -10,13 +10,14 @@ from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
 from .parse import load_recipe
-from .schema import ModelEntry, Recipe, SliceSource, task_name
+from .schema import OUTPUT_DTYPES, ModelEntry, Recipe, SliceSource, task_name
 from .task_names import TASK_NAME, UNIFIED
 from .text import shorten
 from .tokenizer_keys import TokenizerKeys
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "OUTPUT_DTYPES",
     "TASK_NAME",
     "UNIFIED",
     "ModelEntry",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..errors import ResourceError
 from ..fold import Workspace
+from ..kernels import ROW
 from ..models import TensorLocation
 from ..plan import (
-    ROW_ELEMENTS,
     Plan,
     SharedReading,
     TensorTask,
@@ -264,7 +264,7 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
     doubles = any(task.is_double for plan in group.plans for task in plan.tasks)
     workspace *= 2 if doubles else 1
     held = sum(group.plans[place].most_models for place in alone)
-    rows = 24 * held * (largest // ROW_ELEMENTS + 1) * 2 + 2 * kept
+    rows = 24 * held * (largest // ROW + 1) * 2 + 2 * kept
     widest = max((task.numel * task.widest_bytes for plan in group.plans for task in plan.tasks), default=0)
     return _Costs(
         workspace=workspace,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ...errors import InputError
+from ..config_json import read_config
 from .chat_template import CONFIG_NAME, TEMPLATE_NAME
 from .declared import ADDED_NAME
 from .tokenizer_json import TOKENIZER_NAME, AddedToken, TokenizerEdit, read_tokenizer, write_tokenizer
@@ -63,14 +63,14 @@ class VocabularyFiles:
         found = []
         for name in CONFIGS:
             if name in files:
-                for part in _parts(_json_object(files[name], f"{where}/{name}")):
+                for part in _parts(read_config(files[name], f"{where}/{name}")):
                     found += [
                         f"{name}: {key}" for key in part if _is_id(key) and None in _moved(part[key], self.new_ids)
                     ]
         return found
 
     def _config(self, data: bytes, where: str, sizes: bool) -> bytes:
-        config = _json_object(data, where)
+        config = read_config(data, where)
         before = json.dumps(config)
         for part in _parts(config):
             if sizes and self.rows is not None and "vocab_size" in part:
@@ -94,7 +94,7 @@ class VocabularyFiles:
             for name in [name for name in files if any(fnmatchcase(name, pattern) for pattern in _SLOW_FILES)]:
                 del files[name]
         if CONFIG_NAME in files:
-            config = _json_object(files[CONFIG_NAME], f"{where}/{CONFIG_NAME}")
+            config = read_config(files[CONFIG_NAME], f"{where}/{CONFIG_NAME}")
             if "added_tokens_decoder" in config:
                 decoder = {str(i): token.flags() for i, token in self.added}
                 files[CONFIG_NAME] = _json_bytes(config | {"added_tokens_decoder": decoder})
@@ -105,7 +105,7 @@ class VocabularyFiles:
         """Both places that readers know: the file, which goes first, and the key, which older ones read."""
         files[TEMPLATE_NAME] = self.template.encode()
         if CONFIG_NAME in files:
-            config = _json_object(files[CONFIG_NAME], f"{where}/{CONFIG_NAME}")
+            config = read_config(files[CONFIG_NAME], f"{where}/{CONFIG_NAME}")
             files[CONFIG_NAME] = _json_bytes(config | {"chat_template": self.template})
 
 
@@ -123,16 +123,6 @@ def _moved(value: Any, new_ids: Mapping[int, int | None]) -> list[int | None]:
     """The new ids of a key that holds one or several; nothing when it holds none."""
     ids = value if isinstance(value, list) else [value]
     return [new_ids.get(i, i) for i in ids if isinstance(i, int) and not isinstance(i, bool)]
-
-
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"{where} is not a JSON object")
-    return content
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:

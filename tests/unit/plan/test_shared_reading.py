@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.engine.kernels import ROW
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
 from anabranch.engine.plan.shared_reading import share_reading, why_apart
-from anabranch.engine.plan.windows import ROW_ELEMENTS, cut_windows, joint_window_elements, least_joint_elements
+from anabranch.engine.plan.windows import cut_windows, joint_window_elements, least_joint_elements
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.memory import AHEAD, LARGEST_SLAB, PARTS_BYTES, Surroundings, plan_memory, plan_shared_memory
 
@@ -132,7 +133,7 @@ def test_windows_that_recipes_share_fit_a_buffer_and_keep_the_blocks_of_each_who
     slab = max(LARGEST_SLAB >> shrink, least_joint_elements(blocks) * element_bytes)
     elements = joint_window_elements(slab, element_bytes, blocks)
     assert elements > 0
-    assert elements % ROW_ELEMENTS == 0
+    assert elements % ROW == 0
     spans = set()
     for block in blocks:
         windows = cut_windows(numel, elements, block)

@@ -21,14 +21,13 @@ from hypothesis import strategies as st
 
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.fold import sums
-from anabranch.engine.kernels import row_sums
+from anabranch.engine.kernels import ROW, row_sums
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.plan.emr_outputs import cut_parts
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
 from anabranch.engine.plan.shared_reading import share_reading
 from anabranch.engine.plan.windows import (
-    ROW_ELEMENTS,
     cut_windows,
     least_window_elements,
     tile_elements,
@@ -202,7 +201,7 @@ def test_every_window_fits_its_buffer_and_every_element_is_owned_once(
     slab = max(LARGEST_SLAB >> shrink, least_window_elements(block) * element_bytes)
     elements = window_elements(slab, element_bytes, block)
     assert elements > 0
-    assert elements % ROW_ELEMENTS == 0
+    assert elements % ROW == 0
     windows = cut_windows(numel, elements, block)
     owned = 0
     for window in windows:
@@ -211,7 +210,7 @@ def test_every_window_fits_its_buffer_and_every_element_is_owned_once(
         assert window.own_begin % block == 0 or window.own_begin == numel
         assert window.begin <= window.own_begin or window.own_begin == window.own_end
         owned = window.own_end
-        if tile_elements(block) % ROW_ELEMENTS == 0:
+        if tile_elements(block) % ROW == 0:
             assert window.own_begin == window.begin  # tiles of whole rows need no second look
     assert owned == numel
 
@@ -312,6 +311,6 @@ def test_parts_of_a_recipe_hold_what_they_take_in_common_once(tmp_path: Path) ->
     parts = cut_parts(plan_of(tmp_path, method="emr"))
     assert len(parts) == 3
     fixed = [plan_shared_memory(share_reading(parts[:count]), 1024 * MIB, 1).fixed_bytes for count in (1, 2, 3)]
-    rows = 24 * 2 * (40_000_000 // ROW_ELEMENTS + 1)
+    rows = 24 * 2 * (40_000_000 // ROW + 1)
     assert fixed[0] - FIXED_BYTES == 4 * rows + 3 * BYTES_PER_TENSOR
     assert [b - a for a, b in itertools.pairwise(fixed)] == [2 * BYTES_PER_TENSOR] * 2
