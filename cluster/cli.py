@@ -159,6 +159,9 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[P
     metavar="FILE",
     help="Write a trace for chrome://tracing or ui.perfetto.dev.",
 )
+@click.option(
+    "--trust-sizes", is_flag=True, help="Go on without reading again what an earlier run left: sizes are enough."
+)
 @json_option
 @reported
 def merge(
@@ -181,7 +184,7 @@ def merge(
     from .trace import write_trace
 
     place = RayCluster(ray, insecure_cluster) if ray else None
-    execution = Execution(options["workers"], options["memory"], options["device"], place)
+    execution = Execution(options["workers"], options["memory"], options["device"], place, options["trust_sizes"])
     jobs = _prepare(recipes, out, execution)
     check_disk(jobs)
     readings = share_readings(jobs, execution)

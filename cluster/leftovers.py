@@ -44,3 +44,4 @@ def _own_names(store: Store) -> Iterator[str]:
     for name in names:
         yield name
         yield f"{RECEIPTS_FOLDER}/{name}.json"
+        yield f"{RECEIPTS_FOLDER}/{name}.parquet"

@@ -219,5 +219,5 @@ def open_progress(
 
 
 def folded_bytes(meter: Meter) -> BytesDone:
-    """The count for merges and surveys: bytes of inputs that fold threads have looked at."""
-    return lambda: meter.usage["fold"].bytes
+    """The count for merges and surveys: bytes of inputs that fold threads have looked at, and of shards read again."""
+    return lambda: meter.usage["fold"].bytes + meter.usage["check"].bytes

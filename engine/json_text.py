@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+SEAL = "record_sha256"
+"""Key of a sealed record: the digest of everything else in it."""
 
 
 def canonical_json(value: Mapping[str, Any] | list[Any]) -> bytes:
@@ -19,6 +23,29 @@ def readable_json(value: Mapping[str, Any]) -> bytes:
     """
     lines = ",\n".join(f" {_compact(key)}: {_table(value[key])}" for key in sorted(value))
     return f"{{\n{lines}\n}}\n".encode()
+
+
+def sealed_json(value: Mapping[str, Any], spell: Callable[[Mapping[str, Any]], bytes] = canonical_json) -> bytes:
+    """A record with a digest of itself, so that whoever reads it again knows that it is what was written."""
+    return spell({**value, SEAL: hashlib.sha256(canonical_json(value)).hexdigest()})
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What `sealed_json` was given.
+
+    Raises:
+        ValueError: the bytes are no record, it has no digest, or not the digest of what it says.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}") from None
+    if not isinstance(value, dict) or SEAL not in value:
+        raise ValueError("it has no digest of itself")
+    seal = value.pop(SEAL)
+    if seal != hashlib.sha256(canonical_json(value)).hexdigest():
+        raise ValueError("it is not what was written: its own digest is another")
+    return value
 
 
 def _table(value: Any) -> str:

@@ -17,10 +17,11 @@ from .manifest import (
     SURVEY_FOLDER,
     TASKS_NAME,
     TENSORS_NAME,
+    FileEntry,
     Manifest,
 )
 from .tables import write_table
-from .verify import Problem, Verification, problems_error
+from .verify import Problem, Verification, check_file, problems_error
 
 __all__ = [
     "INDEX_NAME",
@@ -31,12 +32,14 @@ __all__ = [
     "SURVEY_FOLDER",
     "TASKS_NAME",
     "TENSORS_NAME",
+    "FileEntry",
     "Finished",
     "Loading",
     "Manifest",
     "OutputDirectory",
     "Problem",
     "Verification",
+    "check_file",
     "check_is_model",
     "check_loading",
     "open_outputs",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
-from ..errors import IntegrityError, OutputConflictError
-from ..json_text import readable_json
+from ..errors import InputError, IntegrityError, OutputConflictError
+from ..json_text import readable_json, sealed_json, unsealed
 from ..plan import NUMERICS, Plan, Receipt, Round, Survey, SurveyPart
-from ..storage import Store
+from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
 from .emr_files import part_files, with_scale
 from .manifest import (
     INDEX_NAME,
@@ -28,9 +29,16 @@ from .manifest import (
     FileEntry,
     Manifest,
     decode_manifest,
+    encode_manifest,
+)
+from .receipts import (
+    StoredReceipt,
     decode_receipt,
+    decode_stored,
     decode_survey_part,
-    encode,
+    encode_receipt,
+    encode_survey_part,
+    rows_limit,
 )
 from .tables import tasks_table, tensors_table, write_table
 
@@ -43,11 +51,13 @@ class OutputDirectory:
     Args:
         plan: the plan.
         store: the output directory.
+        note: is told of what is there and not what was written, and so is made again.
     """
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Plan, store: Store, note: Callable[[str], None] = lambda _: None) -> None:
         self.plan = plan
         self.store = store
+        self._note = note
 
     # -- plan ----------------------------------------------------------------------------------------------------
 
@@ -58,7 +68,7 @@ class OutputDirectory:
             OutputConflictError: another plan or other files are there.
         """
         found = self._plan_id_found()
-        if found not in ("", self.plan.plan_id):
+        if found not in (None, self.plan.plan_id):
             raise OutputConflictError(
                 f"{self.store.url} belongs to another plan: expected {self.plan.plan_id[:16]}, found {found[:16]}",
                 "recipe or inputs differ from those of the run that started there: use another output directory, or "
@@ -66,38 +76,69 @@ class OutputDirectory:
             )
         if self.manifest() is not None:
             return "finished"
-        if not found and self.store.list():
+        if found is None and self.store.list():
             raise OutputConflictError(
                 f"{self.store.url} is not empty and holds no plan of a merge", "name an empty or new directory"
             )
-        return "started" if found else "new"
+        return "new" if found is None else "started"
 
     def open(self) -> None:
         """Claim the directory for this plan, or find it claimed by the same plan.
+
+        A plan or table of tasks that is damaged is written again, as both follow from recipe and inputs.
 
         Raises:
             OutputConflictError: another plan or other files are there.
         """
         self.check()
-        if not self.store.create(PLAN_NAME, readable_json(self.plan.describe())):
+        plan = sealed_json(self.plan.describe(), readable_json)
+        if not self.store.create(PLAN_NAME, plan):
             self.check()  # somebody was faster: the same plan is welcome
-        if not self._exists(TASKS_NAME):
-            self.store.replace(TASKS_NAME, write_table(tasks_table(self.plan)))
+            self._mend(PLAN_NAME, plan)
+        self._mend(TASKS_NAME, write_table(tasks_table(self.plan)))
 
-    def _exists(self, name: str) -> bool:
+    def _mend(self, name: str, data: bytes) -> None:
         try:
-            self.store.info(name)
+            if self.store.info(name).size == len(data) and self.store.read_bytes(name, len(data)) == data:
+                return
+            self._unfit(name, "it is not what the plan gives")
         except FileNotFoundError:
-            return False
-        return True
+            pass
+        self.store.replace(name, data)
 
-    def _plan_id_found(self) -> str:
+    def _plan_id_found(self) -> str | None:
+        """The id of the plan that has the directory; None: no plan has it.
+
+        Where plan.json is damaged, other records must say whose it is before it is made again: a directory with files
+        of which nobody knows is not taken.
+        """
         try:
-            return str(json.loads(self.store.read_bytes(PLAN_NAME))["plan_id"])
+            data = self.store.read_bytes(PLAN_NAME)
         except FileNotFoundError:
-            return ""
+            return None
+        except InputError:
+            data = b""
+        try:
+            return str(unsealed(data)["plan_id"])
+        except (ValueError, KeyError):
+            return self._plan_id_in(data) or self._plan_id_elsewhere()
+
+    def _plan_id_in(self, damaged: bytes) -> str | None:
+        """Another plan's id, where the damaged file still shows one."""
+        try:
+            found = json.loads(damaged)["plan_id"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return "(unreadable)"
+            return None
+        return found if isinstance(found, str) and found != self.plan.plan_id else None
+
+    def _plan_id_elsewhere(self) -> str:
+        for name in [*self.store.list(RECEIPTS_FOLDER), *self.store.list(SURVEY_FOLDER)]:
+            with suppress(ValueError, KeyError, FileNotFoundError, InputError):
+                if name.endswith(".json"):
+                    return str(unsealed(self.store.read_bytes(name))["plan_id"])
+        if MANIFEST_NAME in (listed := self.store.list()):
+            return decode_manifest(self.store.read_bytes(MANIFEST_NAME), f"{self.store.url}/{MANIFEST_NAME}").plan_id
+        return "(unreadable)" if listed else self.plan.plan_id
 
     # -- receipts ------------------------------------------------------------------------------------------------
 
@@ -111,29 +152,61 @@ class OutputDirectory:
                 found[sizes[shard_name]] = receipt
         return found
 
+    def shards_with_receipts(self) -> dict[int, FileEntry]:
+        """What the files of finished shards must be, as far as their receipts can be read."""
+        found = {}
+        for shard in range(len(self.plan.shards)):
+            # What does not fit is told when its receipt is asked for.
+            with suppress(FileNotFoundError, IntegrityError, InputError):
+                stored = decode_stored(self.store.read_bytes(self._receipt_name(shard)))
+                if self._is_of(stored, shard):
+                    found[shard] = FileEntry(size=stored.size, sha256=stored.sha256)
+        return found
+
     def receipt(self, shard: int) -> Receipt | None:
         """The receipt of one shard, or None when it must be made (again)."""
-        expected = self.plan.shards[shard]
+        name = self._receipt_name(shard)
         try:
-            data = self.store.read_bytes(self._receipt_name(shard))
-            size = self.store.info(expected.name).size
-            attributes = self.store.attributes(expected.name)
+            stored = decode_stored(self.store.read_bytes(name))
+            if not self._is_of(stored, shard):
+                raise IntegrityError("it is not of the file that is there")
+            limit = min(stored.rows.size, rows_limit(self.plan, shard))
+            return decode_receipt(stored, self.store.read_bytes(self._rows_name(shard), limit), self.plan)
         except FileNotFoundError:
             return None
-        try:
-            receipt = decode_receipt(data, self._receipt_name(shard))
-        except IntegrityError:
+        except (IntegrityError, InputError) as error:
+            self._unfit(name, error.message)
             return None
+
+    def _is_of(self, stored: StoredReceipt, shard: int) -> bool:
+        """Whether it is the receipt of the shard that is there, as far as one can see without reading it."""
+        expected = self.plan.shards[shard]
+        size = self.store.info(expected.name).size
+        attributes = self.store.attributes(expected.name)
         owner = self.plan.plan_id if attributes is None else attributes.get(PLAN_ATTRIBUTE)
-        fits = receipt.plan_id == owner == self.plan.plan_id and receipt.size == size == expected.size
-        return receipt if fits and receipt.name == expected.name else None
+        if (stored.shard, stored.name) != (shard, expected.name):
+            return False
+        return stored.plan_id == owner == self.plan.plan_id and stored.size == size == expected.size
 
     def publish_receipt(self, receipt: Receipt) -> None:
         """Record that a shard is durable; called after the shard became visible."""
-        self.store.replace(self._receipt_name(receipt.shard), encode(receipt))
+        record, table = encode_receipt(receipt)
+        self.store.replace(self._rows_name(receipt.shard), table)
+        self.store.replace(self._receipt_name(receipt.shard), record)
+
+    def withdraw_receipt(self, shard: int, reason: str) -> None:
+        """Forget a shard that turned out not to be what its receipt says."""
+        self._unfit(self.plan.shards[shard].name, reason)
+        self.store.delete(self._receipt_name(shard))
+
+    def _unfit(self, name: str, reason: str) -> None:
+        self._note(f"{self.store.url}/{name} is made again: {reason}")
 
     def _receipt_name(self, shard: int) -> str:
         return f"{RECEIPTS_FOLDER}/{self.plan.shards[shard].name}.json"
+
+    def _rows_name(self, shard: int) -> str:
+        return f"{RECEIPTS_FOLDER}/{self.plan.shards[shard].name}.parquet"
 
     # -- survey --------------------------------------------------------------------------------------------------
 
@@ -141,21 +214,21 @@ class OutputDirectory:
         """Keep the statistics of one shard for this plan, whichever plan's survey took them."""
         for part in parts:
             own = part.model_copy(update={"plan_id": self.plan.plan_id})
-            self.store.replace(f"{SURVEY_FOLDER}/{round_.part_name(part.model, part.shard)}", encode(own))
+            self.store.replace(f"{SURVEY_FOLDER}/{round_.part_name(part.model, part.shard)}", encode_survey_part(own))
 
     def survey_parts(self, round_: Round, shard: int) -> list[SurveyPart] | None:
-        """All models' parts of one shard, or None when one is missing or belongs to something else."""
+        """All models' parts of one shard, or None when one is missing or not what was written."""
         parts = []
         for model in range(len(self.plan.models)):
             name = f"{SURVEY_FOLDER}/{round_.part_name(model, shard)}"
             try:
-                part = decode_survey_part(self.store.read_bytes(name), name)
-            except (FileNotFoundError, IntegrityError):
+                data = self.store.read_bytes(name, DEFAULT_READ_LIMIT_BYTES + rows_limit(self.plan, shard))
+                parts.append(decode_survey_part(data, self.plan, round_, model, shard))
+            except FileNotFoundError:
                 return None
-            prefix = round_.prefixes[model] if round_.prefixes else 0
-            if (part.plan_id, part.kind, part.prefix) != (self.plan.plan_id, round_.kind, prefix):
+            except (IntegrityError, InputError) as error:
+                self._unfit(name, error.message)
                 return None
-            parts.append(part)
         return parts
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -199,7 +272,7 @@ class OutputDirectory:
 
     def clean(self, manifest: Manifest) -> None:
         """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
-        receipts = [self._receipt_name(i) for i in range(len(self.plan.shards))]
+        receipts = [name(i) for i in range(len(self.plan.shards)) for name in (self._receipt_name, self._rows_name)]
         own = [PLAN_NAME, TASKS_NAME, MANIFEST_NAME, TENSORS_NAME]
         names = [*own, *manifest.files, *receipts, *self.store.list(SURVEY_FOLDER)]
         for leftover in self.store.leftovers(names):
@@ -235,7 +308,7 @@ class OutputDirectory:
         )
 
     def _publish_manifest(self, manifest: Manifest) -> None:
-        data = encode(manifest)
+        data = encode_manifest(manifest)
         # Written last: whoever sees this file may rely on everything else.
         if not self.store.create(MANIFEST_NAME, data) and self.store.read_bytes(MANIFEST_NAME) != data:
             raise OutputConflictError(f"{self.store.url} was finished by another plan", "use another output directory")

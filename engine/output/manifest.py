@@ -1,14 +1,14 @@
-"""Schemas of what is written beside the shards: receipts and the manifest, as canonical JSON."""
+"""The manifest, and the names of what is written beside the shards."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..errors import IntegrityError
-from ..json_text import canonical_json, readable_json
-from ..plan import Receipt, Record, SurveyPart
+from ..json_text import readable_json
+from ..plan import Record
 
 FORMAT = "anabranch.manifest"
 FORMAT_VERSION = 1
@@ -57,29 +57,9 @@ class Manifest(Record):
     """Densities that a survey of whole models decided; empty without one."""
 
 
-def encode(record: BaseModel) -> bytes:
-    """Canonical JSON of a receipt or manifest."""
-    return (
-        readable_json(record.model_dump(mode="json"))
-        if isinstance(record, Manifest)
-        else canonical_json(record.model_dump(mode="json"))
-    )
-
-
-def decode_receipt(data: bytes, where: str) -> Receipt:
-    """Raises IntegrityError when the bytes are not a receipt."""
-    try:
-        return Receipt.model_validate_json(data)
-    except ValidationError as error:
-        raise IntegrityError(f"{where} is not a receipt: {error.errors()[0]['msg']}") from None
-
-
-def decode_survey_part(data: bytes, where: str) -> SurveyPart:
-    """Raises IntegrityError when the bytes are not a part of a survey."""
-    try:
-        return SurveyPart.model_validate_json(data)
-    except ValidationError as error:
-        raise IntegrityError(f"{where} is not a part of a survey: {error.errors()[0]['msg']}") from None
+def encode_manifest(manifest: Manifest) -> bytes:
+    """As JSON that people can read."""
+    return readable_json(manifest.model_dump(mode="json"))
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:
@@ -87,4 +67,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise IntegrityError(f"{where} is not a manifest: {error.errors()[0]['msg']}") from None
+        raise IntegrityError(
+            f"{where} is not a manifest: {error.errors()[0]['msg']}",
+            "it is damaged: remove it and run the merge again, which looks at what is there and makes what is gone",
+        ) from None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import IntegrityError
 from ..json_text import canonical_json
 from ..plan import Plan, Receipt
 
@@ -135,3 +136,27 @@ def write_table(table: pyarrow.Table) -> bytes:
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def read_table(data: bytes, rows: int, limit_bytes: int) -> pyarrow.Table:
+    """The table in a Parquet file; small files that unpack to much more than they may hold are not unpacked.
+
+    Threads of the library are never started: they were seen to abort a process that ends.
+
+    Raises:
+        IntegrityError: it is no Parquet file, is damaged, or has not so many rows, or more than `limit_bytes`.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False)
+        meta = file.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        if meta.num_rows != rows or not 0 <= size <= limit_bytes:
+            raise IntegrityError(
+                f"it has {meta.num_rows} rows of {size} bytes, expected {rows} of at most {limit_bytes} bytes"
+            )
+        return file.read(use_threads=False)
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise IntegrityError(f"it cannot be read: {type(error).__name__}: {error}") from None

@@ -105,7 +105,7 @@ def verify(
     def check(name: str) -> Problem | None:
         if not hasattr(buffers, "chunk"):
             buffers.chunk = memoryview(bytearray(CHUNK_BYTES))
-        return check_file(store, name, manifest.files[name], buffers.chunk, progress)
+        return check_file(store, name, manifest.files[name], progress, buffers.chunk)
 
     largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
     with ThreadPoolExecutor(threads, "verify") as pool:
@@ -127,9 +127,10 @@ def verify(
 
 
 def check_file(
-    store: Store, name: str, entry: FileEntry, chunk: memoryview, progress: Callable[[int], None]
+    store: Store, name: str, entry: FileEntry, progress: Callable[[int], None], chunk: memoryview | None = None
 ) -> Problem | None:
-    """Size and SHA-256 of one file."""
+    """Size and SHA-256 of one file, read through `chunk`; None: a buffer that goes with the call."""
+    chunk = memoryview(bytearray(min(CHUNK_BYTES, max(1, entry.size)))) if chunk is None else chunk
     try:
         info = store.info(name)
         if info.size != entry.size:

@@ -113,10 +113,11 @@ def merge_reading(
     begin = time.perf_counter() if began is None else began
     stages = Stages(progress, meter, begin)
     members = [
-        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True))) for job in reading.jobs
+        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True), progress.note))
+        for job in reading.jobs
     ]
     with open_runner(members, reading.memory, execution, meter, progress) as runner:
-        outcomes = run(members, runner, stages)
+        outcomes = run(members, runner, stages, meter, execution.trust_sizes)
     stages.finish()
     seconds, peak = time.perf_counter() - begin, peak_rss_bytes()
     return [

@@ -55,6 +55,8 @@ class Execution:
     device: Device = "cpu"
     place: Place | None = None
     """Where shards are made; None: in this process."""
+    trust_sizes: bool = False
+    """Take shards of an earlier run for finished when their sizes fit, without reading them again."""
 
     @property
     def threads(self) -> int:

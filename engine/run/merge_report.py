@@ -12,6 +12,7 @@ from ..plan import Plan
 from .memory import MemoryPlan
 from .meter import PHASES, Meter, Phase, Stage
 from .protocols import Outcome
+from .resumed import check_threads
 from .wording import counted, duration
 
 ADVICE = {
@@ -57,6 +58,7 @@ class MergeReport:
     def threads(self) -> dict[Phase, int]:
         """Threads of each kind; hashing and writing share one."""
         return {
+            "check": check_threads(),
             "read": self.memory.readers,
             "fold": self.memory.threads,
             "hash": 1,

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-Phase = Literal["read", "fold", "hash", "write", "publish", "wait"]
-Stage = Literal["start", "survey", "merge", "commit"]
-PHASES: tuple[Phase, ...] = ("read", "fold", "hash", "write", "publish", "wait")
+Phase = Literal["check", "read", "fold", "hash", "write", "publish", "wait"]
+Stage = Literal["start", "survey", "check", "merge", "commit"]
+PHASES: tuple[Phase, ...] = ("check", "read", "fold", "hash", "write", "publish", "wait")
 
 
 @dataclass(frozen=True, slots=True)

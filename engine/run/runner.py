@@ -6,13 +6,28 @@ from collections.abc import Sequence
 
 from ..plan import check_changes
 from .gather import gather
+from .meter import Meter
 from .protocols import Member, Outcome, Progress, Runner
+from .resumed import check_resumed
 from .surveys import take_surveys
 from .work import MergeWork
 
 
-def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[Outcome]:
+def run(
+    members: Sequence[Member],
+    runner: Runner,
+    progress: Progress,
+    meter: Meter | None = None,
+    trust_sizes: bool = False,
+) -> list[Outcome]:
     """Bring the output directories of recipes that share a reading to their manifests, whatever is already there.
+
+    Args:
+        members: the recipes.
+        runner: where the work is done.
+        progress: is told what happens.
+        meter: gets the bytes of shards that are read again.
+        trust_sizes: take shards of an earlier run for finished when their sizes fit.
 
     Returns:
         One outcome per member.
@@ -32,7 +47,7 @@ def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[O
         missing = [place for place in range(len(members)) if place not in outcomes]
         try:
             if missing:
-                outcomes |= _run(members, missing, runner, progress)
+                outcomes |= _run(members, missing, runner, progress, None if trust_sizes else meter or Meter())
         except FileNotFoundError:
             # A twin may have finished the same plan and removed our unfinished files: its bytes are ours.
             if all(members[place].output.manifest() is None for place in missing):
@@ -40,12 +55,19 @@ def run(members: Sequence[Member], runner: Runner, progress: Progress) -> list[O
     return [outcomes[place] for place in range(len(members))]
 
 
-def _run(members: Sequence[Member], missing: Sequence[int], runner: Runner, progress: Progress) -> dict[int, Outcome]:
-    """Bring those members of a group to their manifests whose outputs are not finished."""
+def _run(
+    members: Sequence[Member], missing: Sequence[int], runner: Runner, progress: Progress, checking: Meter | None
+) -> dict[int, Outcome]:
+    """Bring those members of a group to their manifests whose outputs are not finished.
+
+    `checking` counts the shards that are read again before they are taken for finished; None: none is.
+    """
     for place in missing:
         members[place].inputs.check_config()
     for place in missing:
         members[place].output.open()
+    if checking is not None:
+        check_resumed(members, missing, checking, progress)
     surveys = take_surveys(members, missing, runner, progress)
     shards = gather(MergeWork(tuple(surveys)), members, missing, runner, progress)
     for place in missing:

@@ -22,7 +22,7 @@ from .survey_worker import SurveyWorker
 
 R = TypeVar("R")
 """A receipt."""
-Step = Literal["survey", "merge", "commit"]
+Step = Literal["survey", "check", "merge", "commit"]
 Done = Callable[[int, Mapping[int, R]], None]
 """Is told of a shard, and by member of the receipts that it has now."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from .joined import JoinedStore
 from .local_files import absolute_path
 from .opening import crosses_network, open_store
-from .protocol import FileInfo, Leftover, Store, Writer
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Writer
 
 __all__ = [
+    "DEFAULT_READ_LIMIT_BYTES",
     "FileInfo",
     "JoinedStore",
     "Leftover",

@@ -25,6 +25,7 @@ from ...merging import merge, write_checkpoint, write_recipe
 
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 RECEIPTS = [f".anabranch/receipts/{name}.json" for name in SHARDS]
+TABLES = [f".anabranch/receipts/{name}.parquet" for name in SHARDS]
 CHANGES = ("create", "replace", "commit", "delete")
 
 
@@ -70,7 +71,7 @@ def contents(store: Store) -> dict[str, bytes]:
 
 
 def leftovers(store: Store) -> object:
-    names = [*SHARDS, *RECEIPTS, PLAN_NAME, TASKS_NAME, TENSORS_NAME, MANIFEST_NAME, INDEX_NAME, "config.json"]
+    names = [*SHARDS, *RECEIPTS, *TABLES, PLAN_NAME, TASKS_NAME, TENSORS_NAME, MANIFEST_NAME, INDEX_NAME, "config.json"]
     return store.leftovers([*names, "tokenizer.json", *store.list(".anabranch/survey")])
 
 
@@ -82,11 +83,13 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
     survey = [("replace", f".anabranch/survey/000-0000{i}.json") for i in (1, 2, 3)]
     assert events[2:5] == survey
     shards = [
-        event for pair in zip(SHARDS, RECEIPTS, strict=True) for event in (("commit", pair[0]), ("replace", pair[1]))
+        event
+        for shard, table, receipt in zip(SHARDS, TABLES, RECEIPTS, strict=True)
+        for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
-    assert events[5:11] == shards
+    assert events[5:14] == shards
     last = ["config.json", "tokenizer.json", TENSORS_NAME, INDEX_NAME]
-    assert events[11:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
+    assert events[14:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 
 def test_a_single_shard_has_no_index(recipe: Path) -> None:
@@ -196,6 +199,7 @@ def test_another_plan_is_refused_whatever_the_directory_has(recipe: Path, tmp_pa
     OutputDirectory(plan_of(recipe), started).open()
     foreign.replace("notes.txt", b"mine")
     unreadable.replace(PLAN_NAME, b"not json")
+    unreadable.replace(SHARDS[0], b"whose?")
     for store, said in (
         (finished, "another plan"),
         (started, "belongs to another plan"),

@@ -1,0 +1,199 @@
+"""Receipts and parts of surveys on disk: sealed records, and a table for what grows with the number of tensors.
+
+A receipt is `<shard>.json`, small, beside `<shard>.parquet` with a row per tensor, whose digest it holds. Both are
+checked whenever they are read: their own digests first, then that they say what the plan asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import IntegrityError
+from ..json_text import sealed_json, unsealed
+from ..plan import ElectedRow, ModelRow, Plan, Receipt, Record, Round, SurveyPart, TensorRow, TensorTask
+from .manifest import FileEntry
+from .tables import read_table, write_table
+
+if TYPE_CHECKING:  # imported where a table is made
+    import pyarrow
+
+_MODEL_COLUMNS = ("density", "kept", "l1", "l2", "selected")
+
+
+class StoredReceipt(Record):
+    """What `<shard>.json` holds."""
+
+    plan_id: str
+    shard: int
+    name: str
+    size: int
+    sha256: str
+    rows: FileEntry
+    """The table."""
+
+
+def encode_receipt(receipt: Receipt) -> tuple[bytes, bytes]:
+    """(the record, the table)."""
+    table = write_table(_rows_table(receipt.tensors))
+    stored = StoredReceipt(
+        plan_id=receipt.plan_id,
+        shard=receipt.shard,
+        name=receipt.name,
+        size=receipt.size,
+        sha256=receipt.sha256,
+        rows=FileEntry(size=len(table), sha256=hashlib.sha256(table).hexdigest()),
+    )
+    return _sealed(stored), table
+
+
+def decode_stored(data: bytes) -> StoredReceipt:
+    """The record of a receipt; IntegrityError when it is not what was written."""
+    try:
+        return StoredReceipt.model_validate(_unsealed(data))
+    except ValidationError as error:
+        raise IntegrityError(f"it is no receipt: {error.errors()[0]['msg']}") from None
+
+
+def decode_receipt(stored: StoredReceipt, table: bytes, plan: Plan) -> Receipt:
+    """The receipt of one of the plan's shards.
+
+    Raises:
+        IntegrityError: the table is not what was written, or lacks what the plan asks for.
+    """
+    expected = plan.shards[stored.shard]
+    if (len(table), hashlib.sha256(table).hexdigest()) != (stored.rows.size, stored.rows.sha256):
+        raise IntegrityError("its table is not what was written: the digest is another")
+    tasks = [plan.tasks[i] for i in expected.tasks]
+    rows = _rows(read_table(table, len(tasks), rows_limit(plan, stored.shard)))
+    for row, task in zip_longest(rows, tasks):
+        if row is None or task is None or row.name != task.name or not _fits(row, task):
+            raise IntegrityError(f"its table does not fit tensor {(row or task).name!r}")
+    return Receipt(
+        plan_id=stored.plan_id,
+        shard=stored.shard,
+        name=stored.name,
+        size=stored.size,
+        sha256=stored.sha256,
+        tensors=tuple(rows),
+    )
+
+
+def rows_limit(plan: Plan, shard: int) -> int:
+    """Bytes that the rows of a shard have at most, in a table or spelled as JSON."""
+    file, models = plan.shards[shard], plan.most_models
+    # Names are in the shard's header too. Numbers are spelled with up to 25 characters, and pairs of models have three.
+    return (1 << 20) + 2 * len(file.header) + len(file.tasks) * (512 + 160 * models + 40 * models * models)
+
+
+def _fits(row: TensorRow, task: TensorTask) -> bool:
+    present = [source is not None for source in task.models] if task.method is not None else []
+    if row.action != ("merged" if task.method is not None else "copied"):
+        return False
+    if row.models and [model is not None for model in row.models] != present:
+        return False
+    return all(0 <= a < len(present) and 0 <= b < len(present) for a, b, _ in row.overlaps)
+
+
+def _rows_table(rows: Sequence[TensorRow]) -> pyarrow.Table:
+    """A row per tensor: lists with an entry per model, overlaps as (model a, model b, elements) one after the other."""
+    import pyarrow
+
+    def of_models(column: str, type_: pyarrow.DataType) -> pyarrow.Array:
+        values = [[getattr(model, column, None) for model in row.models] for row in rows]
+        return pyarrow.array(values, pyarrow.list_(type_))
+
+    real, whole = pyarrow.float64(), pyarrow.int64()
+    columns = {
+        "name": pyarrow.array([row.name for row in rows], pyarrow.string()),
+        "action": pyarrow.array([row.action for row in rows], pyarrow.string()),
+        "reason": pyarrow.array([row.reason for row in rows], pyarrow.string()),
+        **{name: of_models(name, whole if name == "kept" else real) for name in _MODEL_COLUMNS},
+        "overlaps": pyarrow.array([[*chain(*row.overlaps)] for row in rows], pyarrow.list_(whole)),
+        "nonfinite": pyarrow.array([row.nonfinite for row in rows], whole),
+        "overflowed": pyarrow.array([row.overflowed for row in rows], whole),
+    }
+    return pyarrow.table(columns)
+
+
+def _rows(table: pyarrow.Table) -> list[TensorRow]:
+    try:
+        columns = table.to_pydict()
+        models = zip(*(columns.pop(name) for name in _MODEL_COLUMNS), strict=True)
+        overlaps = columns.pop("overlaps")
+        names = list(columns)
+        return [
+            TensorRow(
+                **dict(zip(names, values, strict=True)),
+                models=tuple(_model(*each) for each in zip(*of_models, strict=True)),
+                overlaps=tuple(zip(*[iter(flat)] * 3, strict=True)),
+            )
+            for values, of_models, flat in zip(zip(*columns.values(), strict=True), models, overlaps, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:  # of pydantic, too
+        raise IntegrityError(f"its table has other columns or values: {error}") from None
+
+
+def _model(density: Any, kept: Any, l1: Any, l2: Any, selected: Any) -> ModelRow | None:
+    if density is None:
+        return None
+    if selected is None:
+        return ModelRow(density=density, kept=kept, l1=l1, l2=l2)
+    return ElectedRow(density=density, kept=kept, l1=l1, l2=l2, selected=selected)
+
+
+# -- surveys ---------------------------------------------------------------------------------------------------------
+
+_PART = TypeAdapter(SurveyPart)
+
+
+def encode_survey_part(part: SurveyPart) -> bytes:
+    """The sealed record."""
+    return _sealed(part)
+
+
+def decode_survey_part(data: bytes, plan: Plan, round_: Round, model: int, shard: int) -> SurveyPart:
+    """One model's statistics of one of the plan's shards.
+
+    Raises:
+        IntegrityError: it is not what was written, is of something else, or lacks what the plan asks for.
+    """
+    try:
+        part = _PART.validate_python(_unsealed(data), strict=False)
+    except ValidationError as error:
+        raise IntegrityError(f"it is no part of a survey: {error.errors()[0]['msg']}") from None
+    prefix = round_.prefixes[model] if round_.prefixes else 0
+    whose = (plan.plan_id, round_.kind, prefix, model, shard)
+    if (part.plan_id, part.kind, part.prefix, part.model, part.shard) != whose:
+        raise IntegrityError("it belongs to another plan, model, shard or round")
+    tasks = [plan.tasks[i] for i in plan.shards[shard].tasks]
+    seen = [(t.name, t.numel) for t in tasks if t.has_task_vectors and _takes_part(t, model)]
+    counted = round_.kind in ("high", "low")
+    if [(row.tensor, row.numel) for row in part.rows] != ([] if counted else seen):
+        raise IntegrityError("it has not exactly the tensors that the plan asks for")
+    if round_.kind == "quantiles" and any(row.median is None or row.high is None for row in part.rows):
+        raise IntegrityError("it lacks quantiles")
+    if any(count < 0 or not (place.isdecimal() and int(place) < 1 << 16) for place, count in part.counts.items()):
+        raise IntegrityError("it counts what cannot be")
+    if round_.kind == "high" and sum(part.counts.values()) != sum(numel for _, numel in seen):
+        raise IntegrityError("it does not count every element")
+    return part
+
+
+def _takes_part(task: TensorTask, model: int) -> bool:
+    return model + 1 in task.origins[1:] and task.models[task.position_of(model)] is not None
+
+
+def _sealed(record: Record) -> bytes:
+    return sealed_json(record.model_dump(mode="json"))
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    try:
+        return unsealed(data)
+    except ValueError as error:
+        raise IntegrityError(str(error)) from None

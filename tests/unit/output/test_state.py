@@ -1,0 +1,221 @@
+"""Records of an unfinished output are believed only when they are what was written: everything else is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from anabranch.engine.errors import OutputConflictError
+from anabranch.engine.json_text import sealed_json, unsealed
+from anabranch.engine.output.commit import OutputDirectory
+from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, TASKS_NAME
+from anabranch.engine.plan.inputs import open_inputs
+from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.protocols import Member, Silent
+from anabranch.engine.run.runner import run
+from anabranch.engine.storage.local import LocalStore
+
+from ...merging import local_runner, merge, write_checkpoint, write_recipe
+
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+
+
+class Told(Silent):
+    """Remembers notes and phases."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.phases: list[tuple[str, int]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def phase(self, name: str, total_bytes: int, done_bytes: int) -> None:
+        self.phases.append((name, total_bytes))
+
+
+@pytest.fixture(scope="module", params=["tadrop", "quantile", "model-wide"])
+def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Three shards of two tensors each, of two models, by methods that ask for each kind of survey."""
+    folder = tmp_path_factory.mktemp(request.param)
+    generator = torch.Generator().manual_seed(0)
+    base = {f"w{i}": torch.randn(20, 10, generator=generator) for i in range(6)}
+    write_checkpoint(folder / "base", base)
+    models = []
+    for name in ("a", "b"):
+        tensors = {n: t + 0.1 * torch.randn(20, 10, generator=generator) for n, t in base.items()}
+        models.append({"model": str(write_checkpoint(folder / name, tensors))})
+    content = {"merge_method": "cabs", "base_model": str(folder / "base"), "models": models}
+    content["output"] = {"shard_size": 1600}
+    if request.param == "model-wide":
+        content |= {"merge_method": "ties", "parameters": {"density": 0.3, "scope": "model"}}
+    else:
+        statistic = {"statistic": "quantile"} if request.param == "quantile" else {}
+        content["parameters"] = {"density": {"tadrop": {"mean": 0.3, **statistic}}, "block": 16}
+    merge(write_recipe(folder / "recipe.yml", content), folder / "out")
+    return folder
+
+
+@pytest.fixture
+def killed(finished: Path, tmp_path: Path) -> Path:
+    """The output as a kill right before the manifest leaves it."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    (out / MANIFEST_NAME).unlink()
+    return out
+
+
+def resume(finished: Path, out: Path, trust_sizes: bool = False) -> tuple[tuple[int, ...], Told]:
+    """Which shards were made again, and what was said."""
+    inputs = open_inputs(load_recipe(finished / "recipe.yml"), finished)
+    told = Told()
+    members = [Member(inputs, OutputDirectory(inputs.plan, LocalStore(str(out)), told.note))]
+    [outcome] = run(members, local_runner(members), told, trust_sizes=trust_sizes)
+    return outcome.merged_shards, told
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def changed_digit(data: bytes) -> bytes:
+    """Another number somewhere behind the plan id, still JSON."""
+    place = next(i for i in range(len(data) // 2, len(data)) if data[i : i + 1].isdigit())
+    return data[:place] + (b"9" if data[place : place + 1] != b"9" else b"8") + data[place + 1 :]
+
+
+def sealed_anew(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+    """A record that lacks something although its digest is right."""
+
+    def damage(data: bytes) -> bytes:
+        record = unsealed(data)
+        change(record)
+        return sealed_json(record)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "digit": changed_digit,
+    "empty": lambda _: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "half": lambda data: data[: len(data) // 2],
+    "list": lambda _: b"[]",
+    "deep": lambda _: b"[" * 100_000,
+    "no digest": lambda data: json.dumps(unsealed(data)).encode(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_receipt_is_not_believed(finished: Path, killed: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = killed / f".anabranch/receipts/{SHARDS[1]}.json"
+    path.write_bytes(damage(path.read_bytes()))
+    made, told = resume(finished, killed)
+    assert made == (1,)
+    assert [note for note in told.notes if path.name in note]
+    assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize("damage", ["half", "zeros", "empty", "other"])
+def test_a_damaged_table_of_rows_is_not_believed(finished: Path, killed: Path, damage: str) -> None:
+    path = killed / f".anabranch/receipts/{SHARDS[1]}.parquet"
+    other = (killed / f".anabranch/receipts/{SHARDS[0]}.parquet").read_bytes()
+    path.write_bytes(other if damage == "other" else DAMAGES[damage](path.read_bytes()))
+    assert resume(finished, killed)[0] == (1,)
+    assert contents(killed) == contents(finished / "out")
+
+
+def test_a_receipt_with_the_rows_of_another_shard_is_not_believed(finished: Path, killed: Path) -> None:
+    folder = killed / ".anabranch/receipts"
+    table = (folder / f"{SHARDS[0]}.parquet").read_bytes()
+    (folder / f"{SHARDS[1]}.parquet").write_bytes(table)
+    rows = unsealed((folder / f"{SHARDS[0]}.json").read_bytes())["rows"]
+    path = folder / f"{SHARDS[1]}.json"
+    path.write_bytes(sealed_anew(lambda record: record.update(rows=rows))(path.read_bytes()))
+    assert resume(finished, killed)[0] == (1,)
+    assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *DAMAGES.values(),
+        sealed_anew(lambda record: record.update(rows=record["rows"][1:], counts={})),
+        sealed_anew(lambda record: record.update(counts={"70000": 400})),
+        sealed_anew(lambda record: record.update(counts={"0": -1})),
+        sealed_anew(lambda record: record.update(model=1 - record["model"])),
+        sealed_anew(lambda record: record.update(shard=2)),
+        sealed_anew(lambda record: record.update(kind="other")),
+        sealed_anew(lambda record: record.pop("plan_id")),
+    ],
+)
+def test_a_damaged_part_of_a_survey_is_taken_again(
+    finished: Path, killed: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    for path in killed.glob("*.safetensors"):
+        path.unlink()
+    for path in (killed / ".anabranch/survey").iterdir():
+        if path.name.startswith("000-00001"):
+            path.write_bytes(damage(path.read_bytes()))
+    made, told = resume(finished, killed)
+    assert made == (0, 1, 2)
+    assert [note for note in told.notes if "000-00001" in note]
+    assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize("name", [PLAN_NAME, TASKS_NAME])
+@pytest.mark.parametrize("damage", ["digit", "empty", "zeros", "half"])
+def test_a_damaged_plan_is_made_again_from_the_recipe(finished: Path, killed: Path, name: str, damage: str) -> None:
+    path = killed / name
+    path.write_bytes(DAMAGES[damage](path.read_bytes() + b" 1 1 1 "))
+    made, told = resume(finished, killed)
+    assert made == ()
+    assert [note for note in told.notes if path.name in note]
+    assert contents(killed) == contents(finished / "out")
+
+
+def test_a_directory_whose_plan_is_damaged_stays_that_of_its_receipts(finished: Path, killed: Path) -> None:
+    (killed / PLAN_NAME).write_bytes(b"")
+    for path in (killed / ".anabranch/receipts").glob("*.json"):
+        path.write_bytes(sealed_anew(lambda record: record.update(plan_id="f" * 64))(path.read_bytes()))
+    before = contents(killed)
+    with pytest.raises(OutputConflictError, match="another plan"):
+        resume(finished, killed)
+    assert contents(killed) == before
+
+
+@pytest.mark.parametrize("torn", ["zeros", "bit", "tail"])
+def test_a_torn_shard_of_the_right_size_is_made_again(finished: Path, killed: Path, torn: str) -> None:
+    path = killed / SHARDS[2]
+    data = bytearray(path.read_bytes())
+    if torn == "bit":
+        data[len(data) // 2] ^= 1
+    else:
+        begin = 0 if torn == "zeros" else len(data) - 8
+        data[begin:] = bytes(len(data) - begin)
+    path.write_bytes(data)
+    made, told = resume(finished, killed)
+    assert made == (2,)
+    assert [note for note in told.notes if SHARDS[2] in note]
+    assert told.phases[0] == ("check", sum((killed / name).stat().st_size for name in SHARDS))
+    assert contents(killed) == contents(finished / "out")
+
+
+def test_sizes_are_trusted_where_that_is_asked_for(finished: Path, killed: Path) -> None:
+    path = killed / SHARDS[2]
+    path.write_bytes(bytes(path.stat().st_size))
+    made, told = resume(finished, killed, trust_sizes=True)
+    assert made == ()
+    assert "check" not in [name for name, _ in told.phases]
+
+
+def test_an_undisturbed_rest_is_not_made_again(finished: Path, killed: Path) -> None:
+    (killed / SHARDS[0]).unlink()
+    (killed / INDEX_NAME).unlink()
+    assert resume(finished, killed)[0] == (0,)
+    assert contents(killed) == contents(finished / "out")
