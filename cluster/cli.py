@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from ..engine.errors import AnabranchError, InputError, IntegrityError, Interrupted, ResourceError
+from ..engine.errors import AnabranchError, IntegrityError, ResourceError
+from .endings import report
 from .mergekit_options import MergeCommand
+from .streams import guard_streams, note, tell
 
 if TYPE_CHECKING:
     from ..engine.output import Loading, Problem, Verification
     from ..engine.run import Execution, MergeReport, PreparedMerge
 
 Command = TypeVar("Command", bound=Callable[..., None])
-RESUMES = "the same command goes on where it stopped"
 
 
 class Size(click.ParamType[int]):
@@ -57,43 +58,16 @@ def reported(command: Command) -> Command:
     def wrapper(*args: Any, debug: bool, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit):
             raise  # click's own ways to end
         except BaseException as error:  # noqa: BLE001 - every way to end has an exit code
             if debug:
                 import traceback
 
                 traceback.print_exc()
-            sys.exit(_report(error, as_json=bool(options.get("as_json")), debug=debug))
+            sys.exit(report(error, as_json=bool(options.get("as_json")), debug=debug))
 
     return wrapper  # type: ignore[return-value]
-
-
-def _report(error: BaseException, as_json: bool, debug: bool) -> int:
-    """Say what went wrong, on standard error and for --json on standard output; returns the exit code."""
-    if not isinstance(error, AnabranchError):
-        error = _explained(error, debug)
-    for line in (f"error: {error.message}", *([f"  {error.hint}"] if error.hint else [])):
-        click.echo(line, err=True)
-    if as_json:
-        problem = {"outcome": "failed", "error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        click.echo(json.dumps(problem))
-    return error.exit_code
-
-
-def _explained(error: BaseException, debug: bool) -> AnabranchError:
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted("interrupted", RESUMES)
-    if isinstance(error, MemoryError):
-        return ResourceError(
-            "the machine has no memory left", f"free some, or use fewer workers or a smaller --memory; {RESUMES}"
-        )
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{error.filename or error}: vanished while it was in use", RESUMES)
-    where = "see the traceback above" if debug else "run it again with --debug for a traceback"
-    return AnabranchError(
-        f"this is a bug in anabranch: {type(error).__name__}: {error}", f"{where}, and report it with the recipe"
-    )
 
 
 memory_option = click.option(
@@ -193,19 +167,22 @@ def merge(
     began: float | None = process_began()
     for reading, meter in zip(readings, meters, strict=True):
         if len(jobs) > 1 and not as_json:
-            click.echo(str(reading))
+            tell(str(reading))
         names = [shard.name for shard in reading.jobs[0].inputs.plan.shards]
         with open_progress(folded_bytes(meter), as_json, names) as progress:
             found = merge_reading(reading, execution, progress, meter, began)
         began = None
         reports |= {job.out: report for job, report in zip(reading.jobs, found, strict=True)}
         if not as_json:
-            click.echo("\n".join([*(line for report in found for line in report.results()), *found[0].costs()]))
+            tell("\n".join([*(line for report in found for line in report.results()), *found[0].costs()]))
     if profile is not None:
-        write_trace(profile, meters)
+        try:
+            write_trace(profile, meters)
+        except OSError as error:
+            note(ResourceError(f"--profile {profile.name}: {error.strerror}"))
     if as_json:
         results = [reports[job.out].as_json() for job in jobs]
-        click.echo(json.dumps(results[0] if len(results) == 1 else {"outcome": "done", "merges": results}))
+        tell(json.dumps(results[0] if len(results) == 1 else {"outcome": "done", "merges": results}))
 
 
 @cli.command()
@@ -227,13 +204,13 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
     folder, slash, name = out.rpartition("/")
     if not name or os.path.isdir(out):
         raise click.UsageError(f"--out {out} is a folder, expected the name of a file, such as survey.parquet")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise click.UsageError(f"--out {out} is a device or pipe, expected the name of a file, such as survey.parquet")
     store = open_store(folder + slash or ".", create=True)
     with open_progress(folded_bytes(meter), as_json) as progress:
         report = take_survey(recipe, memory_bytes=memory, workers=workers, progress=progress, meter=meter)
     store.replace(name, write_table(report.table))
-    click.echo(
-        json.dumps(report.as_json() | {"out": out}) if as_json else f"{report}\n{len(report.rows)} rows in {out}"
-    )
+    tell(json.dumps(report.as_json() | {"out": out}) if as_json else f"{report}\n{len(report.rows)} rows in {out}")
 
 
 @cli.command()
@@ -257,17 +234,17 @@ def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
     loading = check_loading(found.url) if load and not found.problems else None
     problems = [*found.problems, *(loading.problems if loading else ())]
     if as_json:
-        click.echo(json.dumps(_verification_json(found, loading, problems)))
+        tell(json.dumps(_verification_json(found, loading, problems)))
         raise click.exceptions.Exit(IntegrityError.exit_code if problems else 0)
     for problem in problems:
-        click.echo(f"{problem.file}: {problem.text}")
+        tell(f"{problem.file}: {problem.text}")
     if problems:
         raise problems_error(found.url, problems)
-    click.echo(f"{found.url}: {found.files} files, {found.size_bytes} bytes are what was written")
+    tell(f"{found.url}: {found.files} files, {found.size_bytes} bytes are what was written")
     if loading is not None:
-        click.echo(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
+        tell(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
         if loading.modules:
-            click.echo(loading.modules)
+            tell(loading.modules)
 
 
 def _verification_json(found: Verification, loading: Loading | None, problems: list[Problem]) -> dict[str, Any]:
@@ -296,19 +273,20 @@ def gc(out: str, yes: bool, as_json: bool) -> None:
 
     store = open_store(out)
     found = find_leftovers(store)
+    show = tell if yes else click.echo
     for leftover in found:
         if yes:
             store.delete_leftover(leftover)
         if not as_json:
             hours = round(leftover.age_seconds / 3600)
-            click.echo(f"{'removed' if yes else 'found'} {leftover.token}: {leftover.size} bytes, {hours} hours old")
+            show(f"{'removed' if yes else 'found'} {leftover.token}: {leftover.size} bytes, {hours} hours old")
     if as_json:
         rows = [leftover._asdict() for leftover in found]
-        click.echo(json.dumps({"outcome": "removed" if yes else "listed", "leftovers": rows}))
+        show(json.dumps({"outcome": "removed" if yes else "listed", "leftovers": rows}))
     elif not found:
-        click.echo(f"{store.url}: nothing is left over")
+        show(f"{store.url}: nothing is left over")
     elif not yes:
-        click.echo(f"{sum(leftover.size for leftover in found)} bytes; remove them with --yes")
+        show(f"{sum(leftover.size for leftover in found)} bytes; remove them with --yes")
 
 
 @cli.command()
@@ -328,8 +306,14 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """The console script."""
+    guard_streams()
     signal.signal(signal.SIGTERM, _terminate)
-    cli(prog_name="anabranch")
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(signal.SIGHUP, _terminate)
+    try:
+        cli(prog_name="anabranch")
+    except AnabranchError as error:  # from what click itself prints: --help, --version
+        sys.exit(report(error, as_json=False, debug=False))
 
 
 if __name__ == "__main__":

@@ -41,3 +41,4 @@ def write_trace(file: TextIO, meters: Sequence[Meter]) -> None:
         for span in spans
     ]
     json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+    file.flush()

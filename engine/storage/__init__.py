@@ -6,7 +6,7 @@ Held by tests/contract (what every store must do), tests/unit/storage, tests/s3 
 from __future__ import annotations
 
 from .joined import JoinedStore
-from .local_files import absolute_path
+from .local_files import absolute_path, translate
 from .opening import crosses_network, open_store
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Writer
 
@@ -20,4 +20,5 @@ __all__ = [
     "absolute_path",
     "crosses_network",
     "open_store",
+    "translate",
 ]
