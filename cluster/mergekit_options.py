@@ -16,7 +16,7 @@ PLACES: Mapping[tuple[str, ...], str] = {
     ("--out-shard-size",): "`output: {shard_size: 2GB}` in the recipe, in bytes",
     ("--random-seed",): "`seed` in the recipe",
     ("--copy-tokenizer",): "always; `tokenizer_source` in the recipe says whose",
-    ("--write-model-card",): "no card; the manifest holds the recipe and the identity of every input and output",
+    ("--write-model-card",): "always; `output: {card: false}` in the recipe leaves it out",
     ("--allow-crimes",): "not needed: tensors are matched by name, whatever config.json calls the architecture",
     ("--lora-merge-cache", "--lora-merge-dtype"): "not needed: adapters are applied in fp32 while reading",
     ("--unsafe-truncate-embeddings",): (

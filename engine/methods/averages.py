@@ -12,7 +12,7 @@ from .stages import CombinationMerge
 
 @merge_method(base="listed")
 def linear(*, weight: Weight = (1.0,), normalize: Normalize = True) -> CombinationMerge:
-    """Sum of w_i W_i, divided by the sum of w_i when normalized."""
+    """Sum of w_i W_i, divided by the sum of w_i when normalized (model soups, arXiv 2203.05482)."""
     return CombinationMerge(coefficients=Weights(), weights=weight, normalize=normalize)
 
 

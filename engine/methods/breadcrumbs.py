@@ -25,7 +25,7 @@ def breadcrumbs(
     density: Density = (1.0,),
     gamma: Gamma = (0.01,),
 ) -> TaskVectorMerge[Band]:
-    """Leave out the largest and the smallest changes, add the band between them."""
+    """Leave out the largest and the smallest changes, add the band between them (Breadcrumbs, arXiv 2312.06795)."""
     return TaskVectorMerge(
         selection=Band(density, gamma),
         weights=weight,
@@ -46,7 +46,7 @@ def breadcrumbs_ties(
     density: Density = (1.0,),
     gamma: Gamma = (0.01,),
 ) -> TaskVectorMerge[Band]:
-    """Breadcrumbs with the sign consensus of TIES."""
+    """Model Breadcrumbs (arXiv 2312.06795) with the sign consensus of TIES (arXiv 2306.01708)."""
     return TaskVectorMerge(
         selection=Band(density, gamma),
         weights=weight,

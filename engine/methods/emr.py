@@ -8,5 +8,5 @@ from .stages import Elect
 
 @merge_method()
 def emr() -> Elect:
-    """The unified task vector; the outputs of the tasks are cut from the same plan."""
+    """The unified task vector of EMR-Merging (arXiv 2405.17461); the tasks' outputs are cut from the same plan."""
     return Elect()

@@ -23,7 +23,10 @@ def magnitude(
         Means("models choose independently, or in order, each among what earlier ones left free"),
     ] = "none",
 ) -> TaskVectorMerge[Top | TopInTurn]:
-    """W0 + lambda * sum of w_i times the int(d N) largest elements of t_i; `sequential` lets models choose in turn."""
+    """W0 + lambda * sum of w_i times the int(d N) largest elements of t_i; `sequential` lets models choose in turn.
+
+    The trim step of TIES (arXiv 2306.01708), and the sequential masks of CABS (arXiv 2503.01874).
+    """
     return TaskVectorMerge(
         selection=TopInTurn(density) if conflict == "sequential" else Top(density),
         weights=weight,

@@ -13,7 +13,7 @@ Change: TypeAlias = Annotated[Share, Means("a change no larger than this counts 
 
 @merge_method()
 def ram(*, epsilon: Change = 1e-5) -> TaskVectorMerge[Beyond]:
-    """W0 + t_i where one model alone changes an element, the mean of the changes where several do."""
+    """W0 + t_i where one model alone changes an element, the mean where several do (RAM, arXiv 2601.13572)."""
     return TaskVectorMerge(selection=Beyond(epsilon), sharing=Sharing())
 
 
@@ -27,7 +27,7 @@ def ramplus_tl(
     ] = 0.1,
     alpha: Annotated[float, Means("the most that the ratio of shared to own elements counts")] = 0.2,
 ) -> TaskVectorMerge[Beyond]:
-    """The same, with a model's own elements strengthened for those that it shares, tensor by tensor."""
+    """RAM (arXiv 2601.13572), with a model's own elements strengthened for those that it shares, tensor by tensor."""
     return TaskVectorMerge(selection=Beyond(epsilon), sharing=Sharing(r, alpha))
 
 
@@ -42,5 +42,8 @@ def consensus_ta(
     consensus: Annotated[int, Range(1, MOST_COUNTED), Means("models that must claim an element for it to be kept")] = 2,
     lambda_: Lambda = 1.0,
 ) -> TaskVectorMerge[Agreement]:
-    """W0 + lambda * sum of w_i t_i, where at least `consensus` models claim the element (Consensus Task Arithmetic)."""
+    """W0 + lambda * sum of w_i t_i, where at least `consensus` models claim the element.
+
+    Consensus Task Arithmetic (arXiv 2405.07813).
+    """
     return TaskVectorMerge(selection=Agreement(lambda_mask, consensus), weights=weight, lambda_=lambda_)

@@ -27,7 +27,7 @@ def dare_linear(
     rescale_norm: RescaleNorm = "none",
     density: Density = (1.0,),
 ) -> TaskVectorMerge[Random]:
-    """Drop at random with probability 1 - d, divide what is kept by d, add up."""
+    """Drop at random with probability 1 - d, divide what is kept by d, add up (DARE, arXiv 2311.03099)."""
     return TaskVectorMerge(
         selection=Random(density),
         weights=weight,
@@ -47,7 +47,7 @@ def dare_ties(
     rescale_norm: RescaleNorm = "none",
     density: Density = (1.0,),
 ) -> TaskVectorMerge[Random]:
-    """DARE with the sign consensus of TIES."""
+    """DARE (arXiv 2311.03099) with the sign consensus of TIES (arXiv 2306.01708)."""
     return TaskVectorMerge(
         selection=Random(density),
         weights=weight,
@@ -69,7 +69,10 @@ def della(
     density: Density = (1.0,),
     epsilon: Epsilon = (0.15,),
 ) -> TaskVectorMerge[RankedRandom]:
-    """Drop at random, small magnitudes rather than large ones, divide by the probability; then TIES's signs."""
+    """Drop at random, small magnitudes rather than large ones, divide by the probability; then TIES's signs.
+
+    DELLA (arXiv 2406.11617) with the sign consensus of TIES (arXiv 2306.01708).
+    """
     return TaskVectorMerge(
         selection=RankedRandom(density, epsilon),
         weights=weight,
@@ -91,7 +94,7 @@ def della_linear(
     density: Density = (1.0,),
     epsilon: Epsilon = (0.15,),
 ) -> TaskVectorMerge[RankedRandom]:
-    """The drop of DELLA, then the sum."""
+    """The drop of DELLA (arXiv 2406.11617), then the sum."""
     return TaskVectorMerge(
         selection=RankedRandom(density, epsilon),
         weights=weight,

@@ -21,7 +21,10 @@ def sce(
     ] = 1.0,
     lambda_: Lambda = 1.0,
 ) -> TaskVectorMerge[All | Variance]:
-    """Keep where models differ most, weigh each by the energy of what it keeps, average what agrees in sign."""
+    """Keep where models differ most, weigh each by the energy of what it keeps, average what agrees in sign.
+
+    The merge of FuseChat (arXiv 2408.07990).
+    """
     return TaskVectorMerge(
         selection=Variance(select_topk) if select_topk < 1 else All(),
         consensus="ties",

@@ -15,5 +15,5 @@ def task_arithmetic(
     normalize: Normalize = False,
     rescale: Enlarge = False,  # noqa: ARG001 (mergekit's recipes may say it; where nothing is dropped it has no effect)
 ) -> TaskVectorMerge[All]:
-    """W0 + lambda * sum of w_i (W_i - W0)."""
+    """W0 + lambda * sum of w_i (W_i - W0) (arXiv 2212.04089)."""
     return TaskVectorMerge(selection=All(), weights=weight, normalize=normalize, lambda_=lambda_)

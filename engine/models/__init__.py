@@ -22,6 +22,7 @@ from .layers import (
     is_number,
     layer_rules,
 )
+from .licences import CARD_NAME, common_licence, licence_of
 from .location import Bytes, TensorLocation
 from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
@@ -44,6 +45,7 @@ from .tokens.tokenizer_json import TOKENIZER_NAME
 
 __all__ = [
     "BIT_ORDER",
+    "CARD_NAME",
     "DTYPES",
     "FIRST_READ_BYTES",
     "INDEX_NAME",
@@ -73,6 +75,7 @@ __all__ = [
     "build_header",
     "check_file_name",
     "check_layers",
+    "common_licence",
     "config_edits",
     "declared_layers",
     "find_layers",
@@ -82,6 +85,7 @@ __all__ = [
     "is_part",
     "json_object",
     "layer_rules",
+    "licence_of",
     "names_embedding",
     "names_head",
     "open_activations",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..json_text import readable_json
 from ..models import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
-from ..plan import ElectedRow, Plan, Receipt
+from ..plan import ElectedRow, Plan, Receipt, public_id
 from ..recipe import UNIFIED
 
 README_NAME = "README.md"
@@ -63,7 +63,7 @@ def part_files(plan: Plan, receipts: Sequence[Receipt]) -> dict[str, bytes]:
     scale = task_scale(task, receipts)
     content |= {"part": "task", "task": plan.part.name, "unified": plan.part.unified_id, "bits": BIT_ORDER}
     content |= {"scale": scale.value, "changes": scale.changes, "selected": scale.selected}
-    return {PART_NAME: readable_json(content), README_NAME: _task_readme(plan.part.name, plan.base.url, scale).encode()}
+    return {PART_NAME: readable_json(content), README_NAME: _task_readme(plan, plan.part.name, scale).encode()}
 
 
 def _unified_readme(plan: Plan) -> str:
@@ -71,20 +71,26 @@ def _unified_readme(plan: Plan) -> str:
     return f"""# A unified task vector
 
 This is no model. The tensors are the unified task vector of EMR-Merging (arXiv 2405.17461): differences to the base
-`{plan.base.url}`. The model of a task is the base plus, where the task's mask has a 1, the task's scale times these
+{_base_of(plan)}. The model of a task is the base plus, where the task's mask has a 1, the task's scale times these
 values. Masks and scales of {tasks} lie in folders of these names beside this one.
 Tensors that are not here are the base's own.
 """
 
 
-def _task_readme(name: str, base_url: str, scale: Scale) -> str:
+def _base_of(plan: Plan) -> str:
+    """What a README calls the base: never a place that is no one else's business."""
+    name = public_id(plan.base.url)
+    return f"`{name}`" if name else f"that `{PART_NAME}` names"
+
+
+def _task_readme(plan: Plan, name: str, scale: Scale) -> str:
     return f"""# The masks of one task
 
 This is no model. The tensors are the masks of the task `{name}` of EMR-Merging (arXiv 2405.17461), one bit
 per element: {BIT_ORDER}.
 The shapes of the tensors are in the metadata of the files.
 
-The model of the task is the base `{base_url}`
+The model of the task is the base {_base_of(plan)}
 plus, where the mask has a 1, {scale.value!r} times the unified task vector, which is expected in the folder
 `{UNIFIED}` beside this one. Tensors that are not here are the base's own.
 To merge the model or write it, name it in a recipe as BASE+FOLDER.

@@ -19,6 +19,7 @@ from .demands import (
     selection_bytes,
 )
 from .inputs import Inputs, inputs_of_parts, open_inputs
+from .model_card import public_id
 from .plan import NUMERICS, Plan, plan_id
 from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
 from .shared_reading import SharedReading, share_reading, why_apart
@@ -69,6 +70,7 @@ __all__ = [
     "open_inputs",
     "passes_over",
     "plan_id",
+    "public_id",
     "redundancy",
     "sample_elements",
     "selection_bytes",

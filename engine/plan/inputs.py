@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +12,19 @@ from typing import Any
 
 from ..errors import InputError, RecipeError, some_names
 from ..models import (
+    CARD_NAME,
     TOKENIZER_NAME,
     Activations,
     Checkpoint,
+    Config,
     Folders,
     ModelUrl,
     Opened,
     Source,
     VocabularyFiles,
+    common_licence,
     json_object,
+    licence_of,
     open_activations,
     open_models,
     output_file_names,
@@ -40,6 +45,7 @@ from ..recipe import Recipe, activations_of, donor_of, groups_of, names_of, refe
 from ..storage import FileInfo, Store, crosses_network
 from .emr_outputs import cut_parts
 from .make import make_plan
+from .model_card import card_files
 from .plan import Plan
 
 TOKENIZER_FILES = (
@@ -88,6 +94,8 @@ class Inputs:
     """Config and tokenizer files that go with the weights, by name."""
     vocabulary: VocabularyFiles
     """How they change with the vocabulary and the chat template."""
+    card: Mapping[str, bytes]
+    """Files that say how the output was made, by name."""
 
     @property
     def is_remote(self) -> bool:
@@ -95,7 +103,7 @@ class Inputs:
         return any(crosses_network(store.url) for store in self.stores)
 
     def side_files(self) -> dict[str, bytes]:
-        """config.json as the output needs it, other files of the reference, tokenizer files of their source.
+        """config.json as the output needs it, the reference's other files, tokenizer files of their source, the card.
 
         Raises:
             InputError: config.json is not a JSON object, or a file changed since the plan was made.
@@ -104,7 +112,7 @@ class Inputs:
         if "config.json" in files:
             where = f"{self.plan.base.url}/config.json"
             files["config.json"] = self._patched(files["config.json"], where)
-        return self.vocabulary.apply(files, self.plan.base.url)
+        return {**self.vocabulary.apply(files, self.plan.base.url), **self.card}
 
     def check_config(self) -> None:
         """Find files that cannot be changed as they must before anything is written; InputError as for `side_files`."""
@@ -168,6 +176,8 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     quantised = stays_quantised(found[reference][0], recipe.output_dtype)
     files = _side_files(found[reference][1], writing, folders, quantised)
     side, notes = ([], []) if recipe.merge_method == "emr" else files
+    if recipe.output.card == "base":
+        side.append(_own_card(recipe, found[reference][1]))
     versions = [{"name": s.name, "size": s.info.size, "version": s.info.version} for s in side]
     absolute = {r: found[url][0].url if url in found else writing.url for r, url in urls.items()}
     checkpoints = {source.url: aligned for source, aligned in zip(sources, tokens.checkpoints, strict=True)}
@@ -179,13 +189,45 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
     activations = _activations(recipe, recipe_dir)
     absolute |= {name: file.url for name, file in activations.items()}
-    plan = make_plan(recipe, chosen, absolute, versions, configs, tokens.identity, tokens.warnings, activations, notes)
-    return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files)
+    card = {} if recipe.merge_method == "emr" else _card(recipe, urls, opened, configs.get(donor_of(recipe), {}))
+    plan = make_plan(
+        recipe,
+        chosen,
+        absolute,
+        versions,
+        configs,
+        tokens.identity,
+        tokens.warnings,
+        activations,
+        notes,
+        {name: hashlib.sha256(data).hexdigest() for name, data in card.items()},
+    )
+    return Inputs(plan, [of_url[source.url] for source in plan.sources], side, tokens.files, card)
 
 
 def inputs_of_parts(inputs: Inputs) -> tuple[Inputs, ...]:
     """The inputs of every output of a recipe; InputError as for `cut_parts`."""
     return tuple(replace(inputs, plan=plan) for plan in cut_parts(inputs.plan))
+
+
+def _own_card(recipe: Recipe, base: Store) -> SideFile:
+    """README.md of the model that gives the other files; RecipeError where it has none."""
+    try:
+        return SideFile(base, CARD_NAME, base.info(CARD_NAME))
+    except FileNotFoundError:
+        where = recipe.at(("output", "card"))
+        raise RecipeError(f"{where}: {base.url} has no {CARD_NAME}", "write `card: true` or `card: false`") from None
+
+
+def _card(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, config: Config) -> dict[str, bytes]:
+    """README.md and mergekit_config.yml, as far as the recipe wants them."""
+    if recipe.output.card is False:
+        return {}
+    folders = {folder: opened.folder(folder) for url in urls.values() for folder in url if folder is not None}
+    licence = common_licence([licence_of(folder) for folder in folders.values()])
+    read = {folder: store.url for folder, store in folders.items()}
+    files = card_files(recipe, urls, _files_named(recipe), read, licence, config)
+    return {name: data for name, data in files.items() if name != CARD_NAME or recipe.output.card is True}
 
 
 def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folders: Folders) -> list[Source]:
@@ -250,9 +292,13 @@ def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[st
 
 def _activations(recipe: Recipe, recipe_dir: Path) -> dict[str, Activations]:
     """What orders changes besides their magnitude, by the reference in the recipe."""
+    return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in _files_named(recipe)}
+
+
+def _files_named(recipe: Recipe) -> list[str]:
+    """Files of activations that a recipe names, each once."""
     entries = [entry for group in groups_of(recipe) for entry in group.entries]
-    references = {name for entry in entries if (name := activations_of(recipe, entry)) is not None}
-    return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in sorted(references)}
+    return sorted({name for entry in entries if (name := activations_of(recipe, entry)) is not None})
 
 
 def _without_base(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened) -> Recipe:

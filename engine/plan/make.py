@@ -38,6 +38,7 @@ def make_plan(
     warnings: Sequence[str] = (),
     activations: Mapping[str, Activations] | None = None,
     notes: Sequence[str] = (),
+    card: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide what happens to every tensor of every input.
 
@@ -51,6 +52,7 @@ def make_plan(
         warnings: what may not be as it was meant, noticed before.
         activations: what orders changes besides their magnitude, by the reference in the recipe.
         notes: how inputs are read and files are copied, said before.
+        card: SHA-256 of files that are made to say how the output was made, by name.
 
     Raises:
         InputError: names, shapes or dtypes do not fit, each named with what was expected and what was found.
@@ -81,6 +83,8 @@ def make_plan(
         inputs.append({"tokenizer": dict(tokenizer)})
     if activations:
         inputs.append({"activations": [activations[name].identity() for name in sorted(activations)]})
+    if card:
+        inputs.append({"card": dict(card)})
     if recipe.merge_method not in METHODS:
         inputs.append({"stages": _digest(tasks)})
     described = canonical(recipe, urls)

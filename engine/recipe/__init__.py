@@ -10,6 +10,7 @@ from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
 from .parse import load_recipe
+from .published import published
 from .schema import OUTPUT_DTYPES, ModelEntry, Recipe, SliceSource, task_name
 from .task_names import TASK_NAME, UNIFIED
 from .text import shorten
@@ -33,6 +34,7 @@ __all__ = [
     "groups_of",
     "load_recipe",
     "names_of",
+    "published",
     "references_of",
     "rules_of",
     "shorten",

@@ -50,10 +50,10 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
         result["tokenizer"] = recipe.tokenizer_keys.plain(url, url(donor_of(recipe)))
     if recipe.chat_template is not None:
         result["chat_template"] = recipe.chat_template
-    experts = recipe.output.experts
-    result["output"] = {"shard_size": recipe.output.shard_size_bytes} | (
-        {"experts": experts} if experts != "as-base" else {}
-    )
+    layout = recipe.output
+    result["output"] = {"shard_size": layout.shard_size_bytes}
+    result["output"] |= {"experts": layout.experts} if layout.experts != "as-base" else {}
+    result["output"] |= {"card": layout.card} if layout.card is not True else {}
     return result
 
 

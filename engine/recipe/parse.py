@@ -284,6 +284,10 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
         if getattr(recipe, key):
             text = "emr writes masks on the base's own tensors and tokens; use the key when a task's model is merged"
             yield Problem((key,), text)
+    if recipe.output.card == "base":
+        yield Problem(
+            ("output", "card"), "emr writes parts, which no card of a model describes; expected true or false"
+        )
     if recipe.output.experts != "as-base":
         yield Problem(("output", "experts"), "emr writes masks on the base's own tensors; expected as-base")
     seen: dict[str, str] = {}

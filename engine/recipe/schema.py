@@ -95,6 +95,12 @@ def _names(raw: Any) -> Any:
     return raw
 
 
+def _card(raw: Any) -> Any:
+    if raw is not True and raw is not False and raw != "base":
+        raise ValueError(f"expected true, false or base, got {shorten(raw)}")
+    return raw
+
+
 def _tokenizer(raw: Any) -> Any:
     return None if raw is None else read_tokenizer_keys(raw, _reference)
 
@@ -137,6 +143,8 @@ class Layout(BaseModel):
     """Tensors fill a shard up to this size; a larger tensor has a shard of its own."""
     experts: Literal["as-base", "packed", "apart"] = "as-base"
     """Experts of a layer in one tensor or one by one."""
+    card: Annotated[bool | Literal["base"], BeforeValidator(_card)] = True
+    """Whether README.md and mergekit_config.yml say how the output was made; `base`: README.md is the base's."""
 
 
 class ModelEntry(BaseModel):

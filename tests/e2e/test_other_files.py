@@ -56,7 +56,8 @@ class Place:
 
     def files(self) -> set[str]:
         found = (str(p.relative_to(self.out)) for p in self.out.rglob("*") if p.is_file())
-        return {name for name in found if "anabranch" not in name} - {"config.json", "model.safetensors"}
+        always = {"config.json", "model.safetensors", "README.md", "mergekit_config.yml"}
+        return {name for name in found if "anabranch" not in name} - always
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
         for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
     assert events[5:14] == shards
-    last = ["config.json", "tokenizer.json", TENSORS_NAME, INDEX_NAME]
+    last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, INDEX_NAME]
     assert events[14:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 

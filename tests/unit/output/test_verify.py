@@ -77,7 +77,7 @@ def test_a_whole_output_has_no_problem_and_every_byte_was_read(out: Path) -> Non
     manifest = read_manifest(open_store(str(out)))
     result = verify(open_store(str(out)), 2, counted.append)
     assert result.problems == ()
-    assert result.files == len(manifest.files) == 5
+    assert result.files == len(manifest.files) == 7
     assert sum(counted) == result.size_bytes == sum((out / name).stat().st_size for name in manifest.files)
 
 
