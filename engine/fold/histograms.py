@@ -210,7 +210,7 @@ def values_of(state: TensorState, workspace: Workspace, i: int, of_order: bool, 
 def edge_orders(state: TensorState, i: int, sequential: bool) -> list[Order]:
     """The searches for the edges of model i's mask.
 
-    With `sequential`, least-claimed elements come first and zeros are no candidates (ALGORITHMS 2, CA). Zeros never
+    With `sequential`, least-claimed elements come first (ALGORITHMS 2, CA). Zeros take places in the order but never
     count as kept, since keeping them changes nothing.
     """
     return [_edge_order(state, i, place, sequential) for place in range(len(state.masks.edges[i]))]
@@ -223,11 +223,13 @@ def _edge_order(state: TensorState, i: int, edge: int, sequential: bool) -> Orde
         wanted = masks.top_counts(i, state.task.numel, sum(totals) - sum(zeros))[edge]
         if wanted <= 0:
             return None
-        for level, (total, zero) in enumerate(zip(totals, zeros, strict=True)):
-            if wanted <= total - zero:
-                return level, wanted
-            wanted -= total - zero
-        masks.edges[i][edge] = masks.new_edge(Cut(len(totals), 0, 0))
+        level = 0
+        while wanted > totals[level]:
+            wanted -= totals[level]
+            level += 1
+        if wanted <= totals[level] - zeros[level]:
+            return level, wanted
+        masks.edges[i][edge] = masks.new_edge(Cut(level, 0, 0))  # the places that are left are those of zeros
         return None
 
     def then(search: RankSearch, level: int) -> None:

@@ -148,9 +148,10 @@ class Kernels(Protocol):
     ) -> None:
         """The n:m selection of CABS (arXiv 2503.01874): in each block of m elements keep n.
 
-        Candidates are elements with t != 0 in the order claims ascending, |t| descending, index ascending; with
-        `overlap_never` only those with claims == 0. t starts at a block boundary. A last block of length L < m
-        (only the tensor's end may have one) keeps (n * L + m // 2) // m, or nothing with `drop_tail`. Every element
+        The first n elements in the order claims ascending, |t| descending, index ascending are taken, with
+        `overlap_never` only those with claims == 0. Of these, t != 0 are kept: zeros take places, so that what is
+        claimed is not taken before the block is full. t starts at a block boundary. A last block of length L < m
+        (only the tensor's end may have one) takes (n * L + m // 2) // m, or nothing with `drop_tail`. Every element
         of mask is written; claims += mask (fewer than 256 models).
         """
 

@@ -49,8 +49,8 @@ def cabs(
         int,
         Range(1, 65536),
         Means(
-            "elements per block; of each block `floor(density * block + 0.5)` are kept, at least one unless the "
-            "density is 0"
+            "elements per block; of each block `floor(density * block + 0.5)` are taken, at least one unless the "
+            "density is 0; unchanged elements among them are not kept"
         ),
     ] = 256,
     tail: Annotated[

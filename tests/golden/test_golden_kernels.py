@@ -111,8 +111,11 @@ def test_12_della_keeps_by_rank_and_divides_by_the_probability(kernels):
     assert seen.all()
 
 
-@pytest.mark.parametrize("name", ["20_spec_k3_no_overlap", "21_spec_k3_overlap"])
-def test_20_21_three_models_to_the_merged_tensor(kernels, name):
+SPECIFIED = ["20_spec_k3_no_overlap", "21_spec_k3_overlap", "25_spec_zeros_no_overlap", "27_spec_zeros_overlap"]
+
+
+@pytest.mark.parametrize("name", SPECIFIED)
+def test_20_21_25_27_three_models_to_the_merged_tensor(kernels, name):
     data, metadata = golden(name)
     ns, weights, m = ast.literal_eval(metadata["ns"]), ast.literal_eval(metadata["lam"]), int(metadata["m"])
     ts = [data[f"tau{i}"] for i in range(3)]

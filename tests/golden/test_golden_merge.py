@@ -46,12 +46,21 @@ def test_cabs_prunes_like_the_published_7b_script(tmp_path: Path, n: int) -> Non
         assert equal(out["w"], data[expected])
 
 
-@pytest.mark.parametrize("case", ["20_spec_k3_no_overlap", "21_spec_k3_overlap"])
+FITTING, SHARING = ((8, 8, 16), (1.2, 1.1, 0.9)), ((20, 16, 14), (1.0, 0.8, 0.6))
+"""How many of 32 each model takes, and the weights."""
+BLOCK_CASES = {
+    "20_spec_k3_no_overlap": FITTING,
+    "21_spec_k3_overlap": SHARING,
+    "25_spec_zeros_no_overlap": FITTING,
+    "27_spec_zeros_overlap": SHARING,
+}
+
+
+@pytest.mark.parametrize("case", BLOCK_CASES)
 @pytest.mark.parametrize("overlap_merge", ["sum", "ties"])
 def test_cabs_merges_three_models(tmp_path: Path, case: str, overlap_merge: str) -> None:
     data = golden(case)
-    ns = {"20_spec_k3_no_overlap": (8, 8, 16), "21_spec_k3_overlap": (20, 16, 14)}[case]
-    weights = {"20_spec_k3_no_overlap": (1.2, 1.1, 0.9), "21_spec_k3_overlap": (1.0, 0.8, 0.6)}[case]
+    ns, weights = BLOCK_CASES[case]
     # The stored task vectors are exact only over a zero base: W_i - W0 rounds.
     zero = {"w": torch.zeros_like(data["base"])}
     models = [{"w": data[f"tau{i}"]} for i in range(3)]

@@ -396,9 +396,8 @@ class _Merge:
             elif self.thresholds is not None:
                 masks[i] = np.abs(t) >= self.thresholds[i]
             else:
-                candidates = np.flatnonzero(t) if sequential else np.arange(size)
                 used = claims if sequential else np.zeros(size, np.int64)
-                masks[i][candidates[magnitude_order(t[candidates], used[candidates])][: int(d * size)]] = True
+                masks[i][magnitude_order(t, used)[: int(d * size)]] = True
                 masks[i] &= t != 0
                 claims += masks[i]
         return masks
@@ -444,15 +443,11 @@ class _Merge:
         n = 0 if d <= 0 else min(max(math.floor(d * m + 0.5), 1), m)
         tail = t.size - t.size % m
         last = 0 if self.p["tail"] == "drop" else (n * (t.size % m) + m // 2) // m
-        candidates = np.flatnonzero((t != 0) & (claims == 0) if self.p["overlap"] == "never" else t)
-        block = candidates // m
-        order = np.lexsort((candidates, -np.abs(t[candidates]), claims[candidates], block))
-        first = np.searchsorted(block, block)  # candidates come block by block, before and after sorting
-        rank = np.arange(candidates.size) - first
-        places = candidates[order]
+        places = np.arange(t.size)
+        order = np.lexsort((places, -np.abs(t), claims, places // m))
         mask = np.zeros(t.size, bool)
-        mask[places[rank < np.where(places < tail, n, last)]] = True
-        return mask
+        mask[order[places % m < np.where(places < tail, n, last)]] = True  # blocks stay where they are in the order
+        return mask & (t != 0) & ((claims == 0) | (self.p["overlap"] != "never"))
 
 
 # -- the pieces --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The n:m selection on the CPU: the n best candidates of each block, without sorting.
+"""The n:m selection on the CPU: the n best elements of each block, without sorting.
 
 Magnitudes are compared as integer keys. A block's cut is found by counting keys above a guess: such a pass over 256
 keys takes some ten nanoseconds because it vectorises, and the cut of the block before is a good guess. Every step is
@@ -180,12 +180,12 @@ def candidates(bits: Any, largest: Any, claims: Any, level: int, first: Any, len
 
 
 @jit
-def most_claims(claims: Any, first: Any, length: int) -> Any:
-    """The largest number of claims in one block."""
-    most = np.uint8(0)
+def places_at(claims: Any, level: int, first: Any, length: int) -> Any:
+    """How many elements of one block are claimed `level` times."""
+    total = np.uint32(0)
     for i in range(length):
-        most = max(most, claims[first + np.uint64(i)])
-    return most
+        total = np.uint32(total + np.uint32(claims[first + np.uint64(i)] == np.uint8(level)))
+    return np.int64(total)
 
 
 @jit
@@ -252,9 +252,8 @@ def mask_next_blocks(
                 found = take_by_search(keys, length, want, memory, row, np.int64(largest), taken, equal)
             for i in range(length):
                 mask[first + np.uint64(i)] = taken[i] | (mask[first + np.uint64(i)] if level > 0 else np.uint8(0))
-            want -= found
+            enough = found == want or overlap_never
+            want = 0 if enough else want - places_at(claims, level, first, length)  # zeros take places, too
             level += 1
-            if overlap_never or (want > 0 and level > most_claims(claims, first, length)):
-                break
         for i in range(length):
             claims[first + np.uint64(i)] += mask[first + np.uint64(i)]

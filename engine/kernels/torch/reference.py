@@ -14,7 +14,7 @@ from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import election, rowwise
 from .codec import FORMATS, round_to
-from .selection import ascending_ranks, keep_best, keys_of, uniform
+from .selection import ascending_ranks, take_best, keys_of, uniform
 
 KINDS = {
     "f32": torch.float32,
@@ -202,10 +202,10 @@ class TorchKernels:
             if width == 0 or whole == part.stop == 0:
                 continue
             keys, free = keys_of(t[part]).view(-1, width), claims[part].view(-1, width)
-            candidate = keys != 0
+            kept = take_best(keys, free, keep) & (keys != 0)
             if overlap_never:
-                candidate &= free == 0
-            mask[part] = keep_best(keys, free, candidate, keep).view(-1)
+                kept &= free == 0
+            mask[part] = kept.view(-1)
         claims += mask
 
     def mask_random(self, key0: int, key1: int, first: int, probability: float, mask: Tensor) -> None:

@@ -15,14 +15,13 @@ def keys_of(t: Tensor) -> Tensor:
     return t.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
 
 
-def keep_best(keys: Tensor, claims: Tensor, candidate: Tensor, n: int) -> Tensor:
-    """Bool [blocks, m]: the first n candidates of each row by claims ascending, key descending, index ascending."""
+def take_best(keys: Tensor, claims: Tensor, n: int) -> Tensor:
+    """Bool [blocks, m]: the first n of each row by claims ascending, key descending, index ascending."""
     order = keys.sort(dim=1, descending=True, stable=True).indices
-    level = torch.where(candidate, claims.long(), 256)
-    order = order.gather(1, level.gather(1, order).sort(dim=1, stable=True).indices)
-    kept = torch.zeros_like(candidate)
-    kept.scatter_(1, order[:, :n], True)
-    return kept & candidate
+    order = order.gather(1, claims.gather(1, order).sort(dim=1, stable=True).indices)
+    taken = torch.zeros_like(keys, dtype=torch.bool)
+    taken.scatter_(1, order[:, :n], True)
+    return taken
 
 
 def philox(counter: Sequence[Tensor], key0: int, key1: int) -> Tensor:

@@ -52,38 +52,60 @@ def test_selection_is_the_sorted_order(ts, m, data):
         for start in range(0, t.size, m):
             block = range(start, min(start + m, t.size))
             keep = n if len(block) == m else (n * len(block) + m // 2) // m
-            order = sorted((e for e in block if t[e] != 0), key=lambda e: (counts[e], -abs(t[e]), e))
-            for e in order[:keep]:
+            taken = sorted(block, key=lambda e: (counts[e], -abs(t[e]), e))[:keep]
+            kept = [e for e in taken if t[e] != 0]
+            for e in kept:
                 counts[e] += 1
-            assert set(order[:keep]) == {e for e in block if mask[e]}
+            assert kept == sorted((e for e in block if mask[e]), key=taken.index)
     assert counts == claims.tolist()
 
 
 @examples(100)
-@given(ts=tiles(count=3), m=st.sampled_from([4, 32, 256]), data=st.data())
-def test_full_blocks_keep_n_and_do_not_overlap(ts, m, data):
-    first = data.draw(st.integers(0, m))
-    second = data.draw(st.integers(0, m - first))
-    ns = [first, second, m - first - second]
-    whole = ts[0].size // m * m
+@given(
+    seed=seeds,
+    m=st.sampled_from([1, 4, 7, 32, 256]),
+    zeros=st.sampled_from([0.0, 0.3, 0.7, 0.95]),
+    data=st.data(),
+)
+def test_masks_do_not_overlap_while_they_fit_into_the_block(seed, m, zeros, data):
+    """However many exact zeros there are, of which differences of bf16 checkpoints have 30 to 95 %."""
+    ns, left = [], m
+    for _ in range(data.draw(st.integers(2, 5))):
+        ns.append(data.draw(st.integers(0, left)))
+        left -= ns[-1]
+    rng = np.random.default_rng(seed)
+    ts = [rng.choice([-3.0, -1.0, 1.0, 2.0], 6 * m).astype(np.float32) * (rng.random(6 * m) >= zeros) for _ in ns]
     masks, claims = select(ts, ns, m)
+    assert claims.max() <= 1
     for t, n, mask in zip(ts, ns, masks, strict=True):
-        kept = mask[:whole].reshape(-1, m).sum(axis=1)
-        np.testing.assert_array_equal(kept, np.minimum(n, (t[:whole].reshape(-1, m) != 0).sum(axis=1)))
-    if all((t != 0).all() for t in ts):
-        assert claims[:whole].max(initial=0) <= 1
+        kept = mask.reshape(-1, m).sum(axis=1)
+        free_of_zeros = (t.reshape(-1, m) != 0).all(axis=1)
+        assert (kept <= n).all()
+        assert (kept[free_of_zeros] == n).all()
+        assert not (mask[t == 0]).any()
 
 
 @examples(60)
 @given(seed=seeds, m=st.sampled_from([4, 32, 256]), data=st.data())
-def test_no_overlap_while_zeros_leave_room(seed, m, data):
-    """With full blocks of non-zero values and a sum of n of at most m, no position is taken twice; beyond, evenly."""
+def test_what_exceeds_the_block_is_shared_evenly(seed, m, data):
+    """In full blocks of non-zero values claims differ by at most 1, whatever the sum of n."""
     ns = data.draw(st.lists(st.integers(0, m), min_size=2, max_size=5))
     rng = np.random.default_rng(seed)
     ts = [rng.choice([-3.0, -1.0, 1.0, 2.0], 4 * m).astype(np.float32) for _ in ns]
     claims = select(ts, ns, m)[1].reshape(-1, m)
     assert (claims.max(axis=1) - claims.min(axis=1) <= 1).all()
     assert (claims.sum(axis=1) == sum(ns)).all()
+
+
+@examples(100)
+@given(ts=tiles(count=3), m=st.sampled_from([4, 32, 256]), data=st.data())
+def test_full_blocks_keep_at_most_n(ts, m, data):
+    ns = [data.draw(st.integers(0, m)) for _ in ts]
+    whole = ts[0].size // m * m
+    for t, n, mask in zip(ts, ns, select(ts, ns, m)[0], strict=True):
+        kept = mask[:whole].reshape(-1, m).sum(axis=1)
+        assert (kept <= n).all()
+        assert (kept[(t[:whole].reshape(-1, m) != 0).all(axis=1)] == n).all()
 
 
 @examples(60)

@@ -134,3 +134,20 @@ def test_ramplus_counts_tensor_by_tensor(tmp_path: Path) -> None:
     out = merge_tensors(tmp_path, base, models, recipe)
     assert out["a"].tolist() == [2.0, 2.5, 0.0]
     assert out["b"].tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["cabs", "magnitude"])
+@pytest.mark.parametrize(("second", "expected"), [(0.5, 3.0), (0.75, 3.0), (1.0, 8.0)])
+def test_zeros_take_places_so_that_claimed_ones_come_last(
+    tmp_path: Path, method: str, second: float, expected: float, dtype: torch.dtype
+) -> None:
+    """The second model's order is 2, 0, 0 and then the claimed 5: two or three places end before it, four do not."""
+    own = {"block": 4} if method == "cabs" else {"conflict": "sequential"}
+    models = [[3.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 2.0]]
+    base = {"w": torch.ones(4, dtype=dtype)}
+    tensors = [{"w": 1 + torch.tensor(model, dtype=dtype)} for model in models]
+    recipe = {"merge_method": method, "parameters": own}
+    out = merge_tensors(tmp_path, base, tensors, recipe, (1.0, 1.0), [0.5, second])["w"] - 1
+    assert out.tolist() == [expected, 0.0, 0.0, 2.0]
+    assert [row["kept"] for row in table(tmp_path)] == [1, 1 if expected == 3.0 else 2]
