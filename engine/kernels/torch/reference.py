@@ -14,7 +14,7 @@ from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
 from . import election, rowwise
 from .codec import FORMATS, round_to
-from .selection import ascending_ranks, take_best, keys_of, uniform
+from .selection import ascending_ranks, keys_of, take_best, uniform
 
 KINDS = {
     "f32": torch.float32,
