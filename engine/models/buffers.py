@@ -64,14 +64,15 @@ _KINDS = (
         "causal masks", re.compile(r"(^|\.)(\w*attn|\w*attention)\.(bias|mask|causal_mask|attn_mask)$"), _is_square_mask
     ),
     _Kind("values of masked positions", re.compile(r"(^|\.)masked_bias$"), _is_one_number),
-    _Kind("rotary frequencies", re.compile(r"(^|\.)((original_)?inv_freq|cos_cached|sin_cached)$"), _is_any),
+    _Kind("rotary frequencies", re.compile(r"(^|\.)((\w+_)?inv_freq|cos_cached|sin_cached)$"), _is_any),
     _Kind("position ids", re.compile(r"(^|\.)(position_ids|token_type_ids)$"), _is_integer),
     _Kind("relative position indexes", re.compile(r"(^|\.)relative_position_index$"), _is_integer),
     _Kind("BatchNorm counters", re.compile(r"(^|\.)num_batches_tracked$"), _is_integer),
     _Kind(
         KV_SCALES,
-        re.compile(r"(^|\.)((q|k|v|kv|prob|kv_cache)_scale|(k|v|kv|qkv)_proj\.output_scale)$"),
+        re.compile(r"(^|\.)((q|k|v|kv|prob|kv_cache)_scale|[kv]_zero_point|(k|v|kv|qkv)_proj\.output_scale)$"),
         _is_small_float,
     ),
+    _Kind("scales of embeddings", re.compile(r"(^|\.)embed_tokens\.embed_scale$"), _is_one_number),
     _Kind("states of Transformer Engine", re.compile(r"(^|\.)_extra_state$"), _is_integer),
 )

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ..adapters import product, write_adapter
 from ..merging import merge, write_recipe
 
 TEXT = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -89,12 +90,12 @@ WAYS: dict[str, Rename] = {
 }
 
 
-def build(name: str, seed: int) -> Any:
+def build(name: str, seed: int, **config: Any) -> Any:
     import transformers
 
     torch.manual_seed(seed)
     architecture = getattr(transformers, name)
-    model = architecture(architecture.config_class(**MODELS[name]))
+    model = architecture(architecture.config_class(**MODELS[name], **config))
     with torch.no_grad():  # no tensor of ones or zeros, which would hide that two were taken for each other
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape))
@@ -102,15 +103,64 @@ def build(name: str, seed: int) -> Any:
     return model.eval()
 
 
-def save_renamed(model: Any, folder: Path, rename: Rename) -> None:
-    """The state dict under other names, tied tensors once, as training scripts save it."""
+def stored(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict, tied tensors once, as training scripts save it."""
+    copies = set(model.all_tied_weights_keys)
+    return {n: t.contiguous().clone() for n, t in model.state_dict().items() if n not in copies}
+
+
+def save(model: Any, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    copies = set(model.all_tied_weights_keys)
-    tensors = {n: t.contiguous().clone() for n, t in model.state_dict().items() if n not in copies}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_renamed(model: Any, folder: Path, rename: Rename) -> None:
+    tensors = stored(model)
     named = {rename(name, model.base_model_prefix): tensor for name, tensor in tensors.items()}
     assert len(named) == len(tensors)
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    save(model, named, folder)
+
+
+def is_transposed(module: Any) -> bool:
+    """Whether it is a layer of GPT-2, whose matrices have a row for each input."""
+    return type(module).__name__ == "Conv1D"
+
+
+def layers(model: Any) -> dict[str, Any]:
+    """Modules that adapters and quantisation change: those with a matrix that is not tied to another."""
+    tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, torch.nn.Linear) or is_transposed(module)) and f"{name}.weight" not in tied
+    }
+
+
+def quantise(model: Any) -> dict[str, torch.Tensor]:
+    """Matrices of layers as FP8 with a scale each, and what a loader makes of them into the model itself."""
+    found = stored(model)
+    for name, module in layers(model).items():
+        scale = module.weight.detach().abs().max() / 448
+        codes = (module.weight.detach() / scale).to(torch.float8_e4m3fn)
+        found |= {f"{name}.weight": codes.contiguous(), f"{name}.weight_scale_inv": scale.reshape(1)}
+        module.weight.data.copy_(codes.float() * scale)
+    return found
+
+
+def buffers(model: Any) -> dict[str, torch.Tensor]:
+    """Those that this version of transformers does not save, while others did."""
+    saved = model.state_dict()
+    return {name: tensor.clone() for name, tensor in model.named_buffers() if name not in saved}
+
+
+def halfway(base: Any, model: Any) -> dict[str, torch.Tensor]:
+    """What merging the loaded state dicts gives."""
+    theirs = model.state_dict()
+    return {
+        key: value + 0.5 * (theirs[key] - value) if value.is_floating_point() else value
+        for key, value in base.state_dict().items()
+    }
 
 
 def assert_loads(name: str, folder: Path, expected: dict[str, torch.Tensor]) -> None:
@@ -142,12 +192,46 @@ def test_a_merge_loads_and_holds_what_merging_the_loaded_models_gives(
     entry = {"model": str(tmp_path / "model"), "parameters": {"weight": 0.5}}
     content = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": [entry]}
     merge(write_recipe(tmp_path / "recipe.yml", content), tmp_path / "out")
-    theirs = model.state_dict()
-    expected = {
-        key: value + 0.5 * (theirs[key] - value) if value.is_floating_point() else value
-        for key, value in base.state_dict().items()
-    }
+    expected = halfway(base, model)
     if renamed == "base" and way == "compiled":  # which no loader takes; the output keeps the base's names
         return
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]
+    assert_loads(name, tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_quantised_model_with_buffers_beside_an_adapter(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("transformers")
+    base, model = build(name, 1), build(name, 2)
+    base.save_pretrained(tmp_path / "base")
+    save(model, quantise(model) | buffers(model), tmp_path / "model")
+    module, layer = next(iter(layers(base).items()))
+    transposed = is_transposed(layer)
+    rows, columns = layer.weight.T.shape if transposed else layer.weight.shape
+    pair = {f"{module}.lora_A.weight": torch.randn(4, columns), f"{module}.lora_B.weight": torch.randn(rows, 4)}
+    write_adapter(tmp_path / "adapter", pair, fan_in_fan_out=transposed)
+    models = [str(tmp_path / "model"), f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"]
+    entries = [{"model": each, "parameters": {"weight": 0.5}} for each in models]
+    content = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": entries}
+    merge(write_recipe(tmp_path / "recipe.yml", content), tmp_path / "out")
+    expected, change = halfway(base, model), product(*pair.values(), 6 / 4)
+    expected[f"{module}.weight"] = expected[f"{module}.weight"] + 0.5 * (change.T if transposed else change)
+    assert_loads(name, tmp_path / "out", expected)
+
+
+TIED = [name for name in MODELS if name.startswith(("Gemma", "Cohere", "GPT2", "Bloom", "Falcon", "OPT", "PaliGemma"))]
+TIED += [name for name in MODELS if name.endswith("ForMaskedLM")]
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_tied_model_on_an_untied_base(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("transformers")
+    base, model = build(name, 1, tie_word_embeddings=False), build(name, 2)
+    assert model.all_tied_weights_keys.keys() - base.all_tied_weights_keys.keys()
+    for each, folder in ((base, "base"), (model, "model")):
+        each.save_pretrained(tmp_path / folder)
+    entry = {"model": str(tmp_path / "model"), "parameters": {"weight": 0.5}}
+    content = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "base"), "models": [entry]}
+    merge(write_recipe(tmp_path / "recipe.yml", content), tmp_path / "out")
+    expected = halfway(base, model)
     assert_loads(name, tmp_path / "out", expected)

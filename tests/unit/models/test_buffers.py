@@ -21,6 +21,8 @@ from anabranch.engine.models.header import TensorInfo
         ("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (64,), "rotary frequencies"),
         ("transformer.rotary_pos_emb.inv_freq", "F32", (32,), "rotary frequencies"),
         ("model.layers.0.self_attn.rotary_emb.cos_cached", "F32", (1, 1, 8, 4), "rotary frequencies"),
+        ("model.rotary_emb.original_inv_freq", "F32", (4,), "rotary frequencies"),
+        ("model.rotary_emb.sliding_attention_original_inv_freq", "F32", (4,), "rotary frequencies"),  # Gemma 3
         ("bert.embeddings.position_ids", "I64", (1, 512), "position ids"),
         ("vision_model.embeddings.position_ids", "I64", (1, 50), "position ids"),
         ("embeddings.token_type_ids", "I64", (1, 512), "position ids"),
@@ -30,6 +32,8 @@ from anabranch.engine.models.header import TensorInfo
         ("model.layers.0.self_attn.v_proj.v_scale", "F32", (1,), "scales of a quantised KV cache"),
         ("model.layers.0.self_attn.attn.kv_scale", "F16", (8,), "scales of a quantised KV cache"),
         ("model.layers.0.self_attn.k_proj.output_scale", "F32", (), "scales of a quantised KV cache"),
+        ("model.layers.0.self_attn.k_zero_point", "F32", (1,), "scales of a quantised KV cache"),
+        ("model.embed_tokens.embed_scale", "F32", (), "scales of embeddings"),  # Gemma
         ("decoder.layers.0.self_attention._extra_state", "U8", (128,), "states of Transformer Engine"),
     ],
 )
@@ -50,6 +54,8 @@ def test_buffers_by_kind(name: str, dtype: str, shape: tuple[int, ...], kind: st
         ("normalization.running_mean", "F32", (8,)),
         ("normalization.running_var", "F32", (8,)),
         ("logit_scale", "F32", ()),
+        ("encoder.embed_scale", "F32", ()),
+        ("model.embed_tokens.embed_scale", "F32", (16,)),
         ("model.layers.0.mlp.up_proj.weight_scale", "F32", ()),
         ("model.layers.0.attn.k_scale", "F32", (64, 64)),
         ("model.masked_bias", "F32", (16,)),
