@@ -281,7 +281,7 @@ def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
     """
     where = f"{store.url}/{name}"
     try:
-        size, version = store.info(name)
+        size, version, *_ = store.info(name)
         data = bytearray(min(size, FIRST_READ_BYTES))
         store.read_into(name, 0, memoryview(data), version)
         length = header_length(bytes(data[:8]), size, where)

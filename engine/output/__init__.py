@@ -20,8 +20,9 @@ from .manifest import (
     FileEntry,
     Manifest,
 )
+from .problems import Problem, problems_error
 from .tables import write_table
-from .verify import Problem, Verification, check_file, problems_error
+from .verify import Verification, check_file
 
 __all__ = [
     "INDEX_NAME",

@@ -41,6 +41,7 @@ from .receipts import (
     rows_limit,
 )
 from .tables import tasks_table, tensors_table, write_table
+from .watch import Watch, vanished_error
 
 State = Literal["new", "started", "finished"]
 
@@ -58,6 +59,7 @@ class OutputDirectory:
         self.plan = plan
         self.store = store
         self._note = note
+        self._watch = Watch(store)
 
     # -- plan ----------------------------------------------------------------------------------------------------
 
@@ -194,6 +196,10 @@ class OutputDirectory:
         self.store.replace(self._rows_name(receipt.shard), table)
         self.store.replace(self._receipt_name(receipt.shard), record)
 
+    def see(self, shard: int) -> None:
+        """Remember the file of a finished shard: the manifest is written only while it is still this one."""
+        self._watch.see(self.plan.shards[shard].name)
+
     def withdraw_receipt(self, shard: int, reason: str) -> None:
         """Forget a shard that turned out not to be what its receipt says."""
         self._unfit(self.plan.shards[shard].name, reason)
@@ -251,10 +257,16 @@ class OutputDirectory:
     def finish(self, receipts: Mapping[int, Receipt], survey: Survey | None, side: Mapping[str, bytes]) -> Manifest:
         """Write side files, tables and the index, then the manifest: the commit.
 
+        Before the manifest every file is looked at again, as a manifest says that all of them are there, and once more
+        after it: what vanished meanwhile takes the manifest with it.
+
         Args:
             receipts: one per shard of the plan.
             survey: what whole models decided, where the plan asks for it.
             side: config and tokenizer files by name.
+
+        Raises:
+            IntegrityError: a file that was published is gone, or is another one.
         """
         assert len(receipts) == len(self.plan.shards), "every shard has a receipt"
         ordered = [receipts[i] for i in range(len(self.plan.shards))]
@@ -262,13 +274,42 @@ class OutputDirectory:
         for name, data in sorted({**side, **part_files(self.plan, ordered)}.items()):
             files[name] = self._publish(name, data)
         table = tensors_table(self.plan, ordered)
-        self.store.replace(TENSORS_NAME, write_table(table.arrow))
+        self._publish(TENSORS_NAME, write_table(table.arrow))
         if len(ordered) > 1:
             files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
         summary = with_scale(self.plan, ordered, table.summary)
         manifest = self._manifest(ordered, files, survey, summary, {TENSORS_NAME: table.digest})
+        self._check_published(manifest)
         self._publish_manifest(manifest)
+        try:
+            self._check_published(manifest)
+        except IntegrityError:
+            self.store.delete(MANIFEST_NAME)
+            raise
         return manifest
+
+    def _check_published(self, manifest: Manifest) -> None:
+        if problems := self._watch.problems(manifest):
+            raise vanished_error(self.store.url, problems)
+
+    def finished(self) -> Manifest | None:
+        """The manifest of an output of this plan that has all its files; None: something is still to be made.
+
+        Files that are missing, have another size, or changed after the manifest and are not what it says, take the
+        manifest with them, so that they are made again.
+
+        Raises:
+            OutputConflictError: the directory was finished by another plan.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            return None
+        problems = self._watch.problems_since(manifest, [shard.name for shard in self.plan.shards])
+        for problem in problems:
+            self._unfit(problem.file, problem.text)
+        if problems:
+            self.store.delete(MANIFEST_NAME)
+        return None if problems else manifest
 
     def clean(self, manifest: Manifest) -> None:
         """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
@@ -280,6 +321,7 @@ class OutputDirectory:
 
     def _publish(self, name: str, data: bytes) -> FileEntry:
         self.store.replace(name, data)
+        self._watch.see(name)
         return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def _manifest(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import IntegrityError, RecipeError, ResourceError, some_names
-from .verify import Problem
+from .problems import Problem
 
 MODULES_NAME = "modules.json"
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..errors import InputError, IntegrityError
-from ..json_text import canonical_json
 from ..models import (
     FIRST_READ_BYTES,
     MAX_INDEX_BYTES,
@@ -23,19 +22,12 @@ from ..models import (
 from ..plan import plan_id
 from ..storage import Store
 from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
+from .problems import Problem
+from .tables import table_problem
 
 CHUNK_BYTES = 8 << 20
 """Read and hashed at a time; each thread reuses one buffer of this size."""
 MAX_MANIFEST_BYTES = 1 << 30
-MAX_LISTED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with one file."""
-
-    file: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -49,14 +41,6 @@ class Verification:
     size_bytes: int
     problems: tuple[Problem, ...]
     """By file; empty when the output is whole."""
-
-
-def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
-    """What to raise when an output is not whole."""
-    return IntegrityError(
-        f"{url}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found",
-        "remove the damaged files and anabranch.manifest.json, then run the merge again: it makes what is gone",
-    )
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -161,7 +145,8 @@ def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> lis
     folders = sorted({name.rpartition("/")[0] for name in manifest.files} | {""})
     listed = [name for folder in folders for name in store.list(folder)]
     problems = [Problem(name, "unexpected") for name in listed if name not in expected]
-    problems += _check_table(store, manifest)
+    found = [table_problem(store, name, digest) for name, digest in manifest.tables.items()]
+    problems += [problem for problem in found if problem is not None]
     shards = sorted(name for name in manifest.files if name.endswith(".safetensors") and "/" not in name)
     if damaged & set(shards):
         return problems
@@ -219,24 +204,3 @@ def _check_index(store: Store, headers: Mapping[str, Header]) -> list[Problem]:
         return [Problem(INDEX_NAME, f"does not fit the shards: {len(wrong)} tensors, the first is {wrong[0]!r}")]
     size = sum(info.nbytes for header in headers.values() for info in header.tensors)
     return [] if total == size else [Problem(INDEX_NAME, f"its total_size is {total}, the tensors have {size} bytes")]
-
-
-def _check_table(store: Store, manifest: Manifest) -> list[Problem]:
-    """The tables' rows: the bytes of Parquet files depend on the library's version, their rows do not."""
-    import pyarrow
-    import pyarrow.parquet
-
-    problems = []
-    for name, expected in manifest.tables.items():
-        try:
-            data = store.read_bytes(name, MAX_MANIFEST_BYTES)
-            rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-        except FileNotFoundError:
-            problems.append(Problem(name, "missing"))
-            continue
-        except pyarrow.ArrowException as error:
-            problems.append(Problem(name, f"damaged: {error}"))
-            continue
-        if hashlib.sha256(canonical_json(rows)).hexdigest() != expected:
-            problems.append(Problem(name, "damaged: its rows are not those that were written"))
-    return problems

@@ -41,6 +41,9 @@ def gather(
     group = share_reading([member.plan for member in members])
     indices = range(len(group.plans[0].shards))
     found = {place: work.receipts(members[place].output) for place in places}
+    for place, receipts in found.items():
+        for index in receipts:
+            work.see(members[place].output, index)
     made: dict[int, dict[int, R]] = {place: {} for place in places}
     lacking = [Shard(index, tuple(place for place in places if index not in found[place])) for index in indices]
     shards = [shard for shard in lacking if shard.members]
@@ -51,6 +54,7 @@ def gather(
     def done(index: int, receipts: Mapping[int, R]) -> None:
         for place, receipt in receipts.items():
             made[place][index] = receipt
+            work.see(members[place].output, index)
         open_members[index] -= receipts.keys()
         if not open_members[index]:
             progress.shard_done(index)

@@ -40,7 +40,7 @@ def run(
     outcomes: dict[int, Outcome] = {}
     while len(outcomes) < len(members):
         for place, member in enumerate(members):
-            if place not in outcomes and (finished := member.output.manifest()) is not None:
+            if place not in outcomes and (finished := member.output.finished()) is not None:
                 member.output.clean(finished)
                 shards = tuple(range(len(member.plan.shards)))
                 outcomes[place] = Outcome(finished, (), shards, already_complete=True)

@@ -53,6 +53,9 @@ class Work(Protocol[R]):
     def receipts(self, output: OutputDirectory) -> dict[int, R]:
         """As `receipt`, for all shards that have one."""
 
+    def see(self, output: OutputDirectory, index: int) -> None:
+        """A shard has its receipt now: remember what it must still be at the end of the run."""
+
     def read_bytes(self, group: SharedReading, shards: Iterable[Shard]) -> int:
         """Bytes of inputs that it looks at."""
 
@@ -87,6 +90,9 @@ class MergeWork:
     def receipts(self, output: OutputDirectory) -> dict[int, Receipt]:
         return output.receipts()
 
+    def see(self, output: OutputDirectory, index: int) -> None:
+        output.see(index)
+
     def read_bytes(self, group: SharedReading, shards: Iterable[Shard]) -> int:
         return shared_fold_bytes(group, shards)
 
@@ -113,6 +119,9 @@ class SurveyWork:
     def receipts(self, output: OutputDirectory) -> dict[int, list[SurveyPart]]:
         found = {index: self.receipt(output, index) for index in range(len(output.plan.shards))}
         return {index: parts for index, parts in found.items() if parts is not None}
+
+    def see(self, output: OutputDirectory, index: int) -> None:
+        """Statistics are in memory from now on: nothing that happens to their file matters."""
 
     def read_bytes(self, group: SharedReading, shards: Iterable[Shard]) -> int:
         return sum(round_bytes(group.plans[shard.members[0]], shard.index, self.round.kind) for shard in shards)

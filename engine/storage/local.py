@@ -289,7 +289,8 @@ def _open_for_reading(path: str) -> tuple[int, FileInfo]:
 def _file_info(status: os.stat_result, path: str) -> FileInfo:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: expected a regular file, found a folder, device or pipe")
-    return FileInfo(status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+    version = f"{status.st_mtime_ns}-{status.st_size}"
+    return FileInfo(status.st_size, version, status.st_ino, status.st_ctime_ns)
 
 
 def _check_version(info: FileInfo, version: str, path: str) -> None:

@@ -19,6 +19,10 @@ class FileInfo(NamedTuple):
     """Bytes."""
     version: str
     """Changes when the file changes: an ETag, or modification time and size."""
+    inode: int | None = None
+    """Which file of a file system it is; None where there is no such number, as for all that follow."""
+    changed_ns: int | None = None
+    """When its content or its name changed last, in nanoseconds by the clock of the file system; nobody can set it."""
 
 
 class Leftover(NamedTuple):
