@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from ..engine.errors import AnabranchError, IntegrityError, ResourceError
+from ..engine.errors import IntegrityError, ResourceError
 from .endings import report
 from .mergekit_options import MergeCommand
 from .streams import guard_streams, note, tell
@@ -312,7 +312,7 @@ def main() -> None:
         signal.signal(signal.SIGHUP, _terminate)
     try:
         cli(prog_name="anabranch")
-    except AnabranchError as error:  # from what click itself prints: --help, --version
+    except Exception as error:  # noqa: BLE001 - outside of commands: --help that cannot be printed, a module not loaded
         sys.exit(report(error, as_json=False, debug=False))
 
 

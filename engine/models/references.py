@@ -107,7 +107,7 @@ def _find(reference: str, recipe_dir: Path, fits: Callable[[Path], bool]) -> str
 
 
 def _places(recipe_dir: Path) -> str:
-    return f"{os.getcwd()} and in {absolute_path(os.fspath(recipe_dir))}"
+    return f"{absolute_path('.')} and in {absolute_path(os.fspath(recipe_dir))}"
 
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

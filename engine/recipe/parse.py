@@ -19,10 +19,14 @@ from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .parameters import OURS, read_parameters
 from .schema import Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
+from .source import read_at_most
 from .task_names import TASK_NAME
 from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
 
 logger = logging.getLogger(__name__)
+
+PIPE_SECONDS = 30.0
+"""For whatever writes a recipe into a pipe (`<(envsubst < template.yml)`) to have written it."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -33,8 +37,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     where = os.fspath(path)
     try:
-        with open(where, "rb") as file:
-            data = file.read(MAX_RECIPE_BYTES + 1)
+        data = read_at_most(where, MAX_RECIPE_BYTES + 1, PIPE_SECONDS)
     except OSError as error:
         raise RecipeError(f"{where}: cannot read the recipe: {error.strerror or error}") from None
     if len(data) > MAX_RECIPE_BYTES:

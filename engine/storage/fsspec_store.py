@@ -8,11 +8,11 @@ import secrets
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-import fsspec
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
 from .coalesce import Coalescer
+from .file_systems import is_no_outage, lacks_credentials, open_file_system
 from .hub_cache import COMMIT, HubCacheStore, cached_snapshot
 from .protocol import (
     DEFAULT_READ_LIMIT_BYTES,
@@ -48,7 +48,7 @@ def open_remote_store(url: str) -> Store:
         return S3Store(parts[0], "/".join(parts[1:]))
     if scheme == "hf":
         return RetryStore(_open_hub(parts))
-    return RetryStore(FsspecStore(f"{scheme}://{'/'.join(parts)}", _file_system(scheme), "/".join(parts)))
+    return RetryStore(FsspecStore(f"{scheme}://{'/'.join(parts)}", open_file_system(scheme), "/".join(parts)))
 
 
 def _split_url(url: str) -> tuple[str, list[str]]:
@@ -66,16 +66,6 @@ def _split_url(url: str) -> tuple[str, list[str]]:
     if not parts or any(part in (".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f]", rest):
         raise InputError(f"{shown}: expected {scheme}://NAME/FOLDER without dots or control characters")
     return scheme, parts
-
-
-def _file_system(scheme: str) -> Any:
-    try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise InputError(
-            f"{scheme}://…: no installed package opens this kind of URL ({error})",
-            "Install the fsspec package for it, or copy the files to a local folder or S3.",
-        ) from error
 
 
 def _open_hub(parts: list[str], endpoint: str | None = None) -> Store:
@@ -159,6 +149,8 @@ class FsspecStore:
             entries = self._do(folder, lambda: self._fs.ls(path, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except NotImplementedError:
+            raise InputError(f"{self._where(folder)}: files of this kind of store cannot be listed") from None
         prefix = f"{folder}/" if folder else ""
         names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry.get("type") == "file"]
         return sorted(prefix + name for name in names if name not in ("", ".", ".."))
@@ -357,6 +349,15 @@ def _translated(where: str, operation: Callable[[], Result]) -> Result:
             raise NotImplementedError(f"{where}: mode not known") from error
         raise ResourceError(f"{where}: the store refuses this ({type(error).__name__})", "Check the URL.") from error
     except Exception as error:
+        if lacks_credentials(error) and not hasattr(error, "response"):
+            raise ResourceError(
+                f"{where}: no usable credentials ({type(error).__name__})",
+                "Set them up as the store's own tools want them (environment, configuration files, a login).",
+            ) from error
+        if is_no_outage(error):
+            raise ResourceError(
+                f"{where}: this kind of store cannot do what is asked ({type(error).__name__})"
+            ) from error
         raise _by_status(error, where) or TemporaryError(
             f"{where}: {type(error).__name__}", "Run the same command again; it goes on where it stopped."
         ) from error

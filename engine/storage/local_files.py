@@ -31,13 +31,23 @@ _NEEDS_RESOURCES = {
 
 def absolute_path(path: str) -> str:
     """Absolute, without `.` and `..`; after a symbolic link `..` leaves the link's target, as the system means it."""
-    place = "/" if os.path.isabs(path) else os.getcwd()
+    place = "/" if os.path.isabs(path) else _working_folder()
     for part in path.split("/"):
         if part == "..":
             place = os.path.dirname(os.path.realpath(place) if os.path.islink(place) else place)
         elif part not in ("", "."):
             place = os.path.join(place, part)
     return place
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ResourceError(
+            "the working directory is gone, so a relative path means nothing",
+            "Change to a folder that exists, or give absolute paths.",
+        ) from None
 
 
 def translate(error: OSError, where: str) -> Exception:
