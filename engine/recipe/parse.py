@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,6 @@ from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .parameters import OURS, read_parameters
 from .schema import Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
-from .source import read_at_most
 from .task_names import TASK_NAME
 from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
 
@@ -37,7 +39,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     where = os.fspath(path)
     try:
-        data = read_at_most(where, MAX_RECIPE_BYTES + 1, PIPE_SECONDS)
+        data = _read_at_most(where, MAX_RECIPE_BYTES + 1, PIPE_SECONDS)
     except OSError as error:
         raise RecipeError(f"{where}: cannot read the recipe: {error.strerror or error}") from None
     if len(data) > MAX_RECIPE_BYTES:
@@ -49,6 +51,33 @@ def load_recipe(path: str | Path) -> Recipe:
         name = "UTF-8" if encoding == "utf-8" else "UTF-8, or as this file UTF-16,"
         raise RecipeError(f"{where}: a recipe is {name} text; byte {error.start} is not") from None
     return parse_recipe(text, where, Path(where).parent)
+
+
+def _read_at_most(path: str, size_bytes: int, seconds: float) -> bytes:
+    """The first bytes of a file, or of a pipe or device as far as they come within that time.
+
+    Raises:
+        OSError: it cannot be read; TimeoutError (ETIMEDOUT) when whoever should write to the pipe has not finished.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return _read_before(descriptor, size_bytes, time.monotonic() + seconds)
+    finally:
+        os.close(descriptor)
+
+
+def _read_before(descriptor: int, size_bytes: int, deadline: float) -> bytes:
+    data, poll = bytearray(), select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while len(data) < size_bytes:
+        # A pipe that nobody has opened for writing yet looks ended, but is not ready.
+        if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, "nothing comes out of this pipe or device")
+        piece = os.read(descriptor, size_bytes - len(data))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
 
 
 def _encoding(data: bytes) -> str:
