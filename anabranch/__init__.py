@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine.run import Execution, merge, merge_all, plan, survey, verify
+    from .engine.run import Execution, compare, merge, merge_all, plan, survey, verify
 
-__all__ = ["Execution", "merge", "merge_all", "plan", "survey", "verify"]
+__all__ = ["Execution", "compare", "merge", "merge_all", "plan", "survey", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -262,6 +262,32 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
 
 
 @cli.command()
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Threads; default: all cores, or more where a network waits."
+)
+@memory_option
+@json_option
+@reported
+def compare(a: str, b: str, workers: int | None, memory: int, as_json: bool) -> None:
+    """Show which tensors of A and B differ, by how much, and for two outputs of ours how they came about.
+
+    A and B are outputs or checkpoints, named as in a recipe. Ends with 0 where all tensors have the same dtype, shape
+    and bits, with 1 where any differs; how tensors are cut into files does not matter.
+    """
+    from ..engine.run import Comparison, open_side, told_kernels
+    from .progress import Tally, open_progress
+
+    comparison, tally = Comparison(open_side(a), open_side(b), memory, workers), Tally()
+    with open_progress(tally.read, as_json) as progress, told_kernels("cpu", progress) as kernels:
+        progress.phase("compare", comparison.total_bytes, 0)
+        found = comparison.run(kernels, tally.add)
+    click.echo(json.dumps(found.as_json()) if as_json else str(found))
+    raise click.exceptions.Exit(0 if found.equal else 1)
+
+
+@cli.command()
 @click.argument("out")
 @click.option("--yes", is_flag=True, help="Remove them.")
 @json_option

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .activations import Activations, open_activations
 from .architectures import Architecture
 from .buffers import buffer_kind
-from .checkpoint import FIRST_READ_BYTES, INDEX_NAME, MAX_INDEX_BYTES, Checkpoint, open_source
+from .checkpoint import FIRST_READ_BYTES, INDEX_NAME, MAX_INDEX_BYTES, Checkpoint, open_checkpoint, open_source
 from .config_json import json_object, patch_config, read_config
 from .experts import with_experts_as, with_experts_like
 from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
@@ -89,6 +89,7 @@ __all__ = [
     "names_embedding",
     "names_head",
     "open_activations",
+    "open_checkpoint",
     "open_models",
     "open_source",
     "output_file_names",

@@ -21,6 +21,7 @@ from .manifest import (
     Manifest,
 )
 from .problems import Problem, problems_error
+from .reading import read_tensor_rows
 from .tables import write_table
 from .verify import Verification, check_file
 
@@ -45,6 +46,7 @@ __all__ = [
     "check_loading",
     "open_outputs",
     "problems_error",
+    "read_tensor_rows",
     "verify_outputs",
     "write_table",
 ]

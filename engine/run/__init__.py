@@ -5,7 +5,8 @@ Held by tests/unit/run, tests/property/run and tests/e2e.
 
 from __future__ import annotations
 
-from .commands import merge, merge_all, merge_reading, plan, survey, verify
+from .commands import compare, merge, merge_all, merge_reading, plan, survey, told_kernels, verify
+from .compare import Comparison, open_side
 from .execution import Execution
 from .machine import available_cores, process_began
 from .memory import MemoryPlan
@@ -18,6 +19,7 @@ from .wording import counted, duration
 from .work import Done, R, Work, Worker, receipts_of
 
 __all__ = [
+    "Comparison",
     "Done",
     "Execution",
     "Member",
@@ -34,11 +36,13 @@ __all__ = [
     "Worker",
     "available_cores",
     "check_disk",
+    "compare",
     "counted",
     "duration",
     "merge",
     "merge_all",
     "merge_reading",
+    "open_side",
     "outputs_of",
     "plan",
     "prepare_all",
@@ -46,5 +50,6 @@ __all__ = [
     "receipts_of",
     "share_readings",
     "survey",
+    "told_kernels",
     "verify",
 ]

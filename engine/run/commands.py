@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from ..output import OutputDirectory, Verification, open_outputs, verify_outputs
 from ..plan import Round, SurveyPart, open_inputs
 from ..recipe import load_recipe
 from ..storage import open_store
+from .compare import Comparison, open_side
+from .comparison_report import ComparisonReport
 from .execution import DEFAULT_MEMORY_BYTES, Execution
 from .folded_bytes import round_bytes
 from .local import LocalRunner
@@ -179,6 +182,18 @@ def verify(out: str | Path, *, workers: int | None = None) -> Verification:
         IntegrityError: the output is not finished. What is damaged is in the result.
     """
     return verify_outputs(open_outputs(out), workers or available_cores())
+
+
+def compare(
+    first: str | Path, second: str | Path, *, memory_bytes: int = DEFAULT_MEMORY_BYTES, workers: int | None = None
+) -> ComparisonReport:
+    """Which tensors of two checkpoints differ and by how much; of two outputs also how they came about.
+
+    Raises:
+        AnabranchError: one of them cannot be read.
+    """
+    comparison = Comparison(open_side(os.fspath(first)), open_side(os.fspath(second)), memory_bytes, workers)
+    return comparison.run(make_kernels("cpu"))
 
 
 @contextmanager

@@ -249,3 +249,14 @@ def test_parts_on_s3_and_the_model_of_a_task(site: Site, tmp_path: Path) -> None
         found = site.store(name).read_bytes("model.safetensors")
         assert found == (tmp_path / name / "model.safetensors").read_bytes(), name
     assert site.run("verify", site.out("parts/model1")).returncode == 0
+
+
+def test_outputs_in_a_bucket_and_on_a_disk_are_compared(site: Site) -> None:
+    for path in site.expected.iterdir():
+        if path.is_file():
+            site.store("twin").replace(path.name, path.read_bytes())
+    same = site.run("compare", site.out("twin"), str(site.expected))
+    assert same.returncode == 0, same.stdout + same.stderr
+    other = site.run("compare", site.out("base"), site.out("model0"), "--json")
+    assert other.returncode == 1, other.stderr
+    assert json.loads(other.stdout)["states"] == {"values": SHARDS}

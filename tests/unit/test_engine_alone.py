@@ -26,6 +26,7 @@ anabranch.survey(recipe)
 anabranch.merge(recipe, out, anabranch.Execution(workers=1))
 anabranch.merge_all([recipe], out + "-all")
 assert not anabranch.verify(out).problems
+assert anabranch.compare(out, out).equal
 print(*sorted(name for name in sys.modules if name.startswith("anabranch.cluster") or name in ("ray", "click")))
 """
 
