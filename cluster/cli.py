@@ -17,6 +17,7 @@ from ..engine.errors import IntegrityError, ResourceError
 from .endings import report
 from .mergekit_options import MergeCommand
 from .streams import guard_streams, note, tell
+from .supervision import supervise
 
 if TYPE_CHECKING:
     from ..engine.output import Loading, Problem, Verification
@@ -152,6 +153,8 @@ def merge(
     Several recipes go into OUT/<name of the recipe file> each. Those whose outputs are laid out alike share one reading
     of their inputs, and the masks that are the same for them.
     """
+    if ray:
+        supervise(ray)
     from ..engine.run import Execution, Meter, check_disk, merge_reading, process_began, share_readings
     from .progress import folded_bytes, open_progress
     from .ray import RayCluster
@@ -327,6 +330,8 @@ def demo(out: str | None, fresh: bool) -> None:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # one is enough: a second would stop the cleaning up
     raise KeyboardInterrupt
 
 

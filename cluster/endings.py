@@ -27,7 +27,7 @@ def report(error: BaseException, as_json: bool, debug: bool) -> int:
 
 def explained(error: BaseException, debug: bool) -> AnabranchError:
     """What a user should read of an error that is none of ours."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Ray's own handler of SIGTERM exits
         return Interrupted("interrupted", RESUMES)
     if isinstance(error, MemoryError):
         return ResourceError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...engine.errors import RecipeError, TemporaryError
+from ..supervision import connected
 
 if TYPE_CHECKING:  # Ray is imported when it is connected to: it reads its environment then
     from ...engine.run import Execution, Member, MemoryPlan, Meter, Runner
 
+_AGAIN = "Start the cluster or check its address, then run the same command again: it goes on where it stopped."
+REACH_SECONDS = 10.0
+"""For the head of a cluster to accept a connection."""
 RAY_BYTES = 64 << 20
 """Ray inside an actor, beyond a plain process."""
 
@@ -71,6 +76,8 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
             "run code on it",
             "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
         )
+    if address != "local" and _has_token_if_needed():  # without one, Ray says so at once
+        _check_reachable(address)
     # Ray would print its words on dying nodes on our standard output, among the report or JSON.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
@@ -90,13 +97,36 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
             "put the cluster's token into ~/.ray/auth_token, or its file's name into RAY_AUTH_TOKEN_PATH",
         ) from None
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}") from None
+        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}", _AGAIN) from None
     if callable(on_terminate) and signal.getsignal(signal.SIGTERM) is not on_terminate:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler would end this process with 1
+    connected()
     try:
         yield
+    except RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TemporaryError(f"--ray {address}: the cluster was lost: {reason}", _AGAIN) from None
     finally:
         ray.shutdown()
+
+
+def _has_token_if_needed() -> bool:
+    environment = os.environ
+    given = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
+    return (
+        environment.get("RAY_AUTH_MODE") != "token" or given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    )
+
+
+def _check_reachable(address: str) -> None:
+    """TemporaryError where nobody listens at HOST:PORT: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise TemporaryError(f"--ray {address}: no Ray cluster answers: {error}", _AGAIN) from None
 
 
 def _protect_embedded() -> None:
