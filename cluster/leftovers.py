@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from ..engine.errors import IntegrityError
+from ..engine.errors import InputError, IntegrityError
+from ..engine.models import check_file_name
 from ..engine.output import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -42,6 +43,10 @@ def _own_names(store: Store) -> Iterator[str]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise IntegrityError(f"{store.url}/{PLAN_NAME} is not a plan") from None
     for name in names:
+        try:
+            check_file_name(name, f"{store.url}/{PLAN_NAME}")
+        except InputError as error:  # the plan may be anybody's: its names must not lead out of the folder
+            raise IntegrityError(error.message) from None
         yield name
         yield f"{RECEIPTS_FOLDER}/{name}.json"
         yield f"{RECEIPTS_FOLDER}/{name}.parquet"

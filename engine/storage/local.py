@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 
-from ..errors import InputError
+from ..errors import InputError, ResourceError
 from .local_files import (
     FILE_MODE,
     MAX_CALL_BYTES,
@@ -168,14 +168,16 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         path = self.path(name)
+        self._check_inside(name)
         with translated(path):
             unlink(path)
 
     def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
         """See `Store.leftovers`: temporary files of these names, and probes that a kill left."""
-        wanted = {*names, _PROBE}
+        wanted = {*map(check_name, names), _PROBE}
         found = []
         for folder in sorted({os.path.dirname(name) for name in wanted}):
+            self._check_inside(os.path.join(folder, _PROBE))
             path = os.path.join(self._root, folder)
             with contextlib.suppress(FileNotFoundError), translated(path), os.scandir(path) as entries:
                 found += [
@@ -190,7 +192,8 @@ class LocalStore:
 
     def delete_leftover(self, leftover: Leftover) -> None:
         """See `Store.delete_leftover`."""
-        assert _TEMPORARY.fullmatch(os.path.basename(leftover.token)), f"not a temporary: {leftover.token!r}"
+        if not _TEMPORARY.fullmatch(os.path.basename(leftover.token)):
+            raise InputError(f"{leftover.token!r} is no temporary file of ours, so it is not removed")
         self.delete(leftover.token)
 
     def free_bytes(self) -> int | None:
@@ -201,8 +204,20 @@ class LocalStore:
         with translated(path):
             return shutil.disk_usage(path).free
 
+    def _check_inside(self, name: str) -> None:
+        """ResourceError where a folder between this one and a file is a link, which would lead what is written away."""
+        place = self._root
+        for part in name.split("/")[:-1]:
+            place = os.path.join(place, part)
+            if os.path.islink(place):
+                raise ResourceError(
+                    f"{place} is a symbolic link, so what is written or removed there would lie elsewhere",
+                    "Remove the link; a folder is made in its place.",
+                )
+
     def _temporary(self, name: str, run_id: str) -> str:
         """A fresh path: twins of one run, and a retry after a kill, never share a temporary file."""
+        self._check_inside(name)
         folder, base = os.path.split(self.path(name))
         token = secrets.token_hex(4)
         return os.path.join(folder, f"{TEMPORARY_PREFIX}{base}-{run_id}.{token}{TEMPORARY_SUFFIX}")

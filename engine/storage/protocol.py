@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from ..errors import InputError
+
 DEFAULT_READ_LIMIT_BYTES = 64 << 20
 """`read_bytes` refuses larger files: it is for indexes, plans and receipts, never for weights."""
 
@@ -127,6 +129,11 @@ class Store(Protocol):
 
 
 def check_name(name: str) -> str:
-    """Assert that a name is a normal relative path; names that users give are checked long before."""
-    assert not any(part in ("", ".", "..") for part in name.split("/")), f"bad name {name!r}"
+    """A normal relative path, as it is; names that users give are checked long before.
+
+    Raises:
+        InputError: it is none, so it might lead out of the folder.
+    """
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise InputError(f"{name!r} is no name of a file inside a folder", "Files that name such a file are not ours.")
     return name

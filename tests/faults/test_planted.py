@@ -1,0 +1,92 @@
+"""What somebody planted in an output's folder leads no write and no removal out of it, with and without assertions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anabranch.engine.errors import InputError, ResourceError
+from anabranch.engine.storage import Leftover, open_store
+
+from .conftest import Disturbed
+
+TEMPORARY = ".anabranch-x.safetensors-abc.01234567.tmp"
+OLD = 10 * 24 * 3600
+
+
+def test_gc_follows_no_planted_plan_even_without_assertions(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".anabranch").mkdir(parents=True)
+    (out / ".anabranch" / "plan.json").write_text(json.dumps({"layout": [{"name": "../x.safetensors"}]}))
+    outside = tmp_path / TEMPORARY
+    outside.write_text("somebody else's")
+    os.utime(outside, (0, 0))
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "anabranch.cluster.cli", "gc", str(out), "--yes"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "has a path separator" in done.stderr
+    assert outside.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "", "a//b", "./x", "x\0"])
+def test_no_store_takes_a_name_that_leads_out(tmp_path: Path, name: str) -> None:
+    store = open_store(str(tmp_path / "out"), create=True)
+    actions = [
+        lambda: store.create(name, b""),
+        lambda: store.replace(name, b""),
+        lambda: store.delete(name),
+        lambda: store.read_bytes(name),
+        lambda: store.leftovers([name]),
+        lambda: store.delete_leftover(Leftover("x", f"{name}/{TEMPORARY}", 0.0, 0)),
+    ]
+    for action in actions:
+        with pytest.raises(InputError):
+            action()
+
+
+@pytest.mark.parametrize("planted", [".anabranch", ".anabranch/receipts", ".anabranch/survey"])
+def test_a_planted_link_to_a_folder_is_refused(disturbed: Disturbed, tmp_path: Path, planted: str) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (out / planted).parent.mkdir(parents=True)
+    (out / planted).symlink_to(elsewhere)
+    done = disturbed.run(out)
+    assert done.returncode == 6, done.stderr
+    assert "is a symbolic link" in done.stderr
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_planted_link_to_a_file_is_replaced_and_not_followed(disturbed: Disturbed, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    assert disturbed.run(out).returncode == 0
+    victim.write_text("somebody else's")
+    (out / "anabranch.manifest.json").unlink()  # as after a kill just before the commit
+    for name in ("config.json", "model.safetensors.index.json", "anabranch.tensors.parquet"):
+        (out / name).unlink()
+        (out / name).symlink_to(victim)
+    assert disturbed.run(out).returncode == 0
+    assert victim.read_text() == "somebody else's"
+    assert not any(path.is_symlink() for path in out.iterdir())
+    disturbed.assert_done(out)
+
+
+def test_leftovers_behind_a_link_are_not_removed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / TEMPORARY).write_text("x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "folder").symlink_to(elsewhere)
+    store = open_store(str(tmp_path / "out"))
+    with pytest.raises(ResourceError, match="is a symbolic link"):
+        store.delete_leftover(Leftover("folder/x.safetensors", f"folder/{TEMPORARY}", 0.0, 1))
+    assert (elsewhere / TEMPORARY).exists()
