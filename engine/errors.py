@@ -67,7 +67,7 @@ class Interrupted(AnabranchError):
     exit_code = 130
 
 
-def some_names(names: Sequence[str], most: int = 5) -> str:
+def some_names(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list for a message, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

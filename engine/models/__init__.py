@@ -33,11 +33,13 @@ from .side_files import output_file_names
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
 from .tied_embeddings import (
     TIE_KEY,
+    is_tied,
     names_embedding,
     names_head,
     tied_groups,
     tied_to,
     with_the_names_of,
+    with_ties_apart,
 )
 from .tokens.decide import Folders, Source, plan_tokenizer, tokenizer_url
 from .tokens.files import VocabularyFiles
@@ -83,6 +85,7 @@ __all__ = [
     "header_length",
     "is_number",
     "is_part",
+    "is_tied",
     "json_object",
     "layer_rules",
     "licence_of",
@@ -111,4 +114,5 @@ __all__ = [
     "with_mapped_names",
     "with_names_of",
     "with_the_names_of",
+    "with_ties_apart",
 ]

@@ -160,7 +160,7 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     notes = [f"{store.url}: not part of the checkpoint and not read: {some_names(sorted(unread))}"] if unread else []
     if copies:
         text = f"{len(copies)} tensors are in several files, of which the index says which one counts"
-        notes.append(f"{store.url}: {text}: {some_names([*copies], 3)}")
+        notes.append(f"{store.url}: {text}: {some_names([*copies])}")
     return Checkpoint(
         url=store.url,
         files=tuple(file for file, _ in opened),
@@ -341,7 +341,7 @@ def _check_index(
     extra = [name for name in tensors if name not in weight_map]
     if extra:
         raise InputError(
-            f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(sorted(extra), 3)}",
+            f"{where}: lacks {len(extra)} tensors that are in the files: {some_names(sorted(extra))}",
             "If they belong to the model, add them to the index's weight_map with the file that holds them (`exclude` "
             "and `extra_tensors` of a recipe then say what becomes of them); if not, fetch files and index again.",
         )

@@ -115,7 +115,7 @@ def _match(
         meant = candidates.get(own(name), [])
         if len(meant) > 1:
             raise InputError(
-                f"{model.url}: {name!r} could be several tensors of {reference.url}: {some_names(meant, 3)}", _SAY_WHICH
+                f"{model.url}: {name!r} could be several tensors of {reference.url}: {some_names(meant)}", _SAY_WHICH
             )
         claims[meant[0] if meant else ""].append(name)
     claims.pop("", None)
@@ -224,7 +224,7 @@ def with_mapped_names(model: Checkpoint, names: Mapping[str, str], where: str) -
             found[name] = _filled(target, match.groups())
     targets = Counter(found.get(name, name) for name in model.tensors)
     if twice := sorted(name for name, count in targets.items() if count > 1):
-        raise RecipeError(f"{where} gives {len(twice)} names to several tensors of {model.url}: {some_names(twice, 3)}")
+        raise RecipeError(f"{where} gives {len(twice)} names to several tensors of {model.url}: {some_names(twice)}")
     changed = {name: other for name, other in found.items() if name != other}
     if not changed:
         return model, used

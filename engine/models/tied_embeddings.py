@@ -12,9 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from ..errors import RecipeError
 from .architectures import Architecture
 from .checkpoint import Checkpoint
 from .location import TensorLocation
+from .names import plain_name
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
@@ -122,6 +124,31 @@ def with_the_names_of(reference: Checkpoint, model: Checkpoint) -> Checkpoint:
     for group in tied_groups({**reference.tensors, **model.tensors}, architecture):
         model = _in_group(reference, model, group)
     return model
+
+
+def with_ties_apart(reference: Checkpoint, models: Iterable[Checkpoint]) -> Checkpoint:
+    """The reference with a tensor of its own for each tied one that a model has so; it counts as not tied then.
+
+    Args:
+        reference: its tied tensors are stored under one of their names, at least.
+        models: with the names that the reference has, as far as it has any.
+
+    Raises:
+        RecipeError: the reference stores already what models have of their own.
+    """
+    added: dict[str, str] = {}
+    for model in models:
+        if is_tied(model, reference) is False:
+            names = {*reference.tensors, *map(plain_name, model.tensors)}
+            for group in tied_groups(names, reference.architecture or model.architecture):
+                source = next((name for name in group if name in reference.tensors), None)
+                if source is not None:
+                    added |= {name: source for name in group if name not in reference.tensors}
+    if not added:
+        text = "`output: {ties: apart}` has no meaning: no model has a tensor of its own that is tied in the base"
+        raise RecipeError(text, "leave the key out: tied tensors are written as the base has them")
+    texts = [f"{name} is written apart from {source} and starts from its values" for name, source in added.items()]
+    return replace(_changed(reference, added, [], "; ".join(texts)), tied=False)
 
 
 def _in_group(reference: Checkpoint, model: Checkpoint, group: tuple[str, ...]) -> Checkpoint:

@@ -59,8 +59,8 @@ def _extra_hint(reference: Checkpoint, names: Sequence[str]) -> str:
         return hint
     name, source = tied[0]
     return (
-        f"{name} is tied to {source} in {reference.url}. Either {hint}, so that the output stays tied; or name as the "
-        f"reference a copy of that model which stores {name}, too, and says {TIE_KEY}: false, so that it is merged"
+        f"{name} is tied to {source} in {reference.url}. Either {hint}, so that the output stays tied; or set `output: "
+        f"{{ties: apart}}`, so that it is merged as a tensor of its own and config.json says {TIE_KEY}: false"
     )
 
 
@@ -112,7 +112,7 @@ def check_quantised(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
         if lacking := [name for name in codes if not recipe.excludes(name)]:
             raise InputError(
                 f"{checkpoint.url}: {len(lacking)} matrices of 8-bit floats have no scales of a known name, "
-                f"and {sign}: {some_names(lacking, 3)}; without their scales such numbers cannot be merged",
+                f"and {sign}: {some_names(lacking)}; without their scales such numbers cannot be merged",
                 "name the checkpoint that was quantised, or exclude these tensors to copy the base's",
             )
 

@@ -23,6 +23,7 @@ from ..models import (
     Source,
     VocabularyFiles,
     common_licence,
+    is_tied,
     json_object,
     licence_of,
     open_activations,
@@ -40,6 +41,7 @@ from ..models import (
     with_mapped_names,
     with_names_of,
     with_the_names_of,
+    with_ties_apart,
 )
 from ..recipe import Recipe, activations_of, donor_of, groups_of, names_of, references_of
 from ..storage import FileInfo, Store, crosses_network
@@ -238,17 +240,17 @@ def _sources(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened, folde
     if recipe.output.experts != "as-base":
         names = with_experts_as(names, recipe.output.experts)
     mapped = _mapped(recipe, urls, opened)
-    sources = []
-    for url in (reference, *(urls[model] for model in models)):
-        checkpoint, store = opened.models[url]
-        tokenizer = _tokenizer_folder(url, opened, folders)
-        if url == reference:
-            checkpoint = names
-        else:
-            checkpoint = with_names_of(names, with_experts_like(names, mapped.get(url, checkpoint)))
-            checkpoint = with_the_names_of(names, checkpoint)
-        sources.append(Source(url, store, checkpoint, tokenizer))
-    return sources
+    used = dict.fromkeys((reference, *(urls[model] for model in models)))
+    own = {url: with_experts_like(names, mapped.get(url, opened.models[url][0])) for url in used if url != reference}
+    if recipe.output.ties == "apart":
+        own = {url: replace(checkpoint, tied=is_tied(checkpoint, names)) for url, checkpoint in own.items()}
+        names = with_ties_apart(names, [with_names_of(names, checkpoint) for checkpoint in own.values()])
+    aligned = {url: with_the_names_of(names, with_names_of(names, checkpoint)) for url, checkpoint in own.items()}
+    aligned[reference] = names
+    return [
+        Source(url, opened.models[url][1], aligned[url], _tokenizer_folder(url, opened, folders))
+        for url in (reference, *(urls[model] for model in models))
+    ]
 
 
 def _mapped(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened) -> dict[ModelUrl, Checkpoint]:
@@ -267,10 +269,10 @@ def _mapped(recipe: Recipe, urls: Mapping[str, ModelUrl], opened: Opened) -> dic
                 raise RecipeError(f"{where}: {entry.model} is listed again with other names; give it the same ones")
             own = with_mapped_names(opened.models[url][0], names, where)[1]
             if missed := [pattern for pattern in entry.names if pattern not in own]:
-                raise RecipeError(f"{where}: no tensor of {entry.model} fits {some_names(missed, 3)}")
+                raise RecipeError(f"{where}: no tensor of {entry.model} fits {some_names(missed)}")
             unused -= own
     if unused:
-        raise RecipeError(f"{recipe.at(('names',))}: no tensor of any model fits {some_names(sorted(unused), 3)}")
+        raise RecipeError(f"{recipe.at(('names',))}: no tensor of any model fits {some_names(sorted(unused))}")
     return {url: with_mapped_names(opened.models[url][0], names, where)[0] for url, (where, names) in wanted.items()}
 
 

@@ -57,8 +57,8 @@ def _takes_no_part(recipe: Recipe, blueprint: Blueprint, model: Checkpoint, shar
     if not shared:
         return InputError(
             f"{model.url}: no tensor of it takes part: none of its names fits. "
-            f"It has {some_names([*model.tensors], 3)}; "
-            f"{blueprint.reference_name} has {some_names([*blueprint.sources[0].tensors], 3)}",
+            f"It has {some_names([*model.tensors])}; "
+            f"{blueprint.reference_name} has {some_names([*blueprint.sources[0].tensors])}",
             f"name a model of the same architecture and with the same names of tensors, {MEANT}",
         )
     excluded = sum(recipe.excludes(name) for name in shared)

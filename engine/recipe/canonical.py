@@ -50,10 +50,10 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
         result["tokenizer"] = recipe.tokenizer_keys.plain(url, url(donor_of(recipe)))
     if recipe.chat_template is not None:
         result["chat_template"] = recipe.chat_template
-    layout = recipe.output
-    result["output"] = {"shard_size": layout.shard_size_bytes}
-    result["output"] |= {"experts": layout.experts} if layout.experts != "as-base" else {}
-    result["output"] |= {"card": layout.card} if layout.card is not True else {}
+    forms = {"experts": recipe.output.experts, "ties": recipe.output.ties}
+    changed = {key: form for key, form in forms.items() if form != "as-base"}
+    card = {"card": recipe.output.card} if recipe.output.card is not True else {}
+    result["output"] = {"shard_size": recipe.output.shard_size_bytes} | changed | card
     return result
 
 

@@ -320,8 +320,9 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("output", "card"), "emr writes parts, which no card of a model describes; expected true or false"
         )
-    if recipe.output.experts != "as-base":
-        yield Problem(("output", "experts"), "emr writes masks on the base's own tensors; expected as-base")
+    for key in ("experts", "ties"):
+        if getattr(recipe.output, key) != "as-base":
+            yield Problem(("output", key), "emr writes masks on the base's own tensors; expected as-base")
     seen: dict[str, str] = {}
     for i, entry in enumerate(recipe.models):
         name = task_name(entry)

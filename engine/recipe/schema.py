@@ -145,6 +145,8 @@ class Layout(BaseModel):
     """Experts of a layer in one tensor or one by one."""
     card: Annotated[bool | Literal["base"], BeforeValidator(_card)] = True
     """Whether README.md and mergekit_config.yml say how the output was made; `base`: README.md is the base's."""
+    ties: Literal["as-base", "apart"] = "as-base"
+    """Tied tensors stored as the base stores them, or each that a model has as a tensor of its own."""
 
 
 class ModelEntry(BaseModel):

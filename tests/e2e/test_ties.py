@@ -85,12 +85,13 @@ def test_a_head_that_differs_although_it_is_said_to_be_tied(place: Place) -> Non
     said = " ".join(result.stderr.split())
     assert f"{HEAD} is tied to {EMBEDDING}" in said
     assert "extra_tensors: ignore" in said
-    assert "tie_word_embeddings: false" in said
+    assert "output: {ties: apart}" in said
     check(place.merged(causal(1), tuned, GEMMA, extra_tensors="ignore"), causal(2))
-    place.folder /= "again"
-    check(place.merged(causal(1, HEAD), tuned, GEMMA), tuned)
-    assert place.config == GEMMA | {"tie_word_embeddings": False}
-    assert f"{HEAD} differs from {EMBEDDING}, to which it is said to be tied" in place.said
+    for again, base, keys in (("apart", causal(1), {"output": {"ties": "apart"}}), ("again", causal(1, HEAD), {})):
+        place.folder /= again
+        check(place.merged(base, tuned, GEMMA, **keys), tuned)
+        assert place.config == GEMMA | {"tie_word_embeddings": False}
+        assert f"{HEAD} differs from {EMBEDDING}, to which it is said to be tied" in place.said
 
 
 @pytest.mark.parametrize("stored", [("shared.weight",), COPIES[1:2], ("shared.weight", *COPIES), COPIES[:2]])
@@ -145,3 +146,27 @@ def test_an_adapter_on_a_tied_head_beside_its_base_is_refused_with_both_ways_out
     assert adapted(place, factors("lm_head", 10), **keys).exit_code == 0
     assert place.config == LLAMA
     assert HEAD not in load_output(place.folder / "out")
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_ties_apart_where_one_model_is_tied_and_another_is_not(place: Place, prefix: str) -> None:
+    """The tied one changes the head with its embedding, as when its state dict is merged."""
+    pair = factors("lm_head", 10)
+    own = causal(2) | {HEAD: random(3, 10, 6)}
+    write_checkpoint(place.folder / "untied", {prefix + name: tensor for name, tensor in own.items()}, 1)
+    models = [f"{place.folder}/base+{place.folder}/adapter", str(place.folder / "m"), str(place.folder / "untied")]
+    entries = [{"model": model, "parameters": {"weight": 0.5}} for model in models]
+    write_checkpoint(place.folder / "base", causal(1), 1, LLAMA)
+    write_adapter(place.folder / "adapter", pair)
+    found = place.merged(causal(1), causal(6), LLAMA, models=entries, output={"ties": "apart"})
+    base, tied = causal(1, HEAD), causal(6, HEAD)
+    expected = {name: t + 0.5 * (tied[name] - t) + 0.5 * (own[name] - t) for name, t in base.items()}
+    expected[HEAD] += 0.5 * product(*pair.values(), 6 / 4)
+    check(found, expected)
+    assert place.config == LLAMA | {"tie_word_embeddings": False}
+
+
+def test_ties_apart_without_a_head_of_its_own_is_refused(place: Place) -> None:
+    result = place.run(causal(1), causal(2, HEAD), GEMMA, output={"ties": "apart"})
+    assert result.exit_code == 2
+    assert "no model has a tensor of its own that is tied in the base" in " ".join(result.stderr.split())

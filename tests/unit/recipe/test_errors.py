@@ -99,7 +99,7 @@ ADDED = [
     ("output: 2GB", "r.yml:10: output: expected a mapping, got '2GB'"),
     (
         "output: {shard: 2GB}",
-        "output.shard: unknown key; expected one of shard_size, experts, card; did you mean 'shard_size'?",
+        "output.shard: unknown key; expected one of shard_size, experts, card, ties; did you mean 'shard_size'?",
     ),
     ("output: {shard_size: 2G}", "output.shard_size: expected a size such as 2GB"),
     ("output: {shard_size: 0}", "expected a whole number of bytes, at least 1, got 0"),
