@@ -1,11 +1,12 @@
 """One module under several names: a model's tensors under the names that the reference has.
 
-A tensor whose name both have is the same tensor. What is left over on both sides is compared by three sets of rules,
+A tensor whose name both have is the same tensor. What is left over on both sides is compared by four sets of rules,
 each on what the ones before have left:
 
 1. Both names as the model's class has them now (see `Architecture.canonical`), without the class's prefix.
 2. One of them so, the other as it stands: transformers does not rename what has its new name already.
 3. Rules for any architecture: see `generic_name`.
+4. The same without the module that vision-language models have around their language model: see `text_name`.
 
 Names that wrappers of a training run put before or into others (`module.`, `_orig_mod.`) are left out everywhere.
 """
@@ -63,6 +64,11 @@ def generic_name(name: str) -> str:
     return _BETA.sub("bias", _GAMMA.sub("weight", name))
 
 
+def text_name(name: str) -> str:
+    """What a language model by itself calls a tensor that lies in `language_model.` of a larger model."""
+    return generic_name(name).removeprefix("language_model.")
+
+
 def match_names(model: Known, reference: Known) -> dict[str, str]:
     """By name of the model that the reference does not have, the reference's name of the same tensor.
 
@@ -90,7 +96,8 @@ def match_names(model: Known, reference: Known) -> dict[str, str]:
 
     for own, wanted in ((current, others_current), (current, others_raw), (raw, others_current)):
         _match(model, reference, found, own, wanted)
-    _match(model, reference, found, generic_name, generic_name)
+    for rule in (generic_name, text_name):
+        _match(model, reference, found, rule, rule)
     return _with_other_layers(model, reference, found)
 
 

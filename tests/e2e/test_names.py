@@ -164,6 +164,18 @@ def test_the_same_module_under_another_name_is_the_same_tensor(tmp_path: Path, k
     assert f"({changed}): " in note
 
 
+@pytest.mark.parametrize("base", [same, old_llava])
+def test_a_language_model_by_itself_is_that_of_a_larger_model(tmp_path: Path, base: Rename) -> None:
+    case = Merge(tmp_path, LLAVA_NEW)
+    for name in LLAVA_NEW:
+        if "vision" in name or "projector" in name:
+            del case.tuned[name]
+    recipe = case.recipe(base, lambda name: name.replace("model.language_model.", "model."), LLAVA, LLAMA)
+    expected = case.base | {n: t + 0.5 * (case.tuned[n] - t) for n, t in case.base.items() if n in case.tuned}
+    assert_equal(case.merged(recipe), expected, base)
+    assert any("2 of the reference's tensors" in warning for warning in planned(recipe).warnings)
+
+
 def test_a_note_says_each_difference_with_its_count(tmp_path: Path) -> None:
     names, rename, config = KINDS["llava before 4.52"]
     [note] = planned(Merge(tmp_path, names).recipe(same, rename, config)).notes
