@@ -56,18 +56,18 @@ def budget_densities(u: Sequence[float], numel: Sequence[int], mean: float, spre
     total = math.fsum(numel[i] for i in places)
     mu = math.fsum(numel[i] * u[i] for i in places) / total
     sigma = math.sqrt(math.fsum(numel[i] * (u[i] - mu) ** 2 for i in places) / total)
-    z = [(u[i] - mu) / sigma if sigma > 0 else 0.0 for i in places]
-    weights = [numel[i] / total for i in places]
+    z = np.array([(u[i] - mu) / sigma if sigma > 0 else 0.0 for i in places])
+    weights = np.array([numel[i] / total for i in places])
 
-    def sparsities(c: float) -> list[float]:
-        return [min(max(c + spread * value, 0.0), MAX_SPARSITY) for value in z]
+    def sparsities(c: float) -> NDArray[np.float64]:
+        return np.minimum(np.maximum(c + spread * z, 0.0), MAX_SPARSITY)
 
     low, high = -BISECTION_RANGE, BISECTION_RANGE
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        reached = math.fsum(w * s for w, s in zip(weights, sparsities(middle), strict=True))
+        reached = math.fsum((weights * sparsities(middle)).tolist())
         low, high = (middle, high) if reached < 1.0 - mean else (low, middle)
-    for i, sparsity in zip(places, sparsities((low + high) / 2), strict=True):
+    for i, sparsity in zip(places, sparsities((low + high) / 2).tolist(), strict=True):
         densities[i] = 1.0 - sparsity
     return densities
 

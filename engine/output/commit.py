@@ -24,6 +24,7 @@ from .manifest import (
     PLAN_NAME,
     RECEIPTS_FOLDER,
     SURVEY_FOLDER,
+    SURVEY_NAME,
     TASKS_NAME,
     TENSORS_NAME,
     FileEntry,
@@ -40,7 +41,7 @@ from .receipts import (
     encode_survey_part,
     rows_limit,
 )
-from .tables import tasks_table, tensors_table, write_table
+from .tables import survey_table, tasks_table, tensors_table, write_table
 from .watch import Watch, vanished_error
 
 State = Literal["new", "started", "finished"]
@@ -275,10 +276,14 @@ class OutputDirectory:
             files[name] = self._publish(name, data)
         table = tensors_table(self.plan, ordered)
         self._publish(TENSORS_NAME, write_table(table.arrow))
+        tables = {TENSORS_NAME: table.digest}
+        if per_tensor := [row for row in survey.rows if "tensor" in row] if survey is not None else []:
+            arrow, tables[SURVEY_NAME] = survey_table(per_tensor)
+            self._publish(SURVEY_NAME, write_table(arrow))
         if len(ordered) > 1:
             files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
         summary = with_scale(self.plan, ordered, table.summary)
-        manifest = self._manifest(ordered, files, survey, summary, {TENSORS_NAME: table.digest})
+        manifest = self._manifest(ordered, files, survey, summary, tables)
         self._check_published(manifest)
         self._publish_manifest(manifest)
         try:
@@ -314,7 +319,7 @@ class OutputDirectory:
     def clean(self, manifest: Manifest) -> None:
         """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
         receipts = [name(i) for i in range(len(self.plan.shards)) for name in (self._receipt_name, self._rows_name)]
-        own = [PLAN_NAME, TASKS_NAME, MANIFEST_NAME, TENSORS_NAME]
+        own = [PLAN_NAME, TASKS_NAME, MANIFEST_NAME, TENSORS_NAME, SURVEY_NAME]
         names = [*own, *manifest.files, *receipts, *self.store.list(SURVEY_FOLDER)]
         for leftover in self.store.leftovers(names):
             self.store.delete_leftover(leftover)
@@ -346,7 +351,7 @@ class OutputDirectory:
             notes=list(self.plan.notes),
             warnings=list(self.plan.warnings),
             tables=tables,
-            survey=[dict(row) for row in survey.rows] if survey is not None else [],
+            survey=[dict(row) for row in survey.rows if "tensor" not in row] if survey is not None else [],
         )
 
     def _publish_manifest(self, manifest: Manifest) -> None:

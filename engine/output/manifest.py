@@ -18,6 +18,7 @@ RECEIPTS_FOLDER = ".anabranch/receipts"
 SURVEY_FOLDER = ".anabranch/survey"
 MANIFEST_NAME = "anabranch.manifest.json"
 TENSORS_NAME = "anabranch.tensors.parquet"
+SURVEY_NAME = "anabranch.survey.parquet"
 PLAN_ATTRIBUTE = "anabranch_plan"
 """Where an object store keeps the plan id of a shard."""
 INDEX_NAME = "model.safetensors.index.json"
@@ -54,7 +55,7 @@ class Manifest(Record):
     tables: dict[str, str]
     """SHA-256 over the rows of each Parquet table; the bytes of Parquet files depend on the library's version."""
     survey: list[dict[str, Any]]
-    """Densities that a survey of whole models decided; empty without one."""
+    """What a survey decided of each whole model; what it decided of each tensor is a table of its own."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
-from ..plan import Plan, Receipt
+from ..plan import Plan, Receipt, TensorRow
 from ..storage import Store
 from .problems import Problem
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:  # imported where a table is made: workers never need it
     import pyarrow
 
 MAX_TABLE_BYTES = 1 << 30
+"""A table with a row for each of 100,000 tensors of eight models has some 60 MB."""
+UNPACKED_FACTOR = 64
+UNPACKED_BYTES = 64 << 20
+"""A file that says that it unpacks to more than so many times its size, plus so much, is damaged or made to harm."""
+ROWS_AT_ONCE = 4096
+"""Rows that are Python objects at the same time."""
 
 
 @dataclass(frozen=True)
@@ -58,36 +66,7 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
     import pyarrow
 
     by_name = {row.name: row for receipt in receipts for row in receipt.tensors}
-    names = [f"{i}" for i in range(len(plan.models))]
-    rows: list[dict[str, Any]] = []
-    totals = [_Total(len(names)) for _ in names]
-    for task in plan.tasks:
-        row = by_name[task.name]
-        for position, model in enumerate(row.models):
-            if model is None:
-                continue
-            i = task.model_of(position)
-            overlaps = [0] * len(names)
-            for a, b, count in row.overlaps:
-                if position in (a, b):
-                    overlaps[task.model_of(b if position == a else a)] = count
-            totals[i].add(task.numel, model.kept, overlaps)
-            rows.append(
-                {
-                    "tensor": task.name,
-                    "model": i,
-                    "numel": task.numel,
-                    "density": model.density,
-                    "kept": model.kept,
-                    "kept_fraction": model.kept / task.numel,
-                    "overlaps": overlaps,
-                    "l1": model.l1,
-                    "l2": model.l2,
-                    "nonfinite": row.nonfinite,
-                    "overflowed": row.overflowed,
-                }
-            )
-    summary = [_summary(plan, totals, i) for i in range(len(names))]
+    totals = [_Total(len(plan.models)) for _ in plan.models]
     schema = pyarrow.schema(
         [
             ("tensor", pyarrow.string()),
@@ -103,8 +82,68 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
             ("overflowed", pyarrow.int64()),
         ]
     )
-    digest = hashlib.sha256(canonical_json(rows)).hexdigest()
-    return TensorsTable(pyarrow.Table.from_pylist(rows, schema=schema), digest, summary)
+    arrow, digest = _hashed_table(_tensor_rows(plan, by_name, totals), schema)
+    return TensorsTable(arrow, digest, [_summary(plan, totals, i) for i in range(len(totals))])
+
+
+def survey_table(rows: Iterable[Mapping[str, Any]]) -> tuple[pyarrow.Table, str]:
+    """What a survey of whole models decided of every tensor and model, with the digest of its rows."""
+    import pyarrow
+
+    real, whole = pyarrow.float64(), pyarrow.int64()
+    reals = ("density", "redundancy", "l1", "squares", "fourths", "median", "high")
+    columns = [("model", pyarrow.int32()), ("tensor", pyarrow.string()), ("numel", whole), ("zeros", whole)]
+    return _hashed_table(rows, pyarrow.schema([*columns, *((name, real) for name in reals)]))
+
+
+def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[_Total]) -> Iterator[dict[str, Any]]:
+    """The rows of the table of tensors; adds them up by model."""
+    for task in plan.tasks:
+        row = by_name[task.name]
+        for position, model in enumerate(row.models):
+            if model is None:
+                continue
+            i = task.model_of(position)
+            overlaps = [0] * len(totals)
+            for a, b, count in row.overlaps:
+                if position in (a, b):
+                    overlaps[task.model_of(b if position == a else a)] = count
+            totals[i].add(task.numel, model.kept, overlaps)
+            yield {
+                "tensor": task.name,
+                "model": i,
+                "numel": task.numel,
+                "density": model.density,
+                "kept": model.kept,
+                "kept_fraction": model.kept / task.numel,
+                "overlaps": overlaps,
+                "l1": model.l1,
+                "l2": model.l2,
+                "nonfinite": row.nonfinite,
+                "overflowed": row.overflowed,
+            }
+
+
+def _hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
+    """A table, and the digest of its rows; a few thousand of them are spelled out at a time."""
+    import pyarrow
+
+    batches, rows = [], iter(rows)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        batches.append(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+    return pyarrow.Table.from_batches(batches, schema=schema), rows_digest(batches)
+
+
+def rows_digest(batches: Iterable[pyarrow.RecordBatch]) -> str:
+    """SHA-256 over the canonical JSON of all rows as one list; it does not depend on how they are cut into batches."""
+    digest, separator = hashlib.sha256(b"["), b""
+    for batch in batches:
+        for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
+            rows = batch.slice(begin, ROWS_AT_ONCE).to_pylist()
+            digest.update(separator + canonical_json(rows)[1:-2])
+            separator = b","
+    digest.update(b"]\n")
+    return digest.hexdigest()
 
 
 class _Total:
@@ -142,38 +181,58 @@ def write_table(table: pyarrow.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes, rows: int | None = None, limit_bytes: int = MAX_TABLE_BYTES) -> pyarrow.Table:
-    """The table in a Parquet file; small files that unpack to much more than they may hold are not unpacked.
-
-    Threads of the library are never started: they were seen to abort a process that ends.
+def read_table(data: bytes, rows: int, limit_bytes: int) -> pyarrow.Table:
+    """The table in a Parquet file.
 
     Raises:
         IntegrityError: it is no Parquet file, is damaged, or has not so many rows, or more than `limit_bytes`.
     """
     import pyarrow
+
+    with _refusing_damage():
+        file = _open_table(data, limit_bytes)
+        if file.metadata.num_rows != rows:
+            raise IntegrityError(f"it has {file.metadata.num_rows} rows, expected {rows}")
+        return pyarrow.Table.from_batches(file.iter_batches(use_threads=False), schema=file.schema_arrow)
+
+
+def _open_table(data: bytes, limit_bytes: int) -> pyarrow.parquet.ParquetFile:
+    """A Parquet file that may be opened: small files that unpack to much more than they may hold are not unpacked.
+
+    Threads of the library are never started: they were seen to abort a process that ends.
+    """
+    import pyarrow
     import pyarrow.parquet
 
+    file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False)
+    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    if not 0 <= size <= limit_bytes:
+        raise IntegrityError(f"it unpacks to {size} bytes, expected at most {limit_bytes}")
+    return file
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Whatever the library raises for a damaged file, as what it is."""
+    import pyarrow
+
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False)
-        meta = file.metadata
-        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        if rows is not None and meta.num_rows != rows:
-            raise IntegrityError(f"it has {meta.num_rows} rows, expected {rows}")
-        if not 0 <= size <= limit_bytes:
-            raise IntegrityError(f"it unpacks to {size} bytes, expected at most {limit_bytes}")
-        return file.read(use_threads=False)
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise IntegrityError(f"it cannot be read: {type(error).__name__}: {error}") from None
 
 
 def table_problem(store: Store, name: str, digest: str) -> Problem | None:
     """Whether a table has the rows that were written; the bytes of Parquet files depend on the library's version."""
     try:
-        rows = read_table(store.read_bytes(name, MAX_TABLE_BYTES)).to_pylist()
+        data = store.read_bytes(name, MAX_TABLE_BYTES)
+        with _refusing_damage():
+            file = _open_table(data, min(MAX_TABLE_BYTES, UNPACKED_FACTOR * len(data) + UNPACKED_BYTES))
+            found = rows_digest(file.iter_batches(ROWS_AT_ONCE, use_threads=False))
     except FileNotFoundError:
         return Problem(name, "missing")
     except (IntegrityError, InputError) as error:
         return Problem(name, f"damaged: {error.message}")
-    if hashlib.sha256(canonical_json(rows)).hexdigest() != digest:
+    if found != digest:
         return Problem(name, "damaged: its rows are not those that were written")
     return None

@@ -11,7 +11,7 @@ import torch
 from anabranch.engine.errors import InputError, OutputConflictError, ResourceError, TemporaryError
 from anabranch.engine.models.config_json import patch_config
 from anabranch.engine.output.commit import OutputDirectory, index_json
-from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, TASKS_NAME, TENSORS_NAME
+from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, SURVEY_NAME, TASKS_NAME, TENSORS_NAME
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
 from anabranch.engine.recipe.parse import load_recipe
@@ -71,7 +71,18 @@ def contents(store: Store) -> dict[str, bytes]:
 
 
 def leftovers(store: Store) -> object:
-    names = [*SHARDS, *RECEIPTS, *TABLES, PLAN_NAME, TASKS_NAME, TENSORS_NAME, MANIFEST_NAME, INDEX_NAME, "config.json"]
+    names = [
+        *SHARDS,
+        *RECEIPTS,
+        *TABLES,
+        PLAN_NAME,
+        TASKS_NAME,
+        TENSORS_NAME,
+        SURVEY_NAME,
+        MANIFEST_NAME,
+        INDEX_NAME,
+        "config.json",
+    ]
     return store.leftovers([*names, "tokenizer.json", *store.list(".anabranch/survey")])
 
 
@@ -88,7 +99,7 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
         for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
     assert events[5:14] == shards
-    last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, INDEX_NAME]
+    last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, SURVEY_NAME, INDEX_NAME]
     assert events[14:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 
