@@ -9,6 +9,7 @@ from ..engine.errors import InputError, IntegrityError
 from ..engine.models import check_file_name
 from ..engine.output import (
     INDEX_NAME,
+    INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
     RECEIPTS_FOLDER,
@@ -34,7 +35,7 @@ def find_leftovers(store: Store, older_than_seconds: float = OLD_SECONDS) -> tup
 
 def _own_names(store: Store) -> Iterator[str]:
     """Every large file that the plan of this output may write, and the small ones around them."""
-    yield from (PLAN_NAME, TASKS_NAME, TENSORS_NAME, SURVEY_NAME, INDEX_NAME, MANIFEST_NAME)
+    yield from (PLAN_NAME, TASKS_NAME, INPUTS_NAME, TENSORS_NAME, SURVEY_NAME, INDEX_NAME, MANIFEST_NAME)
     yield from store.list(SURVEY_FOLDER)
     try:
         layout = json.loads(store.read_bytes(PLAN_NAME))["layout"]

@@ -53,6 +53,10 @@ class CheckpointFile:
     version: str
     """See `FileInfo.version`; every later read of the file demands it."""
     header_sha256: str
+    inode: int | None = None
+    """As `FileInfo.inode`, and the next as `FileInfo.changed_ns`: they mean something on one host only and so are not
+    part of what identifies the input in a plan."""
+    changed_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,8 @@ def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
     """
     where = f"{store.url}/{name}"
     try:
-        size, version, *_ = store.info(name)
+        info = store.info(name)
+        size, version = info.size, info.version
         data = bytearray(min(size, FIRST_READ_BYTES))
         store.read_into(name, 0, memoryview(data), version)
         length = header_length(bytes(data[:8]), size, where)
@@ -293,7 +298,8 @@ def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
         raise InputError(f"{where}: missing, or a broken link", "Finish the download.") from error
     header_bytes = bytes(data[:length])
     header = parse_header(header_bytes, size, where)
-    return CheckpointFile(name, size, version, hashlib.sha256(header_bytes).hexdigest()), header
+    digest = hashlib.sha256(header_bytes).hexdigest()
+    return CheckpointFile(name, size, version, digest, info.inode, info.changed_ns), header
 
 
 def _collect_tensors(

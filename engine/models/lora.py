@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError, some_names
 from ..storage import Store
-from .checkpoint import Checkpoint, CheckpointFile, read_file_header
+from .checkpoint import Checkpoint, read_file_header
 from .config_json import read_config
 from .derived import Factor, LowRank
 from .header import DTYPES, TensorInfo
@@ -108,7 +108,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
         *([describe_names(store.url, base.url, changes.names)] if changes.names else []),
         *changes.notes,
     ]
-    files = (*base.files, CheckpointFile(f"{store.url}/{file.name}", file.size, file.version, file.header_sha256))
+    files = (*base.files, replace(file, name=f"{store.url}/{file.name}"))
     return replace(
         base,
         url=f"{base.url}+{store.url}",

@@ -10,6 +10,7 @@ from .finished import Finished, check_is_model, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
     INDEX_NAME,
+    INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
     PLAN_NAME,
@@ -28,6 +29,7 @@ from .verify import Verification, check_file
 
 __all__ = [
     "INDEX_NAME",
+    "INPUTS_NAME",
     "MANIFEST_NAME",
     "PLAN_ATTRIBUTE",
     "PLAN_NAME",

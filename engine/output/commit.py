@@ -19,6 +19,7 @@ from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
 from .emr_files import part_files, with_scale
 from .manifest import (
     INDEX_NAME,
+    INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
     PLAN_NAME,
@@ -142,6 +143,30 @@ class OutputDirectory:
         if MANIFEST_NAME in (listed := self.store.list()):
             return decode_manifest(self.store.read_bytes(MANIFEST_NAME), f"{self.store.url}/{MANIFEST_NAME}").plan_id
         return "(unreadable)" if listed else self.plan.plan_id
+
+    def bind_inputs(self, host: str, identity: Mapping[str, Sequence[int]]) -> None:
+        """Give up what was made from other files than those that are there now, even if name, size and time are equal.
+
+        Args:
+            host: where `identity` means something. What another host noted cannot be compared and is believed.
+            identity: by URL of an input file, numbers that another file cannot have.
+        """
+        record = {"plan_id": self.plan.plan_id, "host": host, "files": {url: [*of] for url, of in identity.items()}}
+        try:
+            found = unsealed(self.store.read_bytes(INPUTS_NAME))
+        except FileNotFoundError:
+            found = {}
+        except (InputError, ValueError):
+            found = {"host": host}  # damaged: nobody knows what was read
+        if found == record:
+            return
+        changed = found.get("host") == host and found.get("files") != record["files"]
+        made = [*self.store.list(RECEIPTS_FOLDER), *self.store.list(SURVEY_FOLDER)] if changed else []
+        if made:
+            self._note(f"{self.store.url} is made again: inputs were replaced by other files, or were changed")
+        for name in made:
+            self.store.delete(name)
+        self.store.replace(INPUTS_NAME, sealed_json(record))
 
     # -- receipts ------------------------------------------------------------------------------------------------
 
@@ -319,7 +344,7 @@ class OutputDirectory:
     def clean(self, manifest: Manifest) -> None:
         """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
         receipts = [name(i) for i in range(len(self.plan.shards)) for name in (self._receipt_name, self._rows_name)]
-        own = [PLAN_NAME, TASKS_NAME, MANIFEST_NAME, TENSORS_NAME, SURVEY_NAME]
+        own = [PLAN_NAME, TASKS_NAME, INPUTS_NAME, MANIFEST_NAME, TENSORS_NAME, SURVEY_NAME]
         names = [*own, *manifest.files, *receipts, *self.store.list(SURVEY_FOLDER)]
         for leftover in self.store.leftovers(names):
             self.store.delete_leftover(leftover)

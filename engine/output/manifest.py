@@ -14,6 +14,7 @@ FORMAT = "anabranch.manifest"
 FORMAT_VERSION = 1
 PLAN_NAME = ".anabranch/plan.json"
 TASKS_NAME = ".anabranch/tasks.parquet"
+INPUTS_NAME = ".anabranch/inputs.json"
 RECEIPTS_FOLDER = ".anabranch/receipts"
 SURVEY_FOLDER = ".anabranch/survey"
 MANIFEST_NAME = "anabranch.manifest.json"

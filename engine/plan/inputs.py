@@ -104,6 +104,36 @@ class Inputs:
         """Whether any input lies behind a network."""
         return any(crosses_network(store.url) for store in self.stores)
 
+    def local_identity(self) -> dict[str, list[int]]:
+        """What only this host knows of its input files, by URL: the inode, and when name or content changed last."""
+        return {
+            f"{store.url}/{file.name}": [file.inode, file.changed_ns]
+            for source, store in zip(self.plan.sources, self.stores, strict=True)
+            for file in source.files
+            if file.inode is not None and file.changed_ns is not None
+        }
+
+    def check_unchanged(self) -> None:
+        """Look at local input files again; those of stores are asked for in their version with every read.
+
+        Raises:
+            InputError: one of them is not the file that was opened, whatever its size and time.
+        """
+        for source, store in zip(self.plan.sources, self.stores, strict=True):
+            for file in source.files:
+                if file.inode is None:
+                    continue
+                try:
+                    found: FileInfo | None = store.info(file.name)
+                except FileNotFoundError:
+                    found = None
+                if found != FileInfo(file.size, file.version, file.inode, file.changed_ns):
+                    raise InputError(
+                        f"{store.url}/{file.name}: changed while it was merged, or was replaced by another file",
+                        "when nothing writes there any more, run the same command again: it makes everything again "
+                        "from the files that are there then",
+                    )
+
     def side_files(self) -> dict[str, bytes]:
         """config.json as the output needs it, the reference's other files, tokenizer files of their source, the card.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..plan import check_changes
 from .gather import gather
+from .machine import host_id
 from .meter import Meter
 from .protocols import Member, Outcome, Progress, Runner
 from .resumed import check_resumed
@@ -66,11 +67,13 @@ def _run(
         members[place].inputs.check_config()
     for place in missing:
         members[place].output.open()
+        members[place].output.bind_inputs(host_id(), members[place].inputs.local_identity())
     if checking is not None:
         check_resumed(members, missing, checking, progress)
     surveys = take_surveys(members, missing, runner, progress)
     shards = gather(MergeWork(tuple(surveys)), members, missing, runner, progress)
     for place in missing:
+        members[place].inputs.check_unchanged()
         check_changes(members[place].plan, shards.of(place))
     progress.phase("commit", 0, 0)
     outcomes = {}

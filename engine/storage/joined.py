@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .protocol import Store
+from .protocol import FileInfo, Store
 from .retry import WrappedStore
 
 Result = TypeVar("Result")
@@ -29,6 +29,13 @@ class JoinedStore(WrappedStore):
     def url(self) -> str:
         """What it is called in messages."""
         return self._url
+
+    def info(self, name: str) -> FileInfo:
+        """See `Store.info`."""
+        for other in self._others:
+            if name.startswith(f"{other.url}/"):
+                return other.info(name.removeprefix(f"{other.url}/"))
+        return self._inner.info(name)
 
     def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
         """See `Store.read_into`."""

@@ -11,7 +11,15 @@ import torch
 from anabranch.engine.errors import InputError, OutputConflictError, ResourceError, TemporaryError
 from anabranch.engine.models.config_json import patch_config
 from anabranch.engine.output.commit import OutputDirectory, index_json
-from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, SURVEY_NAME, TASKS_NAME, TENSORS_NAME
+from anabranch.engine.output.manifest import (
+    INDEX_NAME,
+    INPUTS_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    SURVEY_NAME,
+    TASKS_NAME,
+    TENSORS_NAME,
+)
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
 from anabranch.engine.recipe.parse import load_recipe
@@ -76,6 +84,7 @@ def leftovers(store: Store) -> object:
         *RECEIPTS,
         *TABLES,
         PLAN_NAME,
+        INPUTS_NAME,
         TASKS_NAME,
         TENSORS_NAME,
         SURVEY_NAME,
@@ -90,17 +99,17 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
     store = Recorder(MemoryStore())
     merge(recipe, store)
     events = store.events
-    assert events[:2] == [("create", PLAN_NAME), ("replace", TASKS_NAME)]
+    assert events[:3] == [("create", PLAN_NAME), ("replace", TASKS_NAME), ("replace", INPUTS_NAME)]
     survey = [("replace", f".anabranch/survey/000-0000{i}.json") for i in (1, 2, 3)]
-    assert events[2:5] == survey
+    assert events[3:6] == survey
     shards = [
         event
         for shard, table, receipt in zip(SHARDS, TABLES, RECEIPTS, strict=True)
         for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
-    assert events[5:14] == shards
+    assert events[6:15] == shards
     last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, SURVEY_NAME, INDEX_NAME]
-    assert events[14:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
+    assert events[15:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 
 def test_a_single_shard_has_no_index(recipe: Path) -> None:
