@@ -218,17 +218,27 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 
 @cli.command()
 @click.argument("out")
+@click.option("--manifest-sha256", metavar="HEX", help="Trust the manifest only if this is its SHA-256.")
 @click.option("--load", is_flag=True, help="Also load the output into its model with accelerate and transformers.")
 @click.option("--workers", type=click.IntRange(min=1), help="Files read at the same time; default: all cores.")
 @json_option
 @reported
-def verify(out: str, load: bool, workers: int | None, as_json: bool) -> None:
+def verify(out: str, manifest_sha256: str | None, load: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
-    from ..engine.output import check_is_model, check_loading, open_outputs, problems_error, verify_outputs
+    from ..engine.output import (
+        check_is_model,
+        check_loading,
+        check_manifest_is,
+        open_outputs,
+        problems_error,
+        verify_outputs,
+    )
     from ..engine.run import available_cores
     from .progress import Tally, open_progress
 
     outputs, tally = open_outputs(out), Tally()
+    if manifest_sha256 is not None:
+        check_manifest_is(outputs, manifest_sha256)
     if load:
         check_is_model(outputs)
     with open_progress(tally.read, as_json) as progress:

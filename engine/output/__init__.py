@@ -6,7 +6,7 @@ Held by tests/unit/output and tests/faults.
 from __future__ import annotations
 
 from .commit import OutputDirectory
-from .finished import Finished, check_is_model, open_outputs, verify_outputs
+from .finished import Finished, check_is_model, check_manifest_is, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
     INDEX_NAME,
@@ -21,6 +21,7 @@ from .manifest import (
     TENSORS_NAME,
     FileEntry,
     Manifest,
+    manifest_sha256,
 )
 from .problems import Problem, problems_error
 from .reading import read_tensor_rows
@@ -48,6 +49,8 @@ __all__ = [
     "check_file",
     "check_is_model",
     "check_loading",
+    "check_manifest_is",
+    "manifest_sha256",
     "open_outputs",
     "problems_error",
     "read_tensor_rows",

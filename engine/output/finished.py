@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import RecipeError
+from ..errors import IntegrityError, RecipeError
 from ..models import is_part, parts_below
 from ..storage import Store, open_store
 from .manifest import MANIFEST_NAME, Manifest
-from .verify import Verification, read_manifest, verify
+from .verify import MAX_MANIFEST_BYTES, Verification, read_manifest, verify
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,24 @@ def verify_outputs(
     urls = [each.store.url.removesuffix(f"/{each.name}".rstrip("/")) for each in outputs]
     files, size = sum(result.files for result in found), sum(result.size_bytes for result in found)
     return Verification(urls[0], found[0].plan_id, files, size, tuple(problems))
+
+
+def check_manifest_is(outputs: Sequence[Finished], sha256: str) -> None:
+    """Compare the manifest with a digest that was kept elsewhere, such as the one that the merge printed.
+
+    Raises:
+        RecipeError: there are several manifests.
+        IntegrityError: the manifest is another one, so nothing that it says of files means anything.
+    """
+    if len(outputs) > 1:
+        raise RecipeError("--manifest-sha256: there are several outputs here", "verify each of them by itself")
+    [output] = outputs
+    found = hashlib.sha256(output.store.read_bytes(MANIFEST_NAME, MAX_MANIFEST_BYTES)).hexdigest()
+    if found != sha256.strip().lower():
+        raise IntegrityError(
+            f"{output.store.url}/{MANIFEST_NAME} is another one: its SHA-256 is {found}, expected {sha256}",
+            "it was made by another merge, or somebody changed it: do not trust this output",
+        )
 
 
 def check_is_model(outputs: Sequence[Finished]) -> None:

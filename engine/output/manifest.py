@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -62,6 +63,11 @@ class Manifest(Record):
 def encode_manifest(manifest: Manifest) -> bytes:
     """As JSON that people can read."""
     return readable_json(manifest.model_dump(mode="json"))
+
+
+def manifest_sha256(manifest: Manifest) -> str:
+    """The digest of the file that holds it: whoever knows it need not trust the directory."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:

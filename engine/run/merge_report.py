@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from ..output import manifest_sha256
 from ..plan import Plan
 from .memory import MemoryPlan
 from .meter import PHASES, Meter, Phase, Stage
@@ -90,6 +91,7 @@ class MergeReport:
             "recipe": self.recipe,
             "out": self.out,
             "read_with": list(self.beside),
+            "manifest_sha256": manifest_sha256(manifest),
             "shards": len(self.plan.shards),
             "shards_merged": len(self.outcome.merged_shards),
             "shards_resumed": len(self.outcome.resumed_shards),
@@ -122,6 +124,7 @@ class MergeReport:
             yield f"{self.out} is already complete; nothing was done (`anabranch verify` reads it again)"
             return
         yield f"merged into {self.out}"
+        yield f"  manifest SHA-256 {manifest_sha256(manifest)}"
         there = len(self.outcome.resumed_shards)
         resumed = f" ({there} {'was' if there == 1 else 'were'} there)" if there else ""
         copied = "copied" if self.plan.part is None else "left to the base"

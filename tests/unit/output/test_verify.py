@@ -319,3 +319,22 @@ def test_an_unknown_architecture_is_an_error(tmp_path: Path) -> None:
 def test_only_a_local_output_can_be_loaded() -> None:
     with pytest.raises(RecipeError, match="local directory"):
         check_loading("s3://bucket/out")
+
+
+def test_a_manifest_that_was_changed_with_its_shard_is_told_by_a_digest_kept_elsewhere(out: Path) -> None:
+    from anabranch.engine.output.finished import check_manifest_is, open_outputs
+    from anabranch.engine.output.manifest import manifest_sha256
+
+    [output] = open_outputs(out)
+    kept = manifest_sha256(output.manifest)
+    assert kept == hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()
+    check_manifest_is([output], kept.upper())
+    shard = bytearray((out / SHARD).read_bytes())
+    before = hashlib.sha256(shard).hexdigest()
+    shard[-1] ^= 1
+    (out / SHARD).write_bytes(shard)
+    text = (out / MANIFEST).read_text().replace(before, hashlib.sha256(shard).hexdigest())
+    (out / MANIFEST).write_text(text)
+    assert verified(out).problems == ()
+    with pytest.raises(IntegrityError, match="is another one"):
+        check_manifest_is(open_outputs(out), kept)
