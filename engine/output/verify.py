@@ -24,6 +24,7 @@ from ..storage import Store
 from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
 from .problems import Problem
 from .tables import table_problem
+from .verify_state import state_problems
 
 CHUNK_BYTES = 8 << 20
 """Read and hashed at a time; each thread reuses one buffer of this size."""
@@ -101,6 +102,8 @@ def verify(
             raise
     damaged = {problem.file for problem in problems}
     problems += _check_structure(store, manifest, damaged)
+    if not problems:  # else receipts could only repeat what is told
+        problems += state_problems(store, manifest)
     return Verification(
         url=store.url,
         plan_id=manifest.plan_id,

@@ -335,6 +335,41 @@ def test_a_manifest_that_was_changed_with_its_shard_is_told_by_a_digest_kept_els
     (out / SHARD).write_bytes(shard)
     text = (out / MANIFEST).read_text().replace(before, hashlib.sha256(shard).hexdigest())
     (out / MANIFEST).write_text(text)
+    [problem] = verified(out).problems
+    assert problem.file == f".anabranch/receipts/{SHARD}.json"
+    shutil.rmtree(out / ".anabranch")
     assert verified(out).problems == ()
     with pytest.raises(IntegrityError, match="is another one"):
         check_manifest_is(open_outputs(out), kept)
+
+
+def state_files(out: Path) -> list[Path]:
+    return [path for path in sorted((out / ".anabranch").rglob("*")) if path.is_file() and path.name != "tasks.parquet"]
+
+
+def test_every_changed_byte_of_working_files_is_found(out: Path) -> None:
+    assert len(state_files(out)) > 6
+    for path in state_files(out):
+        data = path.read_bytes()
+        for place in (len(data) // 3, len(data) // 2):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            assert [problem.file for problem in verified(out).problems] == [str(path.relative_to(out))]
+        path.write_bytes(data)
+    assert verified(out).problems == ()
+
+
+def test_working_files_of_another_plan_are_found(out: Path) -> None:
+    from anabranch.engine.json_text import sealed_json, unsealed
+
+    for path in state_files(out):
+        if path.suffix == ".json":
+            data = path.read_bytes()
+            path.write_bytes(sealed_json({**unsealed(data), "plan_id": "0" * 64}))
+            [problem] = verified(out).problems
+            assert problem.file == str(path.relative_to(out))
+            path.write_bytes(data)
+
+
+def test_an_output_without_its_working_files_is_whole(out: Path) -> None:
+    shutil.rmtree(out / ".anabranch")
+    assert verified(out).problems == ()

@@ -1,0 +1,93 @@
+"""The working files of a finished output against its manifest: plan, receipts with their tables, parts of surveys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..errors import InputError, IntegrityError
+from ..json_text import SEAL, unsealed
+from ..storage import Store
+from .manifest import INPUTS_NAME, PLAN_NAME, RECEIPTS_FOLDER, SURVEY_FOLDER, Manifest
+from .problems import Problem
+from .receipts import StoredReceipt, decode_stored
+
+MAX_STATE_BYTES = 1 << 30
+
+
+def state_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
+    """What is damaged or says something else than the manifest; working files that are not there are not missed."""
+    if _is_older(store):
+        return
+    yield from _check(store, PLAN_NAME, lambda record: _plan_differs(record, manifest))
+    yield from _check(store, INPUTS_NAME, lambda record: _other_plan(record, manifest))
+    for name in store.list(SURVEY_FOLDER):
+        yield from _check(store, name, lambda record: _other_plan(record, manifest))
+    for name in store.list(RECEIPTS_FOLDER):
+        if name.endswith(".json"):
+            yield from _check(store, name, lambda record: _other_plan(record, manifest))
+            yield from _receipt_problems(store, name, manifest)
+
+
+def _check(store: Store, name: str, differs: Callable[[Mapping[str, Any]], str]) -> Iterator[Problem]:
+    try:
+        data = store.read_bytes(name, MAX_STATE_BYTES)
+        if text := differs(unsealed(data)):
+            yield Problem(name, text)
+    except FileNotFoundError:
+        return
+    except (ValueError, InputError) as error:
+        yield Problem(name, f"damaged: {error}")
+
+
+def _is_older(store: Store) -> bool:
+    """Whether the working files are of a version that wrote no digests and did not note its inputs."""
+    if INPUTS_NAME in (listed := store.list(PLAN_NAME.rpartition("/")[0])) or PLAN_NAME not in listed:
+        return False
+    try:
+        record = json.loads(store.read_bytes(PLAN_NAME, MAX_STATE_BYTES))
+    except (ValueError, RecursionError, InputError):
+        return False
+    return isinstance(record, dict) and SEAL not in record
+
+
+def _other_plan(record: Mapping[str, Any], manifest: Manifest) -> str:
+    return "" if record.get("plan_id") == manifest.plan_id else "belongs to another plan than the manifest"
+
+
+def _plan_differs(record: Mapping[str, Any], manifest: Manifest) -> str:
+    expected = {
+        "plan_id": manifest.plan_id,
+        "numerics": manifest.numerics,
+        "recipe": manifest.recipe,
+        "inputs": manifest.inputs,
+    }
+    wrong = [key for key, value in expected.items() if record.get(key) != value]
+    return f"says something else than the manifest of {', '.join(wrong)}" if wrong else ""
+
+
+def _receipt_problems(store: Store, name: str, manifest: Manifest) -> Iterator[Problem]:
+    """Of a receipt whose own digest is right: its shard as the manifest knows it, and its table."""
+    try:
+        stored = decode_stored(store.read_bytes(name, MAX_STATE_BYTES))
+    except (FileNotFoundError, IntegrityError, InputError):
+        return  # told already
+    entry = manifest.files.get(stored.name)
+    if entry is None or (entry.size, entry.sha256) != (stored.size, stored.sha256):
+        yield Problem(name, "says something else of its shard than the manifest")
+    if text := _table_differs(store, f"{name.removesuffix('.json')}.parquet", stored):
+        yield Problem(f"{name.removesuffix('.json')}.parquet", text)
+
+
+def _table_differs(store: Store, name: str, stored: StoredReceipt) -> str:
+    try:
+        if store.info(name).size != stored.rows.size:
+            return "damaged: its size is not that of its receipt"
+        data = store.read_bytes(name, MAX_STATE_BYTES)
+    except FileNotFoundError:
+        return "missing"
+    except InputError as error:
+        return f"damaged: {error.message}"
+    return "" if hashlib.sha256(data).hexdigest() == stored.rows.sha256 else "damaged: its digest is another"
