@@ -329,6 +329,34 @@ def gc(out: str, yes: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("recipe", required=False)
+@click.argument("out", required=False)
+@click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
+@memory_option
+@json_option
+@reported
+def doctor(recipe: str | None, out: str | None, workers: int | None, memory: int, as_json: bool) -> None:
+    """Look at what a merge depends on here, and say what to do; of RECIPE and OUT, whether they would run.
+
+    Ends with 6 where a merge of RECIPE into OUT could not run, or where this machine lacks what every merge needs.
+    """
+    from .doctor import examine
+
+    if recipe is not None and out is None:
+        raise click.UsageError("Expected the place of the output, too: `anabranch doctor recipe.yml out/`")
+    found = []
+    for finding in examine(recipe, out, memory, workers):
+        found.append(finding)
+        if not as_json:
+            click.echo(str(finding))
+    problems = any(finding.state == "problem" for finding in found)
+    if as_json:
+        outcome = {"outcome": "problems" if problems else "ready", "findings": [each.as_json() for each in found]}
+        click.echo(json.dumps(outcome))
+    raise click.exceptions.Exit(ResourceError.exit_code if problems else 0)
+
+
+@cli.command()
 @click.option("--out", metavar="DIR", help="Where models and merges go; default: a folder for temporary files.")
 @click.option("--fresh", is_flag=True, help="Train again what an earlier demo has trained.")
 @reported

@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "Merge fine-tuned checkpoints" in in_new_process(script)
 
 
-@pytest.mark.parametrize("command", ["plan", "merge", "survey", "verify", "gc", "demo"])
+@pytest.mark.parametrize("command", ["plan", "merge", "survey", "verify", "compare", "doctor", "gc", "demo"])
 def test_every_command_has_help(anabranch: Command, command: str) -> None:
     result = anabranch(command, "--help")
     assert result.exit_code == 0
