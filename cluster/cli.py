@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from ..engine.errors import IntegrityError, ResourceError
+from .completion import folders, recipe_files
 from .endings import report
 from .mergekit_options import MergeCommand
 from .streams import guard_streams, note, tell
@@ -84,8 +85,8 @@ def cli() -> None:
 
 
 @cli.command(cls=MergeCommand)
-@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
-@click.argument("out")
+@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True, shell_complete=recipe_files)
+@click.argument("out", shell_complete=folders)
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
 @json_option
@@ -119,8 +120,8 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[P
 
 
 @cli.command(cls=MergeCommand)
-@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True)
-@click.argument("out")
+@click.argument("recipes", cls=Recipes, metavar="RECIPE...", nargs=-1, required=True, shell_complete=recipe_files)
+@click.argument("out", shell_complete=folders)
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Fold threads, or actors with --ray; default: all that fit."
 )
@@ -189,7 +190,7 @@ def merge(
 
 
 @cli.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=recipe_files)
 @click.option("--out", required=True, metavar="FILE", help="Parquet table: a row per model and tensor.")
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
@@ -217,7 +218,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 
 
 @cli.command()
-@click.argument("out")
+@click.argument("out", shell_complete=folders)
 @click.option("--manifest-sha256", metavar="HEX", help="Trust the manifest only if this is its SHA-256.")
 @click.option("--load", is_flag=True, help="Also load the output into its model with accelerate and transformers.")
 @click.option("--workers", type=click.IntRange(min=1), help="Files read at the same time; default: all cores.")
@@ -275,8 +276,8 @@ def _verification_json(found: Verification, loading: Loading | None, problems: l
 
 
 @cli.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=folders)
+@click.argument("b", shell_complete=folders)
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Threads; default: all cores, or more where a network waits."
 )
@@ -301,7 +302,7 @@ def compare(a: str, b: str, workers: int | None, memory: int, as_json: bool) -> 
 
 
 @cli.command()
-@click.argument("out")
+@click.argument("out", shell_complete=folders)
 @click.option("--yes", is_flag=True, help="Remove them.")
 @json_option
 @reported
@@ -329,8 +330,8 @@ def gc(out: str, yes: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("recipe", required=False)
-@click.argument("out", required=False)
+@click.argument("recipe", required=False, shell_complete=recipe_files)
+@click.argument("out", required=False, shell_complete=folders)
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
 @json_option
