@@ -17,6 +17,7 @@ from ..engine.errors import IntegrityError, ResourceError
 from .completion import folders, recipe_files
 from .endings import report
 from .mergekit_options import MergeCommand
+from .search.options import add_search
 from .streams import guard_streams, note, tell
 from .supervision import supervise
 
@@ -95,9 +96,16 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
     """Show what a merge of RECIPE into OUT would read, write and need.
 
     Of several recipes it also says which of them would share a reading of their inputs, and why others would not.
+    Of a recipe with searches it shows what would be tried, and what a trial costs.
     """
     from ..engine.run import Execution, check_disk, share_readings
+    from .search.space_report import check_report, plan_search
 
+    space = plan_search(recipes[0], out) if len(recipes) == 1 else None
+    if space is not None:
+        click.echo(json.dumps(space.as_json()) if as_json else str(space))
+        check_report(space)
+        return
     execution = Execution(workers, memory)
     jobs = _prepare(recipes, out, execution)
     readings = share_readings(jobs, execution) if len(jobs) > 1 else []
@@ -366,6 +374,9 @@ def demo(out: str | None, fresh: bool) -> None:
     from .demo.demo import main as run_demo  # type: ignore[import-not-found, unused-ignore]
 
     run_demo(out=out, fresh=fresh)
+
+
+add_search(cli, memory_option, json_option, reported)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

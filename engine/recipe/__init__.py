@@ -9,9 +9,10 @@ from .canonical import canonical
 from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
-from .parse import load_recipe
+from .parse import load_recipe, load_search, recipe_of
 from .published import published
 from .schema import OUTPUT_DTYPES, ModelEntry, Recipe, SliceSource, task_name
+from .search_space import Choice, Domain, Option, Range, SearchSpace
 from .task_names import TASK_NAME, UNIFIED
 from .text import shorten
 from .tokenizer_keys import TokenizerKeys
@@ -21,9 +22,14 @@ __all__ = [
     "OUTPUT_DTYPES",
     "TASK_NAME",
     "UNIFIED",
+    "Choice",
+    "Domain",
     "ModelEntry",
     "ModelGroup",
+    "Option",
+    "Range",
     "Recipe",
+    "SearchSpace",
     "Setting",
     "SliceSource",
     "TokenizerKeys",
@@ -33,8 +39,10 @@ __all__ = [
     "donor_of",
     "groups_of",
     "load_recipe",
+    "load_search",
     "names_of",
     "published",
+    "recipe_of",
     "references_of",
     "rules_of",
     "shorten",

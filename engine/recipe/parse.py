@@ -21,14 +21,20 @@ from .dialect import MISPLACED, other_tool, plain_recipe
 from .groups import ModelGroup, groups_of, may_be, references_of, rules_of
 from .parameters import OURS, read_parameters
 from .schema import Layout, ModelEntry, Recipe, Slice, SliceSource, task_name
+from .search_space import SearchSpace, check_searches, find_searches
 from .slices import check_structure, each_slice, lift_module, module_parameters, slice_contradictions
 from .task_names import TASK_NAME
-from .text import MAX_RECIPE_BYTES, KeyPath, Places, Problem, did_you_mean, read_document, shorten
+from .text import MAX_RECIPE_BYTES, Document, KeyPath, Places, Problem, did_you_mean, read_document, shorten
 
 logger = logging.getLogger(__name__)
 
 PIPE_SECONDS = 30.0
 """For whatever writes a recipe into a pipe (`<(envsubst < template.yml)`) to have written it."""
+SEARCHES = (
+    "stands for many recipes, and one is merged: "
+    "use `anabranch search RECIPE OUT --evaluate COMMAND`, or put a value here"
+)
+"""What to say about a search where a plain recipe is expected."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -37,6 +43,19 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, or see `parse_recipe`.
     """
+    return parse_recipe(_read_text(path), os.fspath(path), Path(path).parent)
+
+
+def load_search(path: str | Path) -> SearchSpace | None:
+    """Read a recipe file with `search` in place of values; None where it has none.
+
+    Raises:
+        RecipeError: the file cannot be read, a search is wrong, or a recipe of the space is.
+    """
+    return parse_search(_read_text(path), os.fspath(path), Path(path).parent)
+
+
+def _read_text(path: str | Path) -> str:
     where = os.fspath(path)
     try:
         data = _read_at_most(where, MAX_RECIPE_BYTES + 1, PIPE_SECONDS)
@@ -46,11 +65,10 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{where}: a recipe has at most {MAX_RECIPE_BYTES} bytes, this file has more")
     encoding = _encoding(data)
     try:
-        text = data.decode(encoding).removeprefix("\ufeff")
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         name = "UTF-8" if encoding == "utf-8" else "UTF-8, or as this file UTF-16,"
         raise RecipeError(f"{where}: a recipe is {name} text; byte {error.start} is not") from None
-    return parse_recipe(text, where, Path(where).parent)
 
 
 def _read_at_most(path: str, size_bytes: int, seconds: float) -> bytes:
@@ -101,9 +119,37 @@ def parse_recipe(text: str, where: str, folder: Path | None = None) -> Recipe:
     Raises:
         RecipeError: file, line, key path, what was expected and what was found, for up to ten problems.
     """
+    document = _read_mapping(text, where)
+    found = next(find_searches(document.data), None)
+    if found is not None:
+        raise document.error([Problem(found, SEARCHES)])
+    return recipe_of(document, folder)
+
+
+def parse_search(text: str, where: str, folder: Path | None = None) -> SearchSpace | None:
+    """As `load_search`, from YAML text; see `parse_recipe` for the arguments."""
+    document = _read_mapping(text, where)
+    if next(find_searches(document.data), None) is None:
+        return None
+    problems = check_searches(document)
+    if problems:
+        raise document.error(problems)
+    space = SearchSpace(document)
+    for corner in space.corners():
+        recipe_of(corner, folder)
+    return space
+
+
+def _read_mapping(text: str, where: str) -> Document:
     document = read_document(text, where)
     if not isinstance(document.data, dict):
         raise document.error([Problem((), f"expected a mapping of recipe keys, got {shorten(document.data)}")])
+    return document
+
+
+def recipe_of(document: Document, folder: Path | None = None) -> Recipe:
+    """The recipe that a document without searches holds; see `parse_recipe`."""
+    where = document.where
     problems: list[Problem] = []
     data = plain_recipe(document, _known_keys(()), problems)
     foreign = other_tool(data)

@@ -21,7 +21,7 @@ from anabranch.engine.models.references import ModelUrl, resolve_model, resolve_
 from anabranch.engine.recipe.canonical import canonical
 from anabranch.engine.recipe.groups import groups_of
 from anabranch.engine.recipe.parameters import TADROP, Rule
-from anabranch.engine.recipe.parse import load_recipe, parse_recipe
+from anabranch.engine.recipe.parse import load_recipe, load_search, parse_recipe
 from anabranch.engine.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -544,7 +544,8 @@ def test_forms_that_are_not_understood(entry: str, said: str) -> None:
 
 # --- the repository's own recipes
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yml") if not path.stem.startswith("search_"))
+SEARCHES = sorted((ROOT / "configs").glob("search_*.yml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -554,6 +555,13 @@ def test_every_recipe_of_the_repository_is_right(path: Path) -> None:
     expected = min(2, recipe.method.most or 2)
     assert all(len(group.entries) == expected for group in groups_of(recipe))
     assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_every_search_of_the_repository_is_right(path: Path) -> None:
+    space = load_search(path)
+    assert space is not None and len(space.parameters()) >= 2
+    assert f"# anabranch search configs/{path.name} out/ --evaluate" in path.read_text()
 
 
 @pytest.mark.parametrize(
