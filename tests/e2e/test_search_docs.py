@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet
+import pytest
 import torch
 
 from ..merging import load_output, write_checkpoint, write_recipe
+from .conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
@@ -23,7 +24,7 @@ def block(language: str) -> str:
     return found[1]
 
 
-def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
+def test_the_commands_of_the_tutorial_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anabranch: Command) -> None:
     write_checkpoint(tmp_path / "models/base", {"w": torch.zeros(4)})
     for i, name in enumerate(("math", "code")):
         write_checkpoint(tmp_path / f"models/{name}", {"w": torch.eye(4)[i]})
@@ -33,13 +34,13 @@ def test_the_commands_of_the_tutorial_run(tmp_path: Path) -> None:
         tmp_path / "recipe.yml", {"merge_method": "task_arithmetic", "base_model": "./models/base", "models": models}
     )
     (tmp_path / "score.py").write_text(block("python"))
+    monkeypatch.chdir(tmp_path)
     planned = ""
     for line in block("sh").splitlines():
         words = [word.replace("python ", f"{sys.executable} ") for word in shlex.split(line)]
         assert words[0] == "anabranch"
-        command = [sys.executable, "-m", "anabranch.cluster.cli", *words[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = anabranch(*words[1:])
+        assert done.exit_code == 0, done.output
         planned = planned or done.stdout
     assert pyarrow.parquet.read_table(tmp_path / "out/trials.parquet").num_rows == 12
     assert torch.equal(load_output(tmp_path / "best")["w"], load_output(next((tmp_path / "out/models").iterdir()))["w"])
