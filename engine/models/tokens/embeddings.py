@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from ...errors import InputError
+from ...errors import InputError, some_names
 from ..header import DTYPES
 from ..location import TensorLocation
 from ..row_gather import RowGather
@@ -54,7 +54,7 @@ def find_embeddings(tensors: Mapping[str, TensorLocation], patterns: Sequence[st
         heights = {tensors[name].info.shape[0] for name in found}
         unclear = [n for n in tensors if n not in found and _may_have_token_rows(n, tensors[n].info.shape, heights)]
         if unclear:
-            listed = ", ".join(f"{n} {list(tensors[n].info.shape)}" for n in unclear[:5])
+            listed = some_names([f"{n} {list(tensors[n].info.shape)}" for n in unclear])
             raise InputError(f"{where}: are these rows tokens? As many as in {found[0]}, but unknown: {listed}", hint)
     return found
 
