@@ -369,6 +369,11 @@ def _task_contradictions(recipe: Recipe) -> Iterator[Problem]:
     for key in ("experts", "ties"):
         if getattr(recipe.output, key) != "as-base":
             yield Problem(("output", key), "emr writes masks on the base's own tensors; expected as-base")
+    yield from _same_folders(recipe)
+
+
+def _same_folders(recipe: Recipe) -> Iterator[Problem]:
+    """Tasks whose outputs cannot have a folder of their own."""
     seen: dict[str, str] = {}
     for i, entry in enumerate(recipe.models):
         name = task_name(entry)
