@@ -318,3 +318,9 @@ def test_options_that_make_no_sense(anabranch: Command, place: Place, options: l
     refused = anabranch(*place.arguments(*options))
     assert refused.exit_code == 2 and said in refused.stderr
     assert not place.out.exists()
+
+
+def test_a_search_that_the_disk_does_not_hold_is_refused_before_it_begins(anabranch: Command, place: Place) -> None:
+    refused = anabranch(*place.arguments("--keep", 10**15))
+    assert refused.exit_code == 6 and "a smaller --keep or --together" in refused.stderr
+    assert not place.out.exists() and place.evaluated == []
