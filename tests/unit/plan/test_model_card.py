@@ -19,7 +19,8 @@ from ...corpus import test_corpus
 from ...corpus.files import FILES
 
 ROOT = Path(__file__).resolve().parents[3]
-RECIPES = [*sorted((ROOT / "configs").glob("*.yml")), *(f.path for f in FILES if not f.refused_with)]
+PLAIN = [path for path in sorted((ROOT / "configs").glob("*.yml")) if not path.stem.startswith("search_")]
+RECIPES = [*PLAIN, *(f.path for f in FILES if not f.refused_with)]
 
 
 def references(recipe: Recipe) -> list[str]:
