@@ -11,13 +11,14 @@ TEST_PROCESSES ?= 2
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow test-parity lint format docs deploy-check architectures bench bench-peer clean
+.PHONY: help setup setup-s3 demo test test-slow mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
 	@echo 'make demo       train small models on real data, merge them six ways, print the accuracy of each'
 	@echo 'make test       setup, lint, and the fast tests (under 15 minutes on two cores)'
 	@echo 'make test-slow  the long tests'
+	@echo 'make mutations  break one promise of the commit protocol at a time: the tests must notice'
 	@echo 'make test-parity  the same recipes through mergekit, in an environment of its own, and through us'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
@@ -56,6 +57,9 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+mutations: setup
+	$(BIN)/python -m tests.mutations
 
 test-parity: setup bench-peer
 	$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)

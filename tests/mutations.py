@@ -1,0 +1,207 @@
+"""Break one promise of the commit protocol at a time and see that the tests notice: `make mutations`.
+
+Every mutation is an edit of a copy of the checkout; the tests that guard the promise then run on it and must fail.
+They run once without an edit before, and must pass. Exit status 1 where a mutation survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("anabranch", "benchmarks", "cluster", "configs", "docs", "engine", "tests", "pyproject.toml", "README.md")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One promise that is broken."""
+
+    name: str
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    """Texts that occur once in the file, and what stands in their place."""
+    tests: tuple[str, ...]
+    """Files of tests, or single tests."""
+
+
+COMMIT = "engine/output/commit.py"
+MUTATIONS = (
+    Mutation(
+        "the manifest before the index",
+        COMMIT,
+        (
+            (
+                "files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))",
+                "files[INDEX_NAME] = _later(self)",
+            ),
+            (
+                "        self._check_published(manifest)\n        self._publish_manifest(manifest)\n",
+                (
+                    "        self._publish_manifest(manifest)\n"
+                    "        if len(ordered) > 1:\n            self._publish(INDEX_NAME, index_json(self.plan))\n"
+                ),
+            ),
+            (
+                "def index_json(plan: Plan)",
+                (
+                    "def _later(output):\n"
+                    "    data = index_json(output.plan)\n"
+                    "    return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())\n\n\n"
+                    "def index_json(plan: Plan)"
+                ),
+            ),
+        ),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "receipts before shards",
+        "engine/run/shard.py",
+        (
+            (
+                (
+                    '        assert self._written == self._shard.size, "every tensor of the plan has been written"\n'
+                    "        self._writer.commit()\n        return Receipt("
+                ),
+                (
+                    '        assert self._written == self._shard.size, "every tensor of the plan has been written"\n'
+                    "        return Receipt("
+                ),
+            ),
+            (
+                "        output.publish_receipt(receipt)\n",
+                "        output.publish_receipt(receipt)\n        sink._writer.commit()\n",
+            ),
+        ),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "a receipt before its rows",
+        COMMIT,
+        (
+            (
+                (
+                    "        self.store.replace(self._rows_name(receipt.shard), table)\n"
+                    "        self.store.replace(self._receipt_name(receipt.shard), record)\n"
+                ),
+                (
+                    "        self.store.replace(self._receipt_name(receipt.shard), record)\n"
+                    "        self.store.replace(self._rows_name(receipt.shard), table)\n"
+                ),
+            ),
+        ),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "a shard that is not flushed",
+        "engine/storage/local_writer.py",
+        (("            os.fsync(descriptor)\n", ""),),
+        ("tests/contract/test_local.py", "tests/contract/test_local_writer.py"),
+    ),
+    Mutation(
+        "a folder that is not flushed",
+        "engine/storage/local_files.py",
+        (("        os.fsync(descriptor)\n", "        pass\n"),),
+        ("tests/contract/test_local.py",),
+    ),
+    Mutation(
+        "records whose digest is not checked",
+        "engine/json_text.py",
+        (("    if seal != hashlib.sha256(canonical_json(value)).hexdigest():", "    if False:"),),
+        ("tests/unit/output/test_state.py",),
+    ),
+    Mutation(
+        "shards that are not read again on resume",
+        "engine/run/resumed.py",
+        (("    if not doubted:\n", "    if doubted or not doubted:\n"),),
+        ("tests/unit/output/test_state.py", "tests/faults"),
+    ),
+    Mutation(
+        "a manifest without a look at what was published",
+        COMMIT,
+        (("        if problems := self._watch.problems(manifest):\n", "        if problems := []:\n"),),
+        ("tests/unit/output",),
+    ),
+    Mutation(
+        "inputs that are not looked at again",
+        "engine/plan/inputs.py",
+        (
+            (
+                "                if file.inode is None:\n",
+                "                if file.inode is not None or not file.name:\n",
+            ),
+        ),
+        ("tests/unit/run/test_replaced_inputs.py",),
+    ),
+)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="anabranch-mutations-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            place = ROOT / name
+            if place.is_dir() and not place.is_symlink():
+                shutil.copytree(place, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(place, copy / name, follow_symlinks=False)
+        survived = [mutation.name for mutation in MUTATIONS if not killed(copy, mutation)]
+    print(f"{len(MUTATIONS) - len(survived)} of {len(MUTATIONS)} mutations were noticed")
+    return 1 if survived else 0
+
+
+def killed(copy: Path, mutation: Mutation) -> bool:
+    """Whether the tests pass as the code is, and fail with the mutation; says so in a line."""
+    path = copy / mutation.file
+    text = path.read_text(encoding="utf-8")
+    mutated = text
+    for old, new in mutation.edits:
+        if mutated.count(old) != 1:
+            raise SystemExit(f"{mutation.name}: {mutation.file} has {mutated.count(old)} of\n{old}")
+        mutated = mutated.replace(old, new)
+    begin = time.perf_counter()
+    if passes(copy, mutation.tests) != 0:
+        raise SystemExit(f"{mutation.name}: its tests fail without it")
+    path.write_text(mutated, encoding="utf-8")
+    try:
+        noticed = run(copy, mutation.tests) == 1  # 1: tests failed; others: none ran, or pytest itself
+    finally:
+        path.write_text(text, encoding="utf-8")
+    print(f"{'noticed ' if noticed else 'SURVIVED'}  {mutation.name} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    return noticed
+
+
+@cache
+def passes(copy: Path, tests: tuple[str, ...]) -> int:
+    """`run` of the code as it is, once for mutations that the same tests guard."""
+    return run(copy, tests)
+
+
+def run(copy: Path, tests: Sequence[str]) -> int:
+    """Pytest's exit status, on the copy; stops at the first failure."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not parity",
+        *tests,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
