@@ -128,7 +128,7 @@ MUTATIONS = (
         "a manifest without a look at what was published",
         COMMIT,
         (("        if problems := self._watch.problems(manifest):\n", "        if problems := []:\n"),),
-        ("tests/unit/output",),
+        ("tests/unit/output/test_watch.py",),
     ),
     Mutation(
         "inputs that are not looked at again",
