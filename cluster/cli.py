@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
@@ -23,7 +24,7 @@ from .supervision import supervise
 
 if TYPE_CHECKING:
     from ..engine.output import Loading, Problem, Verification
-    from ..engine.run import Execution, MergeReport, PreparedMerge
+    from ..engine.run import Execution, MergeReport, PreparedMerge, Repair
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -229,10 +230,25 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @click.argument("out", shell_complete=folders)
 @click.option("--manifest-sha256", metavar="HEX", help="Trust the manifest only if this is its SHA-256.")
 @click.option("--load", is_flag=True, help="Also load the output into its model with accelerate and transformers.")
+@click.option(
+    "--repair",
+    metavar="RECIPE",
+    shell_complete=recipe_files,
+    help="Make what is damaged or missing again from the inputs of this recipe.",
+)
+@memory_option
 @click.option("--workers", type=click.IntRange(min=1), help="Files read at the same time; default: all cores.")
 @json_option
 @reported
-def verify(out: str, manifest_sha256: str | None, load: bool, workers: int | None, as_json: bool) -> None:
+def verify(
+    out: str,
+    manifest_sha256: str | None,
+    load: bool,
+    repair: str | None,
+    memory: int,
+    workers: int | None,
+    as_json: bool,
+) -> None:
     """Read every byte of OUT, or of the parts in its folders, again and compare it with its manifest."""
     from ..engine.output import (
         check_is_model,
@@ -245,18 +261,23 @@ def verify(out: str, manifest_sha256: str | None, load: bool, workers: int | Non
     from ..engine.run import available_cores
     from .progress import Tally, open_progress
 
+    repaired = _repair(repair, out, workers, memory, as_json) if repair is not None else None
     outputs, tally = open_outputs(out), Tally()
     if manifest_sha256 is not None:
         check_manifest_is(outputs, manifest_sha256)
     if load:
         check_is_model(outputs)
-    with open_progress(tally.read, as_json) as progress:
-        progress.phase("verify", sum(each.size_bytes for each in outputs), 0)
-        found = verify_outputs(outputs, workers or available_cores(), tally.add)
+    if repaired is not None:
+        found = repaired.result
+    else:
+        with open_progress(tally.read, as_json) as progress:
+            progress.phase("verify", sum(each.size_bytes for each in outputs), 0)
+            found = verify_outputs(outputs, workers or available_cores(), tally.add)
     loading = check_loading(found.url) if load and not found.problems else None
     problems = [*found.problems, *(loading.problems if loading else ())]
     if as_json:
-        tell(json.dumps(_verification_json(found, loading, problems)))
+        told = {} if repaired is None else {"repaired": [asdict(problem) for problem in repaired.damaged]}
+        tell(json.dumps(_verification_json(found, loading, problems) | told))
         raise click.exceptions.Exit(IntegrityError.exit_code if problems else 0)
     for problem in problems:
         tell(f"{problem.file}: {problem.text}")
@@ -267,6 +288,21 @@ def verify(out: str, manifest_sha256: str | None, load: bool, workers: int | Non
         tell(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
         if loading.modules:
             tell(loading.modules)
+
+
+def _repair(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> Repair:
+    """Make what is damaged again, and say what it was."""
+    from ..engine.run import Execution, Meter, repair
+    from .progress import folded_bytes, open_progress
+
+    meter = Meter()
+    with open_progress(folded_bytes(meter), as_json) as progress:
+        done = repair(recipe, out, Execution(workers, memory), progress=progress, meter=meter)
+    for problem in () if as_json else done.damaged:
+        tell(f"{problem.file}: {problem.text}")
+    if not as_json:
+        tell("what was damaged or missing is made again" if done.damaged else "nothing to repair")
+    return done
 
 
 def _verification_json(found: Verification, loading: Loading | None, problems: list[Problem]) -> dict[str, Any]:

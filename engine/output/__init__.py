@@ -25,6 +25,7 @@ from .manifest import (
 )
 from .problems import Problem, problems_error
 from .reading import read_tensor_rows
+from .repair import withdraw_damaged
 from .tables import write_table
 from .verify import Verification, check_file
 
@@ -55,5 +56,6 @@ __all__ = [
     "problems_error",
     "read_tensor_rows",
     "verify_outputs",
+    "withdraw_damaged",
     "write_table",
 ]

@@ -20,5 +20,6 @@ def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
     """What to raise when an output is not whole."""
     return IntegrityError(
         f"{url}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} found",
-        "remove the damaged files and anabranch.manifest.json, then run the merge again: it makes what is gone",
+        "`anabranch verify OUT --repair RECIPE` makes what is damaged or missing again from the inputs; files that are "
+        "unexpected are yours to remove",
     )

@@ -29,6 +29,8 @@ from .verify_state import state_problems
 CHUNK_BYTES = 8 << 20
 """Read and hashed at a time; each thread reuses one buffer of this size."""
 MAX_MANIFEST_BYTES = 1 << 30
+UNEXPECTED = "unexpected"
+"""What is said of a file that the manifest does not name."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> lis
     expected = {*manifest.files, *manifest.tables, MANIFEST_NAME}
     folders = sorted({name.rpartition("/")[0] for name in manifest.files} | {""})
     listed = [name for folder in folders for name in store.list(folder)]
-    problems = [Problem(name, "unexpected") for name in listed if name not in expected]
+    problems = [Problem(name, UNEXPECTED) for name in listed if name not in expected]
     found = [table_problem(store, name, digest) for name, digest in manifest.tables.items()]
     problems += [problem for problem in found if problem is not None]
     shards = sorted(name for name in manifest.files if name.endswith(".safetensors") and "/" not in name)

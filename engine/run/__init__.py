@@ -14,6 +14,7 @@ from .merge_report import MergeReport
 from .meter import Meter, Phase
 from .prepare import PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
 from .protocols import Member, Runner, Silent
+from .repair import Repair, repair
 from .shard import Shard
 from .wording import counted, duration
 from .work import Done, R, Work, Worker, receipts_of
@@ -29,6 +30,7 @@ __all__ = [
     "Phase",
     "PreparedMerge",
     "R",
+    "Repair",
     "Runner",
     "Shard",
     "Silent",
@@ -48,6 +50,7 @@ __all__ = [
     "prepare_all",
     "process_began",
     "receipts_of",
+    "repair",
     "share_readings",
     "survey",
     "told_kernels",
