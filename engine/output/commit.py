@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..errors import InputError, IntegrityError, OutputConflictError
 from ..json_text import readable_json, sealed_json, unsealed
-from ..plan import NUMERICS, Plan, Receipt, Round, Survey, SurveyPart
+from ..plan import NUMERICS, Plan, Receipt, Round, SideFile, Survey, SurveyPart
 from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
 from .emr_files import part_files, with_scale
 from .manifest import (
@@ -44,6 +44,11 @@ from .receipts import (
 )
 from .tables import survey_table, tasks_table, tensors_table, write_table
 from .watch import Watch, vanished_error
+
+WHOLE_BYTES = 4 << 20
+"""Side files up to this size are written in one piece."""
+COPYING = "copy"
+"""Marks temporary files of side files that are being copied."""
 
 State = Literal["new", "started", "finished"]
 
@@ -280,7 +285,9 @@ class OutputDirectory:
             raise OutputConflictError(f"{self.store.url} was finished by another plan", "use another output directory")
         return manifest
 
-    def finish(self, receipts: Mapping[int, Receipt], survey: Survey | None, side: Mapping[str, bytes]) -> Manifest:
+    def finish(
+        self, receipts: Mapping[int, Receipt], survey: Survey | None, side: Mapping[str, bytes | SideFile]
+    ) -> Manifest:
         """Write side files, tables and the index, then the manifest: the commit.
 
         Before the manifest every file is looked at again, as a manifest says that all of them are there, and once more
@@ -289,10 +296,11 @@ class OutputDirectory:
         Args:
             receipts: one per shard of the plan.
             survey: what whole models decided, where the plan asks for it.
-            side: config and tokenizer files by name.
+            side: config and tokenizer files by name, those of any size to be copied in pieces.
 
         Raises:
             IntegrityError: a file that was published is gone, or is another one.
+            InputError: a file to be copied changed since the plan was made.
         """
         assert len(receipts) == len(self.plan.shards), "every shard has a receipt"
         ordered = [receipts[i] for i in range(len(self.plan.shards))]
@@ -349,10 +357,29 @@ class OutputDirectory:
         for leftover in self.store.leftovers(names):
             self.store.delete_leftover(leftover)
 
-    def _publish(self, name: str, data: bytes) -> FileEntry:
-        self.store.replace(name, data)
+    def _publish(self, name: str, content: bytes | SideFile) -> FileEntry:
+        if isinstance(content, SideFile) and content.info.size > WHOLE_BYTES:
+            entry = self._copy(name, content)
+        else:
+            data = content if isinstance(content, bytes) else content.read()
+            self.store.replace(name, data)
+            entry = FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self._watch.see(name)
-        return FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        return entry
+
+    def _copy(self, name: str, side: SideFile) -> FileEntry:
+        """Write a file of any size from its pieces, hashed on the way."""
+        digest = hashlib.sha256()
+        writer = self.store.writer(name, side.info.size, {PLAN_ATTRIBUTE: self.plan.plan_id}, COPYING)
+        try:
+            for piece in side.pieces():
+                digest.update(piece)
+                writer.write(piece)
+            writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+        return FileEntry(size=side.info.size, sha256=digest.hexdigest())
 
     def _manifest(
         self,

@@ -23,6 +23,7 @@ from .model_card import public_id
 from .plan import NUMERICS, Plan, plan_id
 from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
 from .shared_reading import SharedReading, share_reading, why_apart
+from .side_files import SideFile
 from .survey import Round, Survey, decide_densities, narrow_thresholds, redundancy, threshold_searches
 from .task import TensorTask
 from .unchanged import check_changes
@@ -48,6 +49,7 @@ __all__ = [
     "Record",
     "Round",
     "SharedReading",
+    "SideFile",
     "Survey",
     "SurveyPart",
     "SurveyRow",

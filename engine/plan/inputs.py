@@ -49,6 +49,7 @@ from .emr_outputs import cut_parts
 from .make import make_plan
 from .model_card import card_files
 from .plan import Plan
+from .side_files import SideFile
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -62,27 +63,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece*.model",
 )
-
-
-@dataclass(frozen=True)
-class SideFile:
-    """A small file that is copied beside the weights."""
-
-    store: Store
-    name: str
-    info: FileInfo
-
-    def read(self) -> bytes:
-        """Its bytes, as they were when the plan was made; InputError when they may be others."""
-        try:
-            if self.store.info(self.name) == self.info:
-                return self.store.read_bytes(self.name, MAX_SIDE_FILE_BYTES)
-        except FileNotFoundError:
-            pass
-        raise InputError(
-            f"{self.store.url}/{self.name} changed since the plan was made",
-            "restore the file, or start a new output from the changed inputs",
-        )
 
 
 @dataclass(frozen=True)
@@ -134,25 +114,32 @@ class Inputs:
                         "from the files that are there then",
                     )
 
-    def side_files(self) -> dict[str, bytes]:
+    def side_files(self) -> dict[str, bytes | SideFile]:
         """config.json as the output needs it, the reference's other files, tokenizer files of their source, the card.
 
-        Raises:
-            InputError: config.json is not a JSON object, or a file changed since the plan was made.
-        """
-        files = {side.name: side.read() for side in self.side}
-        if "config.json" in files:
-            where = f"{self.plan.base.url}/config.json"
-            files["config.json"] = self._patched(files["config.json"], where)
-        return {**self.vocabulary.apply(files, self.plan.base.url), **self.card}
+        Bytes where the output's are not simply those of a file; other files have any size and are read as they are
+        written.
 
-    def check_config(self) -> None:
-        """Find files that cannot be changed as they must before anything is written; InputError as for `side_files`."""
-        if self.vocabulary.changes_files:
-            self.side_files()
-        for config in (side for side in self.side if side.name == "config.json"):
-            where = f"{self.plan.base.url}/config.json"
-            self._patched(config.read(), where)
+        Raises:
+            InputError: config.json is not a JSON object, or a file whose content is needed changed since the plan was
+                made.
+        """
+        edited = {"config.json", *self.vocabulary.edited}
+        copied = {side.name: side for side in self.side if side.name not in edited}
+        content = {side.name: b"" if side.name in copied else side.read() for side in self.side}
+        if "config.json" in content:
+            content["config.json"] = self._patched(content["config.json"], f"{self.plan.base.url}/config.json")
+        made = self.vocabulary.apply(content, self.plan.base.url)
+        return {**{name: copied.get(name, data) for name, data in made.items()}, **self.card}
+
+    def check_side_files(self) -> None:
+        """Read all files that go with the weights, so that none stops the run at its end; InputError as `side_files`.
+
+        Files that change are changed as for the output.
+        """
+        for content in self.side_files().values():
+            if isinstance(content, SideFile):
+                content.check()
 
     def _patched(self, config: bytes, where: str) -> bytes:
         return patch_config(config, self._dtype, where, self._drops_quantization, self.plan.config_edits)
@@ -350,6 +337,3 @@ def _place(url: ModelUrl, opened: Opened) -> tuple[str, ...]:
     """Where a model's folders are, whatever link or revision led there."""
     folders = [opened.folder(folder).url for folder in url if folder is not None]
     return tuple(folder if "://" in folder else os.path.realpath(folder) for folder in folders)
-
-
-MAX_SIDE_FILE_BYTES = 1 << 30

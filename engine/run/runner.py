@@ -64,7 +64,7 @@ def _run(
     `checking` counts the shards that are read again before they are taken for finished; None: none is.
     """
     for place in missing:
-        members[place].inputs.check_config()
+        members[place].inputs.check_side_files()
     for place in missing:
         members[place].output.open()
         members[place].output.bind_inputs(host_id(), members[place].inputs.local_identity())

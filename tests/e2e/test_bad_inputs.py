@@ -391,13 +391,27 @@ def spoil_once(path: Path, happens: Callable[[Path], None]) -> None:
         happens(path)
 
 
-def test_a_side_file_that_vanishes_is_an_input_error(place: Place) -> None:
+@pytest.mark.parametrize("happens", [Path.unlink, lambda path: path.write_text("[1]")], ids=["gone", "another"])
+def test_a_side_file_that_vanishes_stops_the_run_before_its_work(
+    place: Place, happens: Callable[[Path], object]
+) -> None:
     place.write()
-    (place.folder / "base" / "tokenizer.json").write_text("{}")
+    file = place.folder / "base" / "tokenizer.json"
+    file.write_text("{}")
     inputs = open_inputs(load_recipe(place.recipe_path()), place.folder)
-    (place.folder / "base" / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"tokenizer\.json"):
-        inputs.side_files()
+    happens(file)
+    members = [Member(inputs, OutputDirectory(inputs.plan, LocalStore(str(place.out), create=True)))]
+    with pytest.raises(InputError, match=r"base/tokenizer\.json changed"):
+        run(members, local_runner(members), Silent())
+    assert not list(place.out.iterdir())
+
+
+def test_a_config_that_is_too_large_to_be_changed_stops_the_plan(place: Place) -> None:
+    place.write()
+    with open(place.folder / "base" / "config.json", "wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(InputError, match=r"base/config\.json: 67108865 bytes"):
+        open_inputs(load_recipe(place.recipe_path()), place.folder)
 
 
 def test_an_output_folder_inside_an_input_is_no_input(place: Place) -> None:

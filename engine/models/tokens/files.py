@@ -34,15 +34,19 @@ class VocabularyFiles:
     """The chat template; empty: as it is."""
 
     @property
-    def changes_files(self) -> bool:
-        """Whether any file may differ from its source."""
-        return self.rows is not None or bool(self.template)
+    def edited(self) -> frozenset[str]:
+        """Names of the files whose content `apply` reads or makes."""
+        ids = CONFIGS if self.rows is not None else ()
+        tokens = (TOKENIZER_NAME, CONFIG_NAME, ADDED_NAME) if self.edit else ()
+        template = (TEMPLATE_NAME, CONFIG_NAME) if self.template else ()
+        return frozenset((*ids, *tokens, *template))
 
     def apply(self, files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
         """The output's files.
 
         Args:
-            files: side files by name, as they are copied without a change.
+            files: side files by name, as they are copied without a change; of those that are not `edited` only the
+                name counts.
             where: the folder, for messages.
 
         Raises:
@@ -50,7 +54,7 @@ class VocabularyFiles:
         """
         result = dict(files)
         for name in CONFIGS:
-            if name in result:
+            if name in result and name in self.edited:
                 result[name] = self._config(result[name], f"{where}/{name}", sizes=name == "config.json")
         if self.edit:
             self._edit_tokens(result, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -309,3 +310,24 @@ def test_the_config_says_the_output_dtype() -> None:
     deep = b'{"dtype": "float32", "a": ' + b"[" * 900 + b"]" * 900 + b"}"  # what can be read, but not written again
     with pytest.raises(InputError, match="nested too deeply"):
         patch_config(deep, "F16", "base/config.json")
+
+
+def test_side_files_of_any_size_are_copied_in_pieces(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * (36 << 10) + b"end"
+    (recipe.parent / "base" / "extra.json").write_bytes(content)
+    whole: list[str] = []
+    read = LocalStore.read_bytes
+
+    def watched(store: LocalStore, name: str, *limit: int) -> bytes:
+        whole.append(name)
+        return read(store, name, *limit)
+
+    monkeypatch.setattr(LocalStore, "read_bytes", watched)
+    out = Recorder(MemoryStore())
+    manifest = merge(recipe, out).manifest
+    assert out.read_bytes("extra.json") == content
+    assert manifest.files["extra.json"].sha256 == hashlib.sha256(content).hexdigest()
+    assert manifest.files["extra.json"].size == len(content)
+    assert ("commit", "extra.json") in out.events  # a stream, where small files are replaced at once
+    assert ("replace", "tokenizer.json") in out.events
+    assert "extra.json" not in whole
