@@ -28,6 +28,7 @@ from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
 from .quantised import foreign_format, stays_quantised, unscaled
 from .references import ModelUrl, resolve_file_url, resolve_model
+from .room import Room
 from .row_gather import RowGather
 from .side_files import output_file_names
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
@@ -67,6 +68,7 @@ __all__ = [
     "Layers",
     "ModelUrl",
     "Opened",
+    "Room",
     "RowGather",
     "Source",
     "TensorInfo",

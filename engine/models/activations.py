@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..storage import Store, open_store
 from .checkpoint import read_file_header
 from .header import TensorInfo
+from .room import Room
 
 Squares = NDArray[np.floating]
 
@@ -46,11 +47,12 @@ class Activations:
         return sum(vector.nbytes for vector in self.squares.values())
 
 
-def open_activations(url: str) -> Activations:
+def open_activations(url: str, room: Room | None = None) -> Activations:
     """Read a file of mean squares.
 
     Args:
         url: of the file, absolute.
+        room: memory for its header; None: it takes what it needs.
 
     Raises:
         InputError: it is missing or damaged, or holds what cannot be mean squares of input features.
@@ -60,7 +62,7 @@ def open_activations(url: str) -> Activations:
     where = f"{store.url}/{name}"
     if not name.endswith(SUFFIX):
         raise InputError(f"{where}: activations are read from safetensors files", f"expected a name like x{SUFFIX}")
-    file, header = read_file_header(store, name)
+    file, header = read_file_header(store, name, room or Room())
     digest, squares = hashlib.sha256(), {}
     for info in header.tensors:
         squares[info.name] = _checked(_read(store, name, file.version, info), info, where)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ..storage import JoinedStore, Store, open_store
 from .architectures import Architecture, find_architecture
 from .header import Header, header_length, parse_header, parse_index, without_garbage_collection
 from .location import TensorLocation
+from .room import Room
 
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -25,6 +27,9 @@ MAX_INDEX_BYTES = 512 << 20
 
 FIRST_READ_BYTES = 64 << 10
 """First read of a shard: holds most headers, so that one request is enough."""
+
+LARGE_HEADER_BYTES = 4 << 20
+"""Larger ones are read one after the other: the headers of many large shards at once would take too much memory."""
 
 HEADER_THREADS = 8
 """Headers read at once: hides the latency of object stores; local files hardly need it."""
@@ -131,7 +136,7 @@ def open_source(checkpoint: Checkpoint) -> Store:
     return JoinedStore(checkpoint.url, home, others) if others else home
 
 
-def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
+def open_checkpoint(url: str, store: Store | None = None, room: Room | None = None) -> Checkpoint:
     """Read and check every header of a checkpoint.
 
     Which files count: the shards that `model.safetensors.index.json` names (or the folder's only other
@@ -143,16 +148,19 @@ def open_checkpoint(url: str, store: Store | None = None) -> Checkpoint:
     Args:
         url: a model as in `model_url`.
         store: its store, when it is open already.
+        room: memory for index and headers; None: they take what they need.
 
     Raises:
         InputError: no safetensors weights, a missing or damaged file, or an index that disagrees with the files.
+        ResourceError: index and headers do not fit into the room.
     """
+    room = room or Room()
     if store is None:
         store = open_store(model_url(url))
     names = store.list()
     with without_garbage_collection():
-        selection = _select_files(store, names)
-        opened = _read_headers(store, selection.files)
+        selection = _select_files(store, names, room)
+        opened = _read_headers(store, selection.files, room)
         tensors, copies = _collect_tensors(store.url, opened, selection.weight_map or {})
         if selection.weight_map is not None:
             _check_index(f"{store.url}/{selection.index_file}", selection.weight_map, opened, tensors)
@@ -193,12 +201,12 @@ class _Selection(NamedTuple):
     weight_map: dict[str, str] | None
 
 
-def _select_files(store: Store, names: list[str]) -> _Selection:
+def _select_files(store: Store, names: list[str], room: Room) -> _Selection:
     """Decide which files make the checkpoint; see `open_checkpoint`."""
     shards = [name for name in names if name.endswith(".safetensors")]
     index = _find_index(store.url, names)
     if index is not None:
-        weight_map = parse_index(store.read_bytes(index, MAX_INDEX_BYTES), f"{store.url}/{index}")
+        weight_map = parse_index(room.read(store, index, MAX_INDEX_BYTES), f"{store.url}/{index}")
         wanted = sorted(set(weight_map.values()))
         missing = [name for name in wanted if name not in shards]
         if not missing:
@@ -264,12 +272,12 @@ def _reject_folder(url: str, names: list[str]) -> None:
     raise InputError(f"{url}: no *.safetensors file (found {some_names(sorted(names))})", "Check the path.")
 
 
-def _read_headers(store: Store, names: list[str]) -> list[tuple[CheckpointFile, Header]]:
+def _read_headers(store: Store, names: list[str], room: Room) -> list[tuple[CheckpointFile, Header]]:
     """All headers, in the order of `names`; the first file's error wins whatever finishes first."""
     if len(names) == 1:
-        return [read_file_header(store, names[0])]
+        return [read_file_header(store, names[0], room)]
     with ThreadPoolExecutor(min(HEADER_THREADS, len(names)), "headers") as pool:
-        futures = [pool.submit(read_file_header, store, name) for name in names]
+        futures = [pool.submit(read_file_header, store, name, room) for name in names]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -277,11 +285,12 @@ def _read_headers(store: Store, names: list[str]) -> list[tuple[CheckpointFile, 
             raise
 
 
-def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
+def read_file_header(store: Store, name: str, room: Room) -> tuple[CheckpointFile, Header]:
     """The header of one weight file, and what identifies the file.
 
     Raises:
         InputError: it is missing or damaged.
+        ResourceError: it does not fit into the room.
     """
     where = f"{store.url}/{name}"
     try:
@@ -290,14 +299,19 @@ def read_file_header(store: Store, name: str) -> tuple[CheckpointFile, Header]:
         data = bytearray(min(size, FIRST_READ_BYTES))
         store.read_into(name, 0, memoryview(data), version)
         length = header_length(bytes(data[:8]), size, where)
-        if length > len(data):
-            rest = bytearray(length - len(data))
-            store.read_into(name, len(data), memoryview(rest), version)
-            data += rest
+        with room.lock if length > LARGE_HEADER_BYTES else nullcontext():
+            room.check_size(length, where)
+            if length > len(data):
+                rest = bytearray(length - len(data))
+                store.read_into(name, len(data), memoryview(rest), version)
+                data += rest
+            header_bytes = bytes(memoryview(data)[:length])
+            del data
+            room.keep_header(header_bytes, where)
+            with room.lock:
+                header = parse_header(header_bytes, size, where)
     except FileNotFoundError as error:
         raise InputError(f"{where}: missing, or a broken link", "Finish the download.") from error
-    header_bytes = bytes(data[:length])
-    header = parse_header(header_bytes, size, where)
     digest = hashlib.sha256(header_bytes).hexdigest()
     return CheckpointFile(name, size, version, digest, info.inode, info.changed_ns), header
 

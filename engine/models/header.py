@@ -62,8 +62,9 @@ class DType:
 
     @property
     def size(self) -> int:
-        """Bytes per element; only for whole-byte types (use `TensorInfo.nbytes` for any type)."""
-        assert self.bits % 8 == 0, f"{self.name} elements are not whole bytes"
+        """Bytes per element; InputError for types narrower than a byte (`TensorInfo.nbytes` works for any)."""
+        if self.bits % 8:
+            raise InputError(f"elements of dtype {self.name} are not whole bytes, so they cannot be taken one by one")
         return self.bits // 8
 
     @property
@@ -178,7 +179,8 @@ def parse_header(data: bytes, file_size: int, where: str) -> Header:
             fields, leading space, and control characters in tensor names.
     """
     total = header_length(data[:8], file_size, where)
-    assert len(data) == total, f"{where}: {len(data)} header bytes given, the header has {total}"
+    if len(data) != total:
+        raise InputError(f"{where}: {len(data)} bytes of a header were read, it has {total}", "Fetch the file again.")
     if data[8:9] != b"{":
         raise InputError(f"{where}: damaged header: expected '{{' first, found {data[8:9]!r}")
     if not data.rstrip(b" ").endswith(b"}"):

@@ -21,6 +21,7 @@ from .header import DTYPES, TensorInfo
 from .location import TensorLocation
 from .module_patterns import ModulePatterns
 from .names import Known, describe_names, match_names
+from .room import Room
 from .tied_embeddings import names_embedding, names_head, tied_to
 from .tokens.json_members import finite_number
 
@@ -72,20 +73,23 @@ class AdapterConfig:
         }
 
 
-def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
+def with_adapter(base: Checkpoint, store: Store, room: Room | None = None) -> Checkpoint:
     """The model that an adapter makes of its base.
 
     Args:
         base: the base, quantised weights already resolved.
         store: the adapter's folder.
+        room: memory for its header and configuration; None: they take what they need.
 
     Raises:
+        ResourceError: they do not fit into the room.
         InputError: no adapter, another kind of adapter, or tensors that do not fit the base; each is named.
     """
+    room = room or Room()
     names = store.list()
     if CONFIG_FILE not in names:
         raise InputError(f"{store.url}: no adapter: {CONFIG_FILE} is missing", "Name the folder that PEFT saved.")
-    config = read_adapter_config(store)
+    config = read_adapter_config(store, room)
     if WEIGHTS_FILE not in names:
         if PICKLE_FILE in names:
             raise InputError(
@@ -94,7 +98,7 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
                 "save_pretrained(FOLDER, safe_serialization=True).",
             )
         raise InputError(f"{store.url}: {WEIGHTS_FILE} is missing", "Finish the download.")
-    file, header = read_file_header(store, WEIGHTS_FILE)
+    file, header = read_file_header(store, WEIGHTS_FILE, room)
     place = len(base.files)
     stored = {info.name: TensorLocation(place, info) for info in header.tensors}
     changes = _Changes(f"{store.url}/{WEIGHTS_FILE}", base, config).read(stored)
@@ -121,14 +125,14 @@ def with_adapter(base: Checkpoint, store: Store) -> Checkpoint:
     )
 
 
-def read_adapter_config(store: Store) -> AdapterConfig:
+def read_adapter_config(store: Store, room: Room | None = None) -> AdapterConfig:
     """adapter_config.json, strictly.
 
     Raises:
         InputError: it is damaged, or asks for what changes weights in another way than LoRA.
     """
     where = f"{store.url}/{CONFIG_FILE}"
-    raw = read_config(store.read_bytes(CONFIG_FILE, MAX_CONFIG_BYTES), where, "Fetch the adapter again.")
+    raw = read_config((room or Room()).read(store, CONFIG_FILE, MAX_CONFIG_BYTES), where, "Fetch the adapter again.")
     _refuse_other_kinds(raw, where)
     rank, alpha = raw.get("r"), finite_number(raw.get("lora_alpha"))
     if type(rank) is not int or rank < 1:

@@ -13,6 +13,7 @@ from .location import TensorLocation
 from .lora import with_adapter
 from .quantised import with_scales
 from .references import ModelUrl
+from .room import Room
 from .task_masks import is_part, refuse_part, unified_url, with_masks
 from .tied_embeddings import with_own_copies
 
@@ -30,6 +31,8 @@ class Opened:
     bases: dict[str, Checkpoint] = field(default_factory=dict)
     """Without adapters, by URL."""
     models: dict[ModelUrl, tuple[Checkpoint, Store]] = field(default_factory=dict)
+    room: Room = field(default_factory=Room)
+    """Memory for headers and texts."""
 
     def folder(self, url: str) -> Store:
         if url not in self.stores:
@@ -49,6 +52,7 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
 
     Raises:
         InputError: see `open_checkpoint`, `with_scales`, `with_adapter` and `with_masks`.
+        ResourceError: headers and texts do not fit into the room.
     """
     opened, urls = opened or Opened(), list(urls)
     for url in urls:
@@ -56,26 +60,26 @@ def open_models(urls: Iterable[ModelUrl], opened: Opened | None = None) -> Mappi
             continue
         store = opened.folder(url.base)
         if url.base not in opened.bases:
-            opened.bases[url.base] = _open_base(url.base, store)
+            opened.bases[url.base] = _open_base(url.base, store, opened.room)
         base = opened.bases[url.base]
         if url.adapter is None:
             opened.models[url] = base, store
         else:
             adapter = opened.folder(url.adapter)
             if is_part(adapter):
-                checkpoint = with_masks(base, adapter, opened.folder(unified_url(adapter)))
+                checkpoint = with_masks(base, adapter, opened.folder(unified_url(adapter)), opened.room)
             else:
-                checkpoint = with_adapter(base, adapter)
+                checkpoint = with_adapter(base, adapter, opened.room)
             others = [opened.folder(folder) for folder in checkpoint.folders[1:]]
             opened.models[url] = checkpoint, JoinedStore(checkpoint.url, store, others)
     return {url: opened.models[url] for url in urls}
 
 
-def _open_base(url: str, store: Store) -> Checkpoint:
+def _open_base(url: str, store: Store, room: Room) -> Checkpoint:
     if is_part(store):
         refuse_part(store)
-    checkpoint = open_checkpoint(url, store)
-    config = _read_config(checkpoint, store)
+    checkpoint = open_checkpoint(url, store, room)
+    config = _read_config(checkpoint, store, room)
     texts = [config, config.get("text_config")]
     said = [text["tie_word_embeddings"] for text in texts if isinstance(text, dict) and "tie_word_embeddings" in text]
     ties = said[0] if said and isinstance(said[0], bool) else None
@@ -100,8 +104,8 @@ def _differ(checkpoint: Checkpoint, store: Store, first: TensorLocation, second:
     return False
 
 
-def _read_config(checkpoint: Checkpoint, store: Store) -> dict[str, Any]:
+def _read_config(checkpoint: Checkpoint, store: Store, room: Room) -> dict[str, Any]:
     """config.json; {} where there is none, or one that nobody could use."""
     if CONFIG_FILE not in checkpoint.side_files:
         return {}
-    return json_object(store.read_bytes(CONFIG_FILE))
+    return json_object(room.read(store, CONFIG_FILE))

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, CheckpointFile, open_checkpoint
 from .derived import MaskedChange
 from .header import DTYPES, TensorInfo
 from .location import TensorLocation
+from .room import Room
 from .tokens.json_members import finite_number
 
 MAX_PART_BYTES = 64 << 20
@@ -110,13 +111,14 @@ def unified_url(store: Store) -> str:
     return f"{store.url.rstrip('/').rpartition('/')[0]}/{UNIFIED}"
 
 
-def with_masks(base: Checkpoint, masks: Store, unified: Store) -> Checkpoint:
+def with_masks(base: Checkpoint, masks: Store, unified: Store, room: Room | None = None) -> Checkpoint:
     """The model that a task's masks make of their base.
 
     Args:
         base: the base, quantised weights already resolved.
         masks: the task's folder.
         unified: the folder of the unified task vector.
+        room: memory for their headers; None: they take what they need.
 
     Raises:
         InputError: a part is missing or damaged, or the parts and the base do not belong together.
@@ -130,7 +132,7 @@ def with_masks(base: Checkpoint, masks: Store, unified: Store) -> Checkpoint:
             f"{masks.url}: the masks of the task {part.task!r} belong to another base than {base.url}",
             f"They were made for {part.base_url}; name that model, or a copy of its files.",
         )
-    change, bits = open_checkpoint(unified.url, unified), open_checkpoint(masks.url, masks)
+    change, bits = (open_checkpoint(store.url, store, room) for store in (unified, masks))
     own, shared = len(base.files), len(base.files) + len(bits.files)
     tensors = dict(base.tensors)
     for name, location in bits.tensors.items():

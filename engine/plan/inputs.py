@@ -20,6 +20,7 @@ from ..models import (
     Folders,
     ModelUrl,
     Opened,
+    Room,
     Source,
     VocabularyFiles,
     common_licence,
@@ -164,6 +165,12 @@ def _side_files(base: Store, tokenizer: Store, folders: Folders, quantised: bool
     return sorted([*own, *others], key=lambda side: side.name), notes
 
 
+def _text(side: SideFile, room: Room) -> bytes:
+    data = side.read()
+    room.check_text(data, f"{side.store.url}/{side.name}")
+    return data
+
+
 def _is_tokenizer_file(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
 
@@ -187,7 +194,7 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls, opened)
     reference = urls[donor_of(recipe)]
-    folders = Folders()
+    folders = Folders(opened.room)
     sources = _sources(recipe, urls, opened, folders)
     writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)
     tokens = plan_tokenizer(recipe, sources, urls, writing, folders)
@@ -204,9 +211,9 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     if recipe.slices:
         configs = _configs({r: found[url][1] for r, url in merged.items()}, folders)
     else:
-        configs = {donor_of(recipe): json_object(s.read()) for s in side if s.name == "config.json"}
+        configs = {donor_of(recipe): json_object(_text(s, opened.room)) for s in side if s.name == "config.json"}
     chosen = {r: checkpoints[url] for r, url in merged.items() if url in checkpoints}
-    activations = _activations(recipe, recipe_dir)
+    activations = _activations(recipe, recipe_dir, opened.room)
     absolute |= {name: file.url for name, file in activations.items()}
     card = {} if recipe.merge_method == "emr" else _card(recipe, urls, opened, configs.get(donor_of(recipe), {}))
     plan = make_plan(
@@ -309,9 +316,9 @@ def _configs(stores: Mapping[str, Store], folders: Folders) -> dict[str, dict[st
     }
 
 
-def _activations(recipe: Recipe, recipe_dir: Path) -> dict[str, Activations]:
+def _activations(recipe: Recipe, recipe_dir: Path, room: Room) -> dict[str, Activations]:
     """What orders changes besides their magnitude, by the reference in the recipe."""
-    return {name: open_activations(resolve_file_url(name, recipe_dir)) for name in _files_named(recipe)}
+    return {name: open_activations(resolve_file_url(name, recipe_dir), room) for name in _files_named(recipe)}
 
 
 def _files_named(recipe: Recipe) -> list[str]:

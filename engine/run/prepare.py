@@ -12,7 +12,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from ..errors import RecipeError, ResourceError
-from ..models import Opened
+from ..models import Opened, Room
 from ..output import OutputDirectory
 from ..plan import Inputs, Plan, SharedReading, inputs_of_parts, open_inputs, share_reading, why_apart
 from ..recipe import load_recipe
@@ -61,6 +61,7 @@ def prepare(
         ResourceError: the memory limit cannot hold the smallest worker.
     """
     path = Path(recipe)
+    opened = opened or Opened(room=Room(execution.memory_bytes))
     parts = inputs_of_parts(open_inputs(load_recipe(path), path.parent, opened))
     return [_job(str(recipe), out_of(part.plan, out), part, execution) for part in parts]
 
@@ -93,7 +94,7 @@ def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> Prepare
 
 def prepare_all(recipes: Sequence[str | Path], outs: Sequence[str | Path], execution: Execution) -> list[PreparedMerge]:
     """As `prepare`, for recipes of one command: a checkpoint that several name is opened once."""
-    opened = Opened()
+    opened = Opened(room=Room(execution.memory_bytes))
     pairs = zip(recipes, outs, strict=True)
     return [job for recipe, out in pairs for job in prepare(recipe, out, execution, opened)]
 

@@ -15,6 +15,7 @@ from ...storage import Store
 from ..checkpoint import Checkpoint, side_file_names
 from ..location import TensorLocation
 from ..references import ModelUrl
+from ..room import Room
 from .chat_template import CONFIG_NAME, TEMPLATE_NAME, most_common_template, template_of
 from .declared import DECLARING, with_declared
 from .embeddings import align_tensor, find_embeddings
@@ -52,9 +53,14 @@ class Source:
 
 
 class Folders:
-    """Names and tokenizers of models' folders, each looked at once."""
+    """Names and tokenizers of models' folders, each looked at once.
 
-    def __init__(self) -> None:
+    Args:
+        room: memory for what is read; None: it takes what it needs.
+    """
+
+    def __init__(self, room: Room | None = None) -> None:
+        self._room = room or Room()
         self._names: dict[str, tuple[str, ...]] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
 
@@ -66,7 +72,7 @@ class Folders:
 
     def read(self, store: Store, wanted: Sequence[str]) -> dict[str, bytes]:
         """Those of the wanted files that are there."""
-        return {name: store.read_bytes(name, MAX_TOKENIZER_BYTES) for name in wanted if name in self.names(store)}
+        return {name: self._room.read(store, name, MAX_TOKENIZER_BYTES) for name in wanted if name in self.names(store)}
 
     def tokenizer(self, store: Store) -> Tokenizer | None:
         """The tokenizer of a folder; None when there is no trace of one.

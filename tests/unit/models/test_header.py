@@ -68,7 +68,7 @@ def test_wider_dtypes_lie_first_and_equal_ones_by_name():
 def test_narrow_elements_are_counted_in_bits():
     header = parse(entry("F4", "[2,4]"))
     assert header.tensors[0].nbytes == 4
-    with pytest.raises(AssertionError):
+    with pytest.raises(InputError, match="F4 are not whole bytes"):
         _ = DTYPES["F4"].size
     assert DTYPES["BF16"].size == 2
 
