@@ -124,7 +124,8 @@ class RowGather:
             source, start = self.parts[self.part[entry]], int(self.row[entry]) * self.columns
             there = reads.of(self.origins[self.part[entry]])
             fill_pieces(source, start + first, start + stop, line, there, lambda _values, _first: None)
-            total += line.view(np.float32)
+            with _counted_later():
+                total += line.view(np.float32)
         total /= np.float32(len(entries))
         into[:] = total.view(np.uint8)
 
@@ -143,6 +144,12 @@ class RowGather:
             last = min(first + step, self.rows)
             piece = np.empty(4 * (last - first) * self.columns, np.uint8)
             self.fill(first * self.columns, last * self.columns, piece, reads)
-            for values in piece.view(np.float32).reshape(-1, self.columns):
-                total += values
+            with _counted_later():
+                for values in piece.view(np.float32).reshape(-1, self.columns):
+                    total += values
         return (total / self.rows).astype(np.float32).view(np.uint8)
+
+
+def _counted_later() -> np.errstate:
+    """Sums beyond fp32 are infinite without a warning: whoever merges or copies the rows counts them."""
+    return np.errstate(over="ignore", invalid="ignore")
