@@ -50,15 +50,15 @@ class StandardOutput(io.TextIOBase):
     def isatty(self) -> bool:
         return self._descriptor is not None and os.isatty(self._descriptor)
 
-    def write(self, text: str) -> int:
-        """Write all of it.
+    def write(self, text: str | bytes) -> int:
+        """Write all of it; what click has encoded itself as it is.
 
         Raises:
             ReaderLeft: nobody reads it.
             ResourceError: it cannot be written.
         """
         try:
-            self._put(text.encode(self._encoding, self.errors))
+            self._put(self._encoded(text))
         except BrokenPipeError as error:
             raise ReaderLeft("nobody reads standard output any more") from error
         except OSError as error:
@@ -67,6 +67,9 @@ class StandardOutput(io.TextIOBase):
                 "Send it to a file with room, or let whatever reads it read on.",
             ) from error
         return len(text)
+
+    def _encoded(self, text: str | bytes) -> bytes:
+        return text.encode(self._encoding, self.errors) if isinstance(text, str) else text
 
     def _put(self, data: bytes) -> None:
         if self._descriptor is None:
@@ -86,9 +89,9 @@ class StandardError(StandardOutput):
 
     _stalled = False
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
         with contextlib.suppress(OSError):
-            self._put(text.encode(self._encoding, self.errors))
+            self._put(self._encoded(text))
         return len(text)
 
     def _wait(self, descriptor: int) -> bool:

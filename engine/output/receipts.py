@@ -71,7 +71,7 @@ def decode_receipt(stored: StoredReceipt, table: bytes, plan: Plan) -> Receipt:
     tasks = [plan.tasks[i] for i in expected.tasks]
     rows = _rows(read_table(table, len(tasks), rows_limit(plan, stored.shard)))
     for row, task in zip_longest(rows, tasks):
-        if row is None or task is None or row.name != task.name or not _fits(row, task):
+        if row is None or task is None or row.name != task.name or not _fits(row, task, plan.masks_of):
             raise IntegrityError(f"its table does not fit tensor {(row or task).name!r}")
     return Receipt(
         plan_id=stored.plan_id,
@@ -90,8 +90,10 @@ def rows_limit(plan: Plan, shard: int) -> int:
     return (1 << 20) + 2 * len(file.header) + len(file.tasks) * (512 + 160 * models + 40 * models * models)
 
 
-def _fits(row: TensorRow, task: TensorTask) -> bool:
-    present = [source is not None for source in task.models] if task.method is not None else []
+def _fits(row: TensorRow, task: TensorTask, masks_of: int | None) -> bool:
+    """Whether a row tells of what becomes of the tensor; masks speak of their own model alone."""
+    sources = task.models if task.method is not None else ()
+    present = [source is not None and masks_of in (None, i) for i, source in enumerate(sources)]
     if row.action != ("merged" if task.method is not None else "copied"):
         return False
     if row.models and [model is not None for model in row.models] != present:
