@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, OutputConflictError
 from .commit import OutputDirectory
 from .manifest import MANIFEST_NAME, PLAN_NAME
 from .problems import Problem
@@ -24,13 +24,15 @@ def withdraw_damaged(
         progress: called from any thread with the number of bytes that were just read.
 
     Returns:
-        What was wrong; nothing where the output is whole, or has no manifest and is finished by a merge anyway.
+        What was wrong; nothing where the output is whole, or was never finished: a merge goes on with it.
 
     Raises:
-        OutputConflictError: the directory belongs to another plan, or holds other files.
+        OutputConflictError: the directory belongs to another plan, holds other files, or is empty.
     """
     try:
-        if output.check() != "finished":
+        if (state := output.check()) == "new":
+            raise OutputConflictError(f"{output.store.url} holds no output that could be repaired", "check the path")
+        if state == "started":
             return ()
         manifest = read_manifest(output.store)
     except IntegrityError as error:  # the plan is ours, its manifest cannot be read

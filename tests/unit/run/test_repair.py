@@ -102,6 +102,12 @@ def test_another_recipe_changes_nothing(whole: Path, out: Path, tmp_path: Path) 
     assert files(out) == before
 
 
+def test_a_mistyped_place_is_no_merge(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputConflictError, match="holds no output"):
+        repair(whole / "recipe.yml", tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_the_command_says_what_it_did_and_leaves_what_is_not_ours(whole: Path, out: Path) -> None:
     flip(out / SHARD)
     (out / "notes.txt").write_text("mine")
