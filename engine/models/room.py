@@ -59,7 +59,7 @@ class Room:
         self._check(where, len(data), _text_bytes(data) + _BYTES_PER_KEY * data.count(b":"))
 
     def check_size(self, size: int, where: str) -> None:
-        """The same for a header that was not read yet: the least that any text of its size takes."""
+        """The same for a text that was not read yet, or is never parsed whole: the least that one of its size takes."""
         self._check(where, size, _BYTES_PER_BYTE * size)
 
     def keep_header(self, data: bytes, where: str) -> None:

@@ -26,8 +26,8 @@ MAY_IMPORT = {
 """Besides errors and json_text, which all may import. Fold and output do not know each other."""
 
 PURE = ("engine.methods", "engine.recipe", "engine.plan", "cluster.ray.scheduler", "cluster.ray.workforce")
-IMPURE = ("engine.recipe.parse", "engine.plan.inputs")
-"""The loader of recipe files, and what opens the inputs that they name."""
+IMPURE = ("engine.recipe.parse", "engine.plan.inputs", "engine.plan.side_files")
+"""The loader of recipe files, what opens the inputs that they name, and what copies files beside the weights."""
 INPUT_OUTPUT = {
     *("asyncio", "datetime", "fsspec", "io", "multiprocessing", "os", "pathlib", "random", "ray", "s3fs", "shutil"),
     *("socket", "subprocess", "tempfile", "threading", "time"),

@@ -72,7 +72,14 @@ class Folders:
 
     def read(self, store: Store, wanted: Sequence[str]) -> dict[str, bytes]:
         """Those of the wanted files that are there."""
-        return {name: self._room.read(store, name, MAX_TOKENIZER_BYTES) for name in wanted if name in self.names(store)}
+        return {name: self._read(store, name) for name in wanted if name in self.names(store)}
+
+    def _read(self, store: Store, name: str) -> bytes:
+        if name != TOKENIZER_NAME:
+            return self._room.read(store, name, MAX_TOKENIZER_BYTES)
+        # It is taken apart member by member, so its text is never a tree of objects as a whole.
+        self._room.check_size(store.info(name).size, f"{store.url}/{name}")
+        return store.read_bytes(name, MAX_TOKENIZER_BYTES)
 
     def tokenizer(self, store: Store) -> Tokenizer | None:
         """The tokenizer of a folder; None when there is no trace of one.

@@ -100,13 +100,13 @@ def test_other_texts_count_too() -> None:
     store, keys = MemoryStore(), TEXTS["keys"].encode()
     text = b'{"a":[' + b",".join([keys] * 10) + b"]}"
     store.replace("model.safetensors", header(1))
-    for name in ("config.json", "adapter_config.json", "tokenizer.json", "model.safetensors.index.json"):
+    for name in ("config.json", "adapter_config.json", "tokenizer_config.json", "model.safetensors.index.json"):
         store.replace(name, text)
     room = Room(0)
     with pytest.raises(ResourceError, match=r"adapter_config\.json: \d+ bytes of JSON may take"):
         read_adapter_config(store, room)
-    with pytest.raises(ResourceError, match=r"tokenizer\.json: \d+ bytes of JSON may take"):
-        Folders(room).tokenizer(store)
+    with pytest.raises(ResourceError, match=r"tokenizer_config\.json: \d+ bytes of JSON may take"):
+        Folders(room).read(store, ["tokenizer_config.json"])
     with pytest.raises(ResourceError, match=r"index\.json: \d+ bytes of JSON may take"):
         open_checkpoint(store.url, store, room)
     store.delete("model.safetensors.index.json")

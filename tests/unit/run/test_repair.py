@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from anabranch.cluster.cli import cli
 from anabranch.engine.errors import OutputConflictError
 from anabranch.engine.run import repair
 
@@ -106,15 +103,3 @@ def test_a_mistyped_place_is_no_merge(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputConflictError, match="holds no output"):
         repair(whole / "recipe.yml", tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_the_command_says_what_it_did_and_leaves_what_is_not_ours(whole: Path, out: Path) -> None:
-    flip(out / SHARD)
-    (out / "notes.txt").write_text("mine")
-    told = CliRunner().invoke(cli, ["verify", str(out), "--repair", str(whole / "recipe.yml")])
-    assert f"{SHARD}: damaged: its SHA-256 is" in told.stdout
-    assert told.exit_code == 4 and "notes.txt: unexpected" in told.stdout
-    (out / "notes.txt").unlink()
-    told = CliRunner().invoke(cli, ["verify", str(out), "--repair", str(whole / "recipe.yml"), "--json"])
-    assert told.exit_code == 0
-    assert json.loads(told.stdout)["repaired"] == [] and files(out) == files(whole / "out")
