@@ -34,7 +34,7 @@ class SideFile:
                 "whose content must be known",
                 "The file may not be what its name says; fetch it again.",
             )
-        return b"".join(self.pieces())
+        return b"".join(map(bytes, self.pieces()))  # each piece lies in the same memory
 
     def pieces(self) -> Iterator[memoryview]:
         """Its bytes, as they were when the plan was made, up to PIECE_BYTES at a time; each is overwritten by the next.
