@@ -24,9 +24,8 @@ from .manifest import (
     manifest_sha256,
 )
 from .problems import Problem, problems_error
-from .reading import read_tensor_rows
 from .repair import withdraw_damaged
-from .tables import write_table
+from .tables import read_tensor_rows, write_table
 from .verify import Verification, check_file
 
 __all__ = [

@@ -14,6 +14,7 @@ from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
 from ..plan import Plan, Receipt, TensorRow
 from ..storage import Store
+from .manifest import TENSORS_NAME
 from .problems import Problem
 
 if TYPE_CHECKING:  # imported where a table is made: workers never need it
@@ -222,13 +223,32 @@ def _refusing_damage() -> Iterator[None]:
         raise IntegrityError(f"it cannot be read: {type(error).__name__}: {error}") from None
 
 
+def _batches(store: Store, name: str) -> Iterator[pyarrow.RecordBatch]:
+    """A published table, some rows at a time; IntegrityError when it is damaged, which may show at its end."""
+    data = store.read_bytes(name, MAX_TABLE_BYTES)
+    with _refusing_damage():
+        file = _open_table(data, min(MAX_TABLE_BYTES, UNPACKED_FACTOR * len(data) + UNPACKED_BYTES))
+        yield from file.iter_batches(ROWS_AT_ONCE, use_threads=False)
+
+
+def read_tensor_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Rows of anabranch.tensors.parquet, one per tensor and model in plan order; a few are in memory at once.
+
+    Raises:
+        IntegrityError: the table is missing or damaged.
+    """
+    try:
+        for batch in _batches(store, TENSORS_NAME):
+            yield from batch.to_pylist()
+    except (FileNotFoundError, InputError, IntegrityError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error.message}"
+        raise IntegrityError(f"{store.url}/{TENSORS_NAME} is {what}", "see `anabranch verify`") from None
+
+
 def table_problem(store: Store, name: str, digest: str) -> Problem | None:
     """Whether a table has the rows that were written; the bytes of Parquet files depend on the library's version."""
     try:
-        data = store.read_bytes(name, MAX_TABLE_BYTES)
-        with _refusing_damage():
-            file = _open_table(data, min(MAX_TABLE_BYTES, UNPACKED_FACTOR * len(data) + UNPACKED_BYTES))
-            found = rows_digest(file.iter_batches(ROWS_AT_ONCE, use_threads=False))
+        found = rows_digest(_batches(store, name))
     except FileNotFoundError:
         return Problem(name, "missing")
     except (IntegrityError, InputError) as error:
