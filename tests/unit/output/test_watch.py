@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from anabranch.engine.errors import IntegrityError
-from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, TENSORS_NAME
+from anabranch.engine.models import INDEX_NAME
+from anabranch.engine.output.manifest import MANIFEST_NAME, TENSORS_NAME
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.protocol import Store
@@ -110,7 +111,12 @@ def test_a_twin_that_publishes_the_same_file_again_is_welcome(recipe: Path, tmp_
 def test_a_folder_that_vanishes_in_the_middle_gets_no_manifest(recipe: Path, tmp_path: Path, how: str) -> None:
     out = tmp_path / "out"
     inner = LocalStore(str(out), create=True)
-    action = (lambda: shutil.rmtree(out)) if how == "removed" else (lambda: out.rename(tmp_path / "elsewhere"))
+
+    def remove() -> None:
+        while out.exists():  # the receipt of the first shard may appear while its folder is emptied
+            shutil.rmtree(out, ignore_errors=True)
+
+    action = remove if how == "removed" else (lambda: out.rename(tmp_path / "elsewhere"))
     fault = Fault("writer", number=2, pattern="*.safetensors", action=action)
     with pytest.raises((IntegrityError, FileNotFoundError)):
         merge(recipe, FaultStore(inner, fault))
