@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 
 from ..engine.errors import InputError, IntegrityError
-from ..engine.models import check_file_name
+from ..engine.models import INDEX_NAME, check_file_name
 from ..engine.output import (
-    INDEX_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_NAME,

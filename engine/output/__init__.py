@@ -9,7 +9,6 @@ from .commit import OutputDirectory
 from .finished import Finished, check_is_model, check_manifest_is, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
-    INDEX_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
@@ -23,13 +22,12 @@ from .manifest import (
     Manifest,
     manifest_sha256,
 )
-from .problems import Problem, problems_error
+from .problems import Problem, check_file, problems_error
 from .repair import withdraw_damaged
 from .tables import read_tensor_rows, write_table
-from .verify import Verification, check_file
+from .verify import Verification
 
 __all__ = [
-    "INDEX_NAME",
     "INPUTS_NAME",
     "MANIFEST_NAME",
     "PLAN_ATTRIBUTE",

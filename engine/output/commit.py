@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from ..errors import InputError, IntegrityError, OutputConflictError
 from ..json_text import readable_json, sealed_json, unsealed
+from ..models import INDEX_NAME
 from ..plan import NUMERICS, Plan, Receipt, Round, SideFile, Survey, SurveyPart
 from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
 from .emr_files import part_files, with_scale
 from .manifest import (
-    INDEX_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,

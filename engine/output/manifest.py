@@ -23,7 +23,6 @@ TENSORS_NAME = "anabranch.tensors.parquet"
 SURVEY_NAME = "anabranch.survey.parquet"
 PLAN_ATTRIBUTE = "anabranch_plan"
 """Where an object store keeps the plan id of a shard."""
-INDEX_NAME = "model.safetensors.index.json"
 
 
 class FileEntry(Record):

@@ -1,11 +1,17 @@
-"""What is wrong with files of an output."""
+"""What is wrong with files of an output, and one file against its size and digest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import IntegrityError
+from ..errors import InputError, IntegrityError
+from ..storage import Store
+from .manifest import FileEntry
+
+CHUNK_BYTES = 8 << 20
+"""Read and hashed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +29,29 @@ def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
         "`anabranch verify OUT --repair RECIPE` makes what is damaged or missing again from the inputs; files that are "
         "unexpected are yours to remove",
     )
+
+
+def check_file(
+    store: Store, name: str, entry: FileEntry, progress: Callable[[int], None], chunk: memoryview | None = None
+) -> Problem | None:
+    """Size and SHA-256 of one file, read through `chunk`; None: a buffer that goes with the call."""
+    chunk = memoryview(bytearray(min(CHUNK_BYTES, max(1, entry.size)))) if chunk is None else chunk
+    try:
+        info = store.info(name)
+        if info.size != entry.size:
+            progress(entry.size)
+            return Problem(name, f"damaged: {info.size} bytes, expected {entry.size}")
+        digest = hashlib.sha256()
+        for offset in range(0, entry.size, len(chunk)):
+            part = chunk[: entry.size - offset]
+            store.read_into(name, offset, part, info.version)
+            digest.update(part)
+            progress(len(part))
+    except FileNotFoundError:
+        progress(entry.size)
+        return Problem(name, "missing")
+    except InputError as error:
+        return Problem(name, f"damaged: {error.message}")
+    if digest.hexdigest() != entry.sha256:
+        return Problem(name, f"damaged: its SHA-256 is {digest.hexdigest()[:16]}..., expected {entry.sha256[:16]}...")
+    return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import InputError, IntegrityError
 from ..models import (
     FIRST_READ_BYTES,
+    INDEX_NAME,
     MAX_INDEX_BYTES,
     Header,
     check_file_name,
@@ -21,13 +22,11 @@ from ..models import (
 )
 from ..plan import plan_id
 from ..storage import Store
-from .manifest import INDEX_NAME, MANIFEST_NAME, FileEntry, Manifest, decode_manifest
-from .problems import Problem
+from .manifest import MANIFEST_NAME, Manifest, decode_manifest
+from .problems import CHUNK_BYTES, Problem, check_file
 from .tables import table_problem
 from .verify_state import state_problems
 
-CHUNK_BYTES = 8 << 20
-"""Read and hashed at a time; each thread reuses one buffer of this size."""
 MAX_MANIFEST_BYTES = 1 << 30
 UNEXPECTED = "unexpected"
 """What is said of a file that the manifest does not name."""
@@ -113,32 +112,6 @@ def verify(
         size_bytes=sum(entry.size for entry in manifest.files.values()),
         problems=tuple(sorted(problems, key=lambda problem: problem.file)),
     )
-
-
-def check_file(
-    store: Store, name: str, entry: FileEntry, progress: Callable[[int], None], chunk: memoryview | None = None
-) -> Problem | None:
-    """Size and SHA-256 of one file, read through `chunk`; None: a buffer that goes with the call."""
-    chunk = memoryview(bytearray(min(CHUNK_BYTES, max(1, entry.size)))) if chunk is None else chunk
-    try:
-        info = store.info(name)
-        if info.size != entry.size:
-            progress(entry.size)
-            return Problem(name, f"damaged: {info.size} bytes, expected {entry.size}")
-        digest = hashlib.sha256()
-        for offset in range(0, entry.size, len(chunk)):
-            part = chunk[: entry.size - offset]
-            store.read_into(name, offset, part, info.version)
-            digest.update(part)
-            progress(len(part))
-    except FileNotFoundError:
-        progress(entry.size)
-        return Problem(name, "missing")
-    except InputError as error:
-        return Problem(name, f"damaged: {error.message}")
-    if digest.hexdigest() != entry.sha256:
-        return Problem(name, f"damaged: its SHA-256 is {digest.hexdigest()[:16]}..., expected {entry.sha256[:16]}...")
-    return None
 
 
 # -- what the files say about each other -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,10 +10,11 @@ from ..errors import InputError, IntegrityError
 from ..json_text import SEAL, unsealed
 from ..storage import Store
 from .manifest import INPUTS_NAME, PLAN_NAME, RECEIPTS_FOLDER, SURVEY_FOLDER, Manifest
-from .problems import Problem
-from .receipts import StoredReceipt, decode_stored
+from .problems import Problem, check_file
+from .receipts import decode_stored
 
 MAX_STATE_BYTES = 1 << 30
+OTHER_PLAN = "belongs to another plan than the manifest"
 
 
 def state_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
@@ -27,7 +27,6 @@ def state_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
         yield from _check(store, name, lambda record: _other_plan(record, manifest))
     for name in store.list(RECEIPTS_FOLDER):
         if name.endswith(".json"):
-            yield from _check(store, name, lambda record: _other_plan(record, manifest))
             yield from _receipt_problems(store, name, manifest)
 
 
@@ -54,7 +53,7 @@ def _is_older(store: Store) -> bool:
 
 
 def _other_plan(record: Mapping[str, Any], manifest: Manifest) -> str:
-    return "" if record.get("plan_id") == manifest.plan_id else "belongs to another plan than the manifest"
+    return "" if record.get("plan_id") == manifest.plan_id else OTHER_PLAN
 
 
 def _plan_differs(record: Mapping[str, Any], manifest: Manifest) -> str:
@@ -69,25 +68,18 @@ def _plan_differs(record: Mapping[str, Any], manifest: Manifest) -> str:
 
 
 def _receipt_problems(store: Store, name: str, manifest: Manifest) -> Iterator[Problem]:
-    """Of a receipt whose own digest is right: its shard as the manifest knows it, and its table."""
+    """The record itself, its shard as the manifest knows it, and its table."""
     try:
         stored = decode_stored(store.read_bytes(name, MAX_STATE_BYTES))
-    except (FileNotFoundError, IntegrityError, InputError):
-        return  # told already
+    except FileNotFoundError:
+        return
+    except (IntegrityError, InputError) as error:
+        yield Problem(name, f"damaged: {error.message}")
+        return
+    if stored.plan_id != manifest.plan_id:
+        yield Problem(name, OTHER_PLAN)
     entry = manifest.files.get(stored.name)
     if entry is None or (entry.size, entry.sha256) != (stored.size, stored.sha256):
         yield Problem(name, "says something else of its shard than the manifest")
-    if text := _table_differs(store, f"{name.removesuffix('.json')}.parquet", stored):
-        yield Problem(f"{name.removesuffix('.json')}.parquet", text)
-
-
-def _table_differs(store: Store, name: str, stored: StoredReceipt) -> str:
-    try:
-        if store.info(name).size != stored.rows.size:
-            return "damaged: its size is not that of its receipt"
-        data = store.read_bytes(name, MAX_STATE_BYTES)
-    except FileNotFoundError:
-        return "missing"
-    except InputError as error:
-        return f"damaged: {error.message}"
-    return "" if hashlib.sha256(data).hexdigest() == stored.rows.sha256 else "damaged: its digest is another"
+    if problem := check_file(store, f"{name.removesuffix('.json')}.parquet", stored.rows, lambda _: None):
+        yield problem

@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ..errors import IntegrityError
 from ..storage import FileInfo, Store
 from .manifest import MANIFEST_NAME, PLAN_ATTRIBUTE, Manifest
-from .problems import Problem
+from .problems import Problem, check_file
 from .tables import table_problem
-from .verify import check_file
 
 THREADS = 8
 """Questions at the same time: an object store answers each in some 20 ms."""

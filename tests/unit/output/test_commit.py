@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from anabranch.engine.errors import InputError, OutputConflictError, ResourceError, TemporaryError
+from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.models.config_json import patch_config
 from anabranch.engine.output.commit import OutputDirectory, index_json
 from anabranch.engine.output.manifest import (
-    INDEX_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_NAME,

@@ -12,8 +12,9 @@ import torch
 
 from anabranch.engine.errors import OutputConflictError
 from anabranch.engine.json_text import sealed_json, unsealed
+from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.output.commit import OutputDirectory
-from anabranch.engine.output.manifest import INDEX_NAME, MANIFEST_NAME, PLAN_NAME, TASKS_NAME
+from anabranch.engine.output.manifest import MANIFEST_NAME, PLAN_NAME, TASKS_NAME
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.protocols import Member, Silent
