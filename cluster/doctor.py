@@ -18,6 +18,7 @@ from ..engine.errors import AnabranchError, ResourceError
 from ..engine.kernels import announce_compiling, make_kernels
 from ..engine.run import Execution, PreparedMerge, available_cores, check_disk, prepare_all
 from ..engine.storage import Store, crosses_network, open_store
+from .ray.session import finds_token
 
 State = Literal["ok", "note", "problem"]
 LIBRARIES = ("anabranch", "numpy", "numba", "safetensors", "pyarrow", "torch", "huggingface_hub", "s3fs", "ray")
@@ -201,8 +202,7 @@ def gpu() -> Finding:
 
 def ray_token(environment: Mapping[str, str], home: Path) -> Finding:
     """Whether a cluster would be asked for a token, and whether there is one to show."""
-    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
-    has_token = bool(environment.get("RAY_AUTH_TOKEN")) or path.is_file()
+    has_token = finds_token(environment, home)
     mode = environment.get("RAY_AUTH_MODE", "none")
     text = f"token mode {'on' if mode == 'token' else 'off'}, {'a token' if has_token else 'no token'} found"
     if mode == "token" and not has_token:

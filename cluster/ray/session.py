@@ -7,9 +7,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...engine.errors import RecipeError, TemporaryError
@@ -76,7 +77,8 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
             "run code on it",
             "start it and this command with RAY_AUTH_MODE=token, or pass --insecure-cluster on a trusted network",
         )
-    if address != "local" and _has_token_if_needed():  # without one, Ray says so at once
+    asked = os.environ.get("RAY_AUTH_MODE") == "token"
+    if address != "local" and (not asked or finds_token(os.environ, Path.home())):  # without one, Ray says so at once
         _check_reachable(address)
     # Ray would print its words on dying nodes on our standard output, among the report or JSON.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -110,12 +112,10 @@ def ray_session(address: str, insecure: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _has_token_if_needed() -> bool:
-    environment = os.environ
-    given = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
-    return (
-        environment.get("RAY_AUTH_MODE") != "token" or given or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
-    )
+def finds_token(environment: Mapping[str, str], home: Path) -> bool:
+    """Whether Ray would find a token to show."""
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
+    return bool(environment.get("RAY_AUTH_TOKEN")) or path.is_file()
 
 
 def _check_reachable(address: str) -> None:

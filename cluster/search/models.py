@@ -10,16 +10,13 @@ from pathlib import Path
 import yaml
 
 from ...engine.errors import InputError, IntegrityError, RecipeError, ResourceError
-from ...engine.models import resolve_file_url, resolve_model
+from ...engine.models import Opened, resolve_file_url, resolve_model
+from ...engine.output import MANIFEST_NAME
 from ...engine.plan import open_inputs
 from ...engine.recipe import Recipe, canonical, recipe_of
 from ...engine.recipe import SearchSpace as Space
-from ...engine.run import Execution, merge_all
-from ...engine.storage import absolute_path
-
-MANIFEST = "anabranch.manifest.json"
-BYTES_PER_TENSOR = 1000
-"""For receipts, tables, index and manifest, generously."""
+from ...engine.run import TABLES_BYTES_PER_TENSOR, Execution, merge_all
+from ...engine.storage import absolute_path, open_store
 
 
 class Cost:
@@ -41,13 +38,13 @@ class Cost:
                 raise RecipeError(
                     f"{recipe.merge_method} writes several outputs, of which none is one model to evaluate"
                 )
-        plan = open_inputs(recipes[0], folder).plan
-        self.read_bytes = plan.read_bytes
-        self.write_bytes = plan.write_bytes + BYTES_PER_TENSOR * len(plan.tasks)
-        for recipe in recipes[1:]:  # a model or a key of the output that is searched may be refused
-            other = open_inputs(recipe, folder).plan
-            self.read_bytes = max(self.read_bytes, other.read_bytes)
-            self.write_bytes = max(self.write_bytes, other.write_bytes + BYTES_PER_TENSOR * len(other.tasks))
+        opened = Opened()
+        # All are planned: a model or a key of the output that is searched may be refused.
+        self.read_bytes = self.write_bytes = 0
+        for recipe in recipes:
+            plan = open_inputs(recipe, folder, opened).plan
+            self.read_bytes = max(self.read_bytes, plan.read_bytes)
+            self.write_bytes = max(self.write_bytes, plan.write_bytes + TABLES_BYTES_PER_TENSOR * len(plan.tasks))
 
 
 def check_space(out: Path, cost: Cost, merges: int) -> None:
@@ -63,8 +60,9 @@ def check_space(out: Path, cost: Cost, merges: int) -> None:
 
 def free_bytes(place: Path) -> int:
     """Of the file system that a folder lies in, or will."""
-    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    free = open_store(str(place)).free_bytes()
+    assert free is not None, "a local folder"
+    return free
 
 
 class Models:
@@ -123,7 +121,7 @@ class Models:
         kept = {*names}
         for path in sorted((self._out / "models").iterdir()):
             if path.name not in kept:
-                (path / MANIFEST).unlink(missing_ok=True)  # first, so that half an output does not look finished
+                (path / MANIFEST_NAME).unlink(missing_ok=True)  # first, so that half an output does not look finished
                 shutil.rmtree(path)
 
 

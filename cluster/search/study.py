@@ -25,7 +25,6 @@ from .objectives import Scores
 
 JOURNAL = "search.journal"
 STUDY = "anabranch"
-SAMPLERS = ("tpe", "cmaes", "random", "grid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from .machine import available_cores, process_began
 from .memory import MemoryPlan
 from .merge_report import MergeReport
 from .meter import Meter, Phase
-from .prepare import PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
+from .prepare import TABLES_BYTES_PER_TENSOR, PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
 from .protocols import Member, Runner, Silent
 from .repair import Repair, repair
 from .shard import Shard
@@ -20,6 +20,7 @@ from .wording import counted, duration
 from .work import Done, R, Work, Worker, receipts_of
 
 __all__ = [
+    "TABLES_BYTES_PER_TENSOR",
     "Comparison",
     "Done",
     "Execution",

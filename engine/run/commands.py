@@ -67,7 +67,7 @@ def merge(
         AnabranchError: what stopped the merge; the same call goes on from there.
     """
     execution = execution or Execution()
-    first, *parts = _merge_jobs(prepare(recipe, out, execution), execution, progress, meter)
+    first, *parts = merge_jobs(prepare(recipe, out, execution), execution, progress, meter)
     return replace(first, parts=tuple(parts))
 
 
@@ -91,10 +91,10 @@ def merge_all(
         AnabranchError: what stopped one of the merges and with it all; the same call goes on from there.
     """
     execution = execution or Execution()
-    return _merge_jobs(prepare_all(recipes, outputs_of(recipes, out), execution), execution, progress, meter)
+    return merge_jobs(prepare_all(recipes, outputs_of(recipes, out), execution), execution, progress, meter)
 
 
-def _merge_jobs(
+def merge_jobs(
     jobs: Sequence[PreparedMerge], execution: Execution, progress: Progress | None, meter: Meter | None
 ) -> list[MergeReport]:
     """Carry out prepared merges, those together that can share a reading; one report per job."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..models import Opened, Room
 from ..output import OutputDirectory, Problem, Verification, open_outputs, verify_outputs, withdraw_damaged
 from ..plan import inputs_of_parts, open_inputs
 from ..recipe import load_recipe
 from ..storage import open_store
-from .commands import merge
+from .commands import merge_jobs
 from .execution import Execution
 from .machine import available_cores
 from .meter import Meter
-from .prepare import out_of
+from .prepare import out_of, prepare
 from .protocols import Progress
 
 
@@ -51,9 +52,10 @@ def repair(
     execution = execution or Execution()
     threads = execution.workers or available_cores()
     path, damaged = Path(recipe), []
-    for part in inputs_of_parts(open_inputs(load_recipe(path), path.parent)):
+    opened = Opened(room=Room(execution.memory_bytes))
+    for part in inputs_of_parts(open_inputs(load_recipe(path), path.parent, opened)):
         output = OutputDirectory(part.plan, open_store(out_of(part.plan, out)))
         name = "" if part.plan.part is None else f"{part.plan.part.name}/"
         damaged += [replace(each, file=f"{name}{each.file}") for each in withdraw_damaged(output, threads)]
-    merge(recipe, out, execution, progress=progress, meter=meter)
+    merge_jobs(prepare(recipe, out, execution, opened), execution, progress, meter)
     return Repair(tuple(damaged), verify_outputs(open_outputs(out), threads))

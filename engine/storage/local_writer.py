@@ -44,6 +44,7 @@ class LocalWriter:
 
     def write(self, data: memoryview | bytes) -> None:
         """See `Writer.write`."""
+        self._opened()
         source = np.frombuffer(data, np.uint8)
         self._taken += len(source)
         with translated(self._path):
@@ -70,7 +71,7 @@ class LocalWriter:
             self._pending = None
 
     def _put(self, data: NDArray[np.uint8], offset: int) -> None:
-        descriptor, done = self._open_descriptor, 0
+        descriptor, done = self._opened(), 0
         while done < len(data):
             try:
                 done += os.pwrite(descriptor, data[done : done + MAX_CALL_BYTES].data, offset + done)
@@ -81,7 +82,7 @@ class LocalWriter:
 
     def commit(self) -> None:
         """See `Writer.commit`: sync, rename, sync the folder."""
-        descriptor = self._open_descriptor
+        descriptor = self._opened()
         if self._taken != self._size:
             raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
         with translated(self._path):
@@ -103,8 +104,8 @@ class LocalWriter:
         with translated(self._temporary):
             unlink(self._temporary)
 
-    @property
-    def _open_descriptor(self) -> int:
+    def _opened(self) -> int:
+        """The descriptor; ValueError after commit or discard."""
         if self._descriptor is None:
             raise ValueError(f"{self._path}: written after commit or discard")
         return self._descriptor
