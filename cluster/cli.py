@@ -99,16 +99,20 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
     Of several recipes it also says which of them would share a reading of their inputs, and why others would not.
     Of a recipe with searches it shows what would be tried, and what a trial costs.
     """
+    from ..engine.recipe import SearchFound
     from ..engine.run import Execution, check_disk, share_readings
     from .search.space_report import check_report, plan_search
 
-    space = plan_search(recipes[0], out) if len(recipes) == 1 else None
-    if space is not None:
+    execution = Execution(workers, memory)
+    try:
+        jobs = _prepare(recipes, out, execution)
+    except SearchFound:
+        if len(recipes) > 1:
+            raise
+        space = plan_search(recipes[0], out)
         click.echo(json.dumps(space.as_json()) if as_json else str(space))
         check_report(space)
         return
-    execution = Execution(workers, memory)
-    jobs = _prepare(recipes, out, execution)
     readings = share_readings(jobs, execution) if len(jobs) > 1 else []
     if as_json:
         check_disk(jobs)

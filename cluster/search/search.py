@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from ...engine.errors import InputError, OutputConflictError, RecipeError
-from ...engine.recipe import Domain, Option, SearchSpace, load_recipe, load_search, recipe_of
+from ...engine.recipe import Domain, Option, SearchSpace, load_recipe, recipe_of
 from ...engine.run import Execution, duration
 from .evaluate import Evaluator, Outcome
 from .models import Cost, Models, check_space
 from .objectives import Objective, Scores, check_reference
 from .results import Results
+from .space_report import read_space
 from .study import Sampling, Study, Tried
 
 REFERENCE = "reference"
@@ -56,17 +57,6 @@ class Settings:
             raise RecipeError("--reference has an effect only with --objective asymmetric")
         if self.sampling.sampler == "cmaes" and len(self.objectives) > 1:
             raise RecipeError("the cmaes sampler takes one objective", "use --sampler tpe for several")
-
-
-def read_space(recipe: str) -> SearchSpace:
-    """The space of a recipe file; RecipeError where nothing is searched in it."""
-    space = load_search(recipe)
-    if space is None:
-        raise RecipeError(
-            f"{recipe}: there is nothing to search",
-            "write {search: {from: 0.2, to: 2, step: 0.1}} or {search: {choice: [...]}} in place of values",
-        )
-    return space
 
 
 def search(settings: Settings, execution: Execution, say: Callable[[str], None]) -> Results:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from ...engine.errors import RecipeError
 from ...engine.recipe import Choice, SearchSpace, load_search
 from .models import Cost, check_space, free_bytes, local_folder
 
@@ -63,15 +64,24 @@ def _domain(domain: object) -> Any:
     return {key: getattr(domain, name) for key, name in (("from", "low"), ("to", "high"), ("step", "step"))}
 
 
-def plan_search(recipe: str, out: str) -> SpaceReport | None:
-    """The report on a recipe with searches; None for a plain one.
+def read_space(recipe: str) -> SearchSpace:
+    """The space of a recipe file; RecipeError where nothing is searched in it."""
+    space = load_search(recipe)
+    if space is None:
+        raise RecipeError(
+            f"{recipe}: there is nothing to search",
+            "write {search: {from: 0.2, to: 2, step: 0.1}} or {search: {choice: [...]}} in place of values",
+        )
+    return space
+
+
+def plan_search(recipe: str, out: str) -> SpaceReport:
+    """The report on a recipe with searches.
 
     Raises:
         AnabranchError: what a search would refuse.
     """
-    space = load_search(recipe)
-    if space is None:
-        return None
+    space = read_space(recipe)
     place = local_folder(out)
     return SpaceReport(recipe, place, space, Cost(space, Path(recipe).parent), free_bytes(place))
 

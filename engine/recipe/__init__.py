@@ -9,7 +9,7 @@ from .canonical import canonical
 from .chat_templates import CHAT_TEMPLATES
 from .groups import ModelGroup, activations_of, donor_of, groups_of, names_of, references_of, rules_of
 from .parameters import Setting, Value
-from .parse import load_recipe, load_search, recipe_of
+from .parse import SearchFound, load_recipe, load_search, recipe_of
 from .published import published
 from .schema import OUTPUT_DTYPES, ModelEntry, Recipe, SliceSource, task_name
 from .search_space import Choice, Domain, Option, Range, SearchSpace
@@ -29,6 +29,7 @@ __all__ = [
     "Option",
     "Range",
     "Recipe",
+    "SearchFound",
     "SearchSpace",
     "Setting",
     "SliceSource",

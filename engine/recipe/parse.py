@@ -37,6 +37,10 @@ SEARCHES = (
 """What to say about a search where a plain recipe is expected."""
 
 
+class SearchFound(RecipeError):
+    """A recipe has `search` in place of values where a plain one is expected."""
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
 
@@ -118,11 +122,12 @@ def parse_recipe(text: str, where: str, folder: Path | None = None) -> Recipe:
 
     Raises:
         RecipeError: file, line, key path, what was expected and what was found, for up to ten problems.
+        SearchFound: it stands for many recipes.
     """
     document = _read_mapping(text, where)
     found = next(find_searches(document.data), None)
     if found is not None:
-        raise document.error([Problem(found, SEARCHES)])
+        raise SearchFound(document.error([Problem(found, SEARCHES)]).message)
     return recipe_of(document, folder)
 
 

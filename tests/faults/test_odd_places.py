@@ -37,6 +37,13 @@ def test_a_recipe_may_come_through_a_pipe(disturbed: Disturbed, tmp_path: Path) 
     writer.join()
 
 
+def test_a_plan_reads_its_recipe_once(disturbed: Disturbed, tmp_path: Path) -> None:
+    line = f"{shlex.join(COMMAND)} plan <(cat {disturbed.recipe}) {tmp_path / 'out'}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("plan ")
+
+
 @pytest.mark.parametrize("path", ["/", "/dev/null", "/dev/zero"])
 def test_a_folder_or_device_is_no_recipe(path: str) -> None:
     with pytest.raises(RecipeError, match=f"^{path}: "):
