@@ -48,6 +48,23 @@ def write_checkpoint(folder: Path, tensors: Tensors, shards: int = 1, config: di
     return folder
 
 
+def write_merge(folder: Path, tensors: Mapping[str, Sequence[int]], seed: int, **keys: Any) -> Path:
+    """A base and `model`, both random fp32 tensors of these shapes, and `recipe.yml`, which merges them.
+
+    Args:
+        folder: where all three go.
+        tensors: shapes by name.
+        seed: of the numbers.
+        keys: of the recipe, besides `base_model` and `models`; `others` names more models, written and not merged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    others = keys.pop("others", ())
+    for name in ("base", "model", *others):
+        write_checkpoint(folder / name, {n: torch.randn(*shape, generator=generator) for n, shape in tensors.items()})
+    models = [{"model": str(folder / "model"), "parameters": {"weight": 1.0}}]
+    return write_recipe(folder / "recipe.yml", {"base_model": str(folder / "base"), "models": models} | keys)
+
+
 def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from click.testing import CliRunner
 
 from anabranch.cluster.cli import cli
 
-from ..merging import merge, write_checkpoint, write_recipe
+from ..merging import merge, write_merge
 
 
 def test_the_command_says_what_it_did_and_leaves_what_is_not_ours(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for name in ("base", "model"):
-        write_checkpoint(tmp_path / name, {f"t{i}": torch.randn(40, 32, generator=generator) for i in range(5)})
-    content = {
-        "merge_method": "task_arithmetic",
-        "base_model": str(tmp_path / "base"),
-        "models": [{"model": str(tmp_path / "model"), "parameters": {"weight": 1.0}}],
-        "output": {"shard_size": "11KB"},
-    }
-    recipe, out = write_recipe(tmp_path / "recipe.yml", content), tmp_path / "out"
+    keys = {"merge_method": "task_arithmetic", "output": {"shard_size": "11KB"}}
+    recipe = write_merge(tmp_path, {f"t{i}": (40, 32) for i in range(5)}, 3, **keys)
+    out = tmp_path / "out"
     merge(recipe, out)
     shard = out / "model-00002-of-00003.safetensors"
     whole = shard.read_bytes()

@@ -21,7 +21,7 @@ from anabranch.engine.output.verify import CHUNK_BYTES, Verification, read_manif
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.opening import open_store
 
-from ...merging import merge, write_checkpoint, write_recipe
+from ...merging import merge, write_merge
 
 SHARD = "model-00001-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,18 +33,8 @@ TABLE = "anabranch.tensors.parquet"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished output of three shards."""
     folder = tmp_path_factory.mktemp("verify")
-    generator = torch.Generator().manual_seed(3)
-    for name in ("base", "model"):
-        tensors = {f"t{i}": torch.randn(40, 32, generator=generator) for i in range(5)}
-        write_checkpoint(folder / name, tensors)
-    recipe = {
-        "merge_method": "cabs",
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / "model"), "parameters": {"weight": 1.0}}],
-        "parameters": {"density": 0.25, "block": 32},
-        "output": {"shard_size": "11KB"},
-    }
-    merge(write_recipe(folder / "recipe.yml", recipe), folder / "out")
+    keys = {"merge_method": "cabs", "parameters": {"density": 0.25, "block": 32}, "output": {"shard_size": "11KB"}}
+    merge(write_merge(folder, {f"t{i}": (40, 32) for i in range(5)}, 3, **keys), folder / "out")
     return folder / "out"
 
 

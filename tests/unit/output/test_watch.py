@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from anabranch.engine.errors import IntegrityError
 from anabranch.engine.models import INDEX_NAME
@@ -18,7 +17,7 @@ from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.protocol import Store
 from anabranch.engine.storage.retry import Fault, FaultStore
 
-from ...merging import merge, write_checkpoint, write_recipe
+from ...merging import merge, write_merge
 
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
 PUBLISHED = [SHARDS[0], SHARDS[2], "config.json", TENSORS_NAME, INDEX_NAME]
@@ -28,17 +27,8 @@ PUBLISHED = [SHARDS[0], SHARDS[2], "config.json", TENSORS_NAME, INDEX_NAME]
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of two tensors each."""
     folder = tmp_path_factory.mktemp("watch")
-    generator = torch.Generator().manual_seed(0)
-    for name in ("base", "model"):
-        tensors = {f"w{i}": torch.randn(20, 10, generator=generator) for i in range(6)}
-        write_checkpoint(folder / name, tensors)
-    content = {
-        "merge_method": "task_arithmetic",
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / "model")}],
-        "output": {"shard_size": 1600},
-    }
-    path = write_recipe(folder / "recipe.yml", content)
+    shapes = {f"w{i}": (20, 10) for i in range(6)}
+    path = write_merge(folder, shapes, 0, merge_method="task_arithmetic", output={"shard_size": 1600})
     merge(path, folder / "out")
     return path
 

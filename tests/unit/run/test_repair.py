@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from anabranch.engine.errors import OutputConflictError
 from anabranch.engine.run import repair
 
-from ...merging import merge, write_checkpoint, write_recipe
+from ...merging import merge, write_merge
 
 SHARD = "model-00002-of-00003.safetensors"
 MANIFEST = "anabranch.manifest.json"
@@ -22,17 +21,8 @@ MANIFEST = "anabranch.manifest.json"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and its finished output of three shards, `out`."""
     folder = tmp_path_factory.mktemp("repair")
-    generator = torch.Generator().manual_seed(3)
-    for name in ("base", "model"):
-        write_checkpoint(folder / name, {f"t{i}": torch.randn(40, 32, generator=generator) for i in range(5)})
-    recipe = {
-        "merge_method": "cabs",
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / "model"), "parameters": {"weight": 1.0}}],
-        "parameters": {"density": 0.25, "block": 32},
-        "output": {"shard_size": "11KB"},
-    }
-    merge(write_recipe(folder / "recipe.yml", recipe), folder / "out")
+    keys = {"merge_method": "cabs", "parameters": {"density": 0.25, "block": 32}, "output": {"shard_size": "11KB"}}
+    merge(write_merge(folder, {f"t{i}": (40, 32) for i in range(5)}, 3, **keys), folder / "out")
     return folder
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from anabranch.engine.errors import InputError, TemporaryError
 from anabranch.engine.json_text import sealed_json, unsealed
@@ -15,23 +14,15 @@ from anabranch.engine.output.manifest import INPUTS_NAME, MANIFEST_NAME
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.retry import Fault, FaultStore
 
-from ...merging import merge, write_checkpoint, write_recipe
+from ...merging import merge, write_merge
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Three shards of one tensor each; `other` is a model of the same shapes."""
-    generator = torch.Generator().manual_seed(0)
-    for name in ("base", "model", "other"):
-        write_checkpoint(tmp_path / name, {f"w{i}": torch.randn(20, 20, generator=generator) for i in range(3)})
-    content = {
-        "merge_method": "cabs",
-        "base_model": str(tmp_path / "base"),
-        "models": [{"model": str(tmp_path / "model")}],
-        "parameters": {"density": {"tadrop": {"mean": 0.3}}, "block": 16},
-        "output": {"shard_size": 1600},
-    }
-    return write_recipe(tmp_path / "recipe.yml", content)
+    parameters = {"density": {"tadrop": {"mean": 0.3}}, "block": 16}
+    keys = {"merge_method": "cabs", "parameters": parameters, "output": {"shard_size": 1600}, "others": ("other",)}
+    return write_merge(tmp_path, {f"w{i}": (20, 20) for i in range(3)}, 0, **keys)
 
 
 def by_rename(old: Path, new: Path) -> None:
