@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
@@ -23,8 +22,7 @@ from .streams import guard_streams, note, tell
 from .supervision import supervise
 
 if TYPE_CHECKING:
-    from ..engine.output import Loading, Problem, Verification
-    from ..engine.run import Execution, MergeReport, PreparedMerge, Repair
+    from ..engine.run import Execution, MergeReport, PreparedMerge
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -264,8 +262,9 @@ def verify(
     )
     from ..engine.run import available_cores
     from .progress import Tally, open_progress
+    from .verifying import repaired_output, verification_json
 
-    repaired = _repair(repair, out, workers, memory, as_json) if repair is not None else None
+    repaired = repaired_output(repair, out, workers, memory, as_json) if repair is not None else None
     outputs, tally = open_outputs(out), Tally()
     if manifest_sha256 is not None:
         check_manifest_is(outputs, manifest_sha256)
@@ -280,8 +279,7 @@ def verify(
     loading = check_loading(found.url) if load and not found.problems else None
     problems = [*found.problems, *(loading.problems if loading else ())]
     if as_json:
-        told = {} if repaired is None else {"repaired": [asdict(problem) for problem in repaired.damaged]}
-        tell(json.dumps(_verification_json(found, loading, problems) | told))
+        tell(json.dumps(verification_json(found, loading, problems, repaired)))
         raise click.exceptions.Exit(IntegrityError.exit_code if problems else 0)
     for problem in problems:
         tell(f"{problem.file}: {problem.text}")
@@ -292,35 +290,6 @@ def verify(
         tell(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
         if loading.modules:
             tell(loading.modules)
-
-
-def _repair(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> Repair:
-    """Make what is damaged again, and say what it was."""
-    from ..engine.run import Execution, Meter, repair
-    from .progress import folded_bytes, open_progress
-
-    meter = Meter()
-    with open_progress(folded_bytes(meter), as_json) as progress:
-        done = repair(recipe, out, Execution(workers, memory), progress=progress, meter=meter)
-    for problem in () if as_json else done.damaged:
-        tell(f"{problem.file}: {problem.text}")
-    if not as_json:
-        tell("what was damaged or missing is made again" if done.damaged else "nothing to repair")
-    return done
-
-
-def _verification_json(found: Verification, loading: Loading | None, problems: list[Problem]) -> dict[str, Any]:
-    return {
-        "outcome": "damaged" if problems else "whole",
-        "plan_id": found.plan_id,
-        "files": found.files,
-        "bytes": found.size_bytes,
-        "problems": [{"file": problem.file, "text": problem.text} for problem in problems],
-        "architecture": loading.architecture if loading else None,
-        "loaded_tensors": loading.tensors if loading else None,
-        "tied": loading.tied if loading else None,
-        "modules": loading.modules if loading else None,
-    }
 
 
 @cli.command()

@@ -33,6 +33,7 @@ from .manifest import (
     decode_manifest,
     encode_manifest,
 )
+from .owner import owner_of
 from .receipts import (
     StoredReceipt,
     decode_receipt,
@@ -76,7 +77,7 @@ class OutputDirectory:
         Raises:
             OutputConflictError: another plan or other files are there.
         """
-        found = self._plan_id_found()
+        found = owner_of(self.store, self.plan.plan_id)
         if found not in (None, self.plan.plan_id):
             raise OutputConflictError(
                 f"{self.store.url} belongs to another plan: expected {self.plan.plan_id[:16]}, found {found[:16]}",
@@ -114,40 +115,6 @@ class OutputDirectory:
         except FileNotFoundError:
             pass
         self.store.replace(name, data)
-
-    def _plan_id_found(self) -> str | None:
-        """The id of the plan that has the directory; None: no plan has it.
-
-        Where plan.json is damaged, other records must say whose it is before it is made again: a directory with files
-        of which nobody knows is not taken.
-        """
-        try:
-            data = self.store.read_bytes(PLAN_NAME)
-        except FileNotFoundError:
-            return None
-        except InputError:
-            data = b""
-        try:
-            return str(unsealed(data)["plan_id"])
-        except (ValueError, KeyError):
-            return self._plan_id_in(data) or self._plan_id_elsewhere()
-
-    def _plan_id_in(self, damaged: bytes) -> str | None:
-        """Another plan's id, where the damaged file still shows one."""
-        try:
-            found = json.loads(damaged)["plan_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return found if isinstance(found, str) and found != self.plan.plan_id else None
-
-    def _plan_id_elsewhere(self) -> str:
-        for name in [*self.store.list(RECEIPTS_FOLDER), *self.store.list(SURVEY_FOLDER)]:
-            with suppress(ValueError, KeyError, FileNotFoundError, InputError):
-                if name.endswith(".json"):
-                    return str(unsealed(self.store.read_bytes(name))["plan_id"])
-        if MANIFEST_NAME in (listed := self.store.list()):
-            return decode_manifest(self.store.read_bytes(MANIFEST_NAME), f"{self.store.url}/{MANIFEST_NAME}").plan_id
-        return "(unreadable)" if listed else self.plan.plan_id
 
     def bind_inputs(self, host: str, identity: Mapping[str, Sequence[int]]) -> None:
         """Give up what was made from other files than those that are there now, even if name, size and time are equal.
