@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ...engine.errors import OutputConflictError
-from ...engine.recipe import Domain, Option, Range, SearchSpace
+from ...engine.recipe import Domain, Interval, Option, SearchSpace
 from .evaluate import Outcome
 from .objectives import Scores
 
@@ -166,7 +166,7 @@ GRID_LIMIT = 1_000_000
 
 
 def _suggested(trial: Trial, name: str, domain: Domain) -> Option:
-    if not isinstance(domain, Range):
+    if not isinstance(domain, Interval):
         return domain.labels.index(trial.suggest_categorical(name, domain.labels))
     distribution = _distribution(domain)
     if isinstance(distribution, IntDistribution):
@@ -174,7 +174,7 @@ def _suggested(trial: Trial, name: str, domain: Domain) -> Option:
     return domain.snap(trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step))
 
 
-def _distribution(domain: Range) -> FloatDistribution | IntDistribution:
+def _distribution(domain: Interval) -> FloatDistribution | IntDistribution:
     high = domain.high if domain.size is None else domain.number(domain.size - 1)  # a step ends on the last number
     if domain.whole:
         return IntDistribution(int(domain.low), int(high), step=int(domain.step or 1))
@@ -239,7 +239,7 @@ class _WholeSpace(CmaEsSampler):
 
 def _cmaes(space: SearchSpace, sampling: Sampling, seed: int) -> CmaEsSampler:
     always = {name: domain for name, domain in space.parameters().items() if " if " not in name}
-    ranges = {name: domain for name, domain in always.items() if isinstance(domain, Range)}
+    ranges = {name: domain for name, domain in always.items() if isinstance(domain, Interval)}
     center = sampling.center
     x0 = {
         name: center if center is not None and domain.low <= center <= domain.high else (domain.low + domain.high) / 2

@@ -27,7 +27,7 @@ from .location import Bytes, TensorLocation
 from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
 from .quantised import foreign_format, stays_quantised, unscaled
-from .references import ModelUrl, resolve_file_url, resolve_model
+from .references import HUB_FOLDER, ModelUrl, public_id, resolve_file_url, resolve_model
 from .room import Room
 from .row_gather import RowGather
 from .side_files import output_file_names
@@ -51,6 +51,7 @@ __all__ = [
     "CARD_NAME",
     "DTYPES",
     "FIRST_READ_BYTES",
+    "HUB_FOLDER",
     "INDEX_NAME",
     "MAX_INDEX_BYTES",
     "PART_FORMAT",
@@ -103,6 +104,7 @@ __all__ = [
     "parts_below",
     "patch_config",
     "plan_tokenizer",
+    "public_id",
     "read_config",
     "resolve_file_url",
     "resolve_model",

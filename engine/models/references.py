@@ -20,6 +20,12 @@ class ModelUrl(NamedTuple):
     adapter: str | None = None
 
 
+def public_id(url: str) -> str | None:
+    """`owner/name` of a folder on the Hub; None for any other place."""
+    found = HUB_FOLDER.fullmatch(url)
+    return found["name"] if found else None
+
+
 def resolve_model(reference: str, recipe_dir: Path) -> ModelUrl:
     """Where a model lies: see `resolve_model_url`, or BASE+ADAPTER of two of these.
 
@@ -113,3 +119,6 @@ def _places(recipe_dir: Path) -> str:
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_NAME = re.compile(rf"{_PART}/{_PART}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")
+
+HUB_FOLDER = re.compile(r"hf://(?P<name>[^/@+]+/[^/@+]+)(@(?P<revision>[^@]+))?")
+"""A folder on the hub as it is opened: hf://owner/name, with a revision or without."""

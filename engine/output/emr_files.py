@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..json_text import readable_json
-from ..models import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files
-from ..plan import ElectedRow, Plan, Receipt, public_id
+from ..models import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, public_id
+from ..plan import ElectedRow, Plan, Receipt
 from ..recipe import UNIFIED
 
 README_NAME = "README.md"

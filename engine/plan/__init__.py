@@ -19,7 +19,6 @@ from .demands import (
     selection_bytes,
 )
 from .inputs import Inputs, inputs_of_parts, open_inputs
-from .model_card import public_id
 from .plan import NUMERICS, Plan, plan_id
 from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
 from .shared_reading import SharedReading, share_reading, why_apart
@@ -72,7 +71,6 @@ __all__ = [
     "open_inputs",
     "passes_over",
     "plan_id",
-    "public_id",
     "redundancy",
     "sample_elements",
     "selection_bytes",

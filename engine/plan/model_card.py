@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..methods import METHODS
-from ..models import CARD_NAME, Config, ModelUrl
+from ..models import CARD_NAME, HUB_FOLDER, Config, ModelUrl, public_id
 from ..recipe import Recipe, donor_of, published, references_of
 
 RECIPE_NAME = "mergekit_config.yml"
@@ -30,7 +30,6 @@ _MERGEKIT_KEYS = {
     *("tokenizer", "chat_template", "model", "layer_range"),
 }
 _OUR_PARAMETERS = {"scope", "rescale_norm"}
-_HUB = re.compile(r"hf://(?P<name>[^/@+]+/[^/@+]+)(@(?P<revision>[^@]+))?")
 
 
 def card_files(
@@ -62,12 +61,6 @@ def card_files(
     return {CARD_NAME: ("\n\n".join(card) + "\n").encode(), RECIPE_NAME: text.encode()}
 
 
-def public_id(url: str) -> str | None:
-    """`owner/name` of a folder on the Hub; None for any other place."""
-    found = _HUB.fullmatch(url)
-    return found["name"] if found else None
-
-
 def _folder_names(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> dict[str, str]:
     """What stands for every folder: its name on the Hub, or `base`, `model-1`, `adapter-1` and so on."""
     found: dict[str, str] = {}
@@ -78,7 +71,7 @@ def _folder_names(recipe: Recipe, urls: Mapping[str, ModelUrl]) -> dict[str, str
         for kind, folder in zip(("model", "adapter"), urls[reference], strict=True):
             if folder is None or folder in found:
                 continue
-            if hub := _HUB.fullmatch(folder):
+            if hub := HUB_FOLDER.fullmatch(folder):
                 found[folder] = folder.removeprefix("hf://") if hub["revision"] else hub["name"]
             elif reference == donor and kind == "model":
                 found[folder] = "base"
@@ -139,7 +132,7 @@ def _linked(folder: str, folders: Mapping[str, str], opened: Mapping[str, str]) 
     hub = public_id(folder)
     if hub is None:
         return f"`{folders[folder]}`"
-    read = _HUB.fullmatch(opened.get(folder, folder))
+    read = HUB_FOLDER.fullmatch(opened.get(folder, folder))
     commit = f" at `{read['revision']}`" if read is not None and read["revision"] else ""
     return f"[{hub}](https://huggingface.co/{hub}){commit}"
 

@@ -12,7 +12,7 @@ from .parameters import Setting, Value
 from .parse import SearchFound, load_recipe, load_search, recipe_of
 from .published import published
 from .schema import OUTPUT_DTYPES, ModelEntry, Recipe, SliceSource, task_name
-from .search_space import Choice, Domain, Option, Range, SearchSpace
+from .search_space import Choice, Domain, Interval, Option, SearchSpace
 from .task_names import TASK_NAME, UNIFIED
 from .text import shorten
 from .tokenizer_keys import TokenizerKeys
@@ -24,10 +24,10 @@ __all__ = [
     "UNIFIED",
     "Choice",
     "Domain",
+    "Interval",
     "ModelEntry",
     "ModelGroup",
     "Option",
-    "Range",
     "Recipe",
     "SearchFound",
     "SearchSpace",

@@ -22,7 +22,7 @@ Option = int | float
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class Interval:
     """Numbers from `low` to `high`, all of them or in steps."""
 
     low: int | float
@@ -69,7 +69,7 @@ class Choice:
         return shown if len(self.labels) <= 8 else f"{shown} and {len(self.labels) - 8} more"
 
 
-Domain = Range | Choice
+Domain = Interval | Choice
 Choose = Callable[[str, Domain], Option]
 """Is asked for each parameter that counts, in the order of the recipe; what it answers decides which come next."""
 
@@ -147,10 +147,10 @@ class SearchSpace:
             def choose(
                 name: str, domain: Domain, forced: Mapping[str, Option] = forced, asked: dict[str, Option] = asked
             ) -> Option:
-                first: Option = domain.low if isinstance(domain, Range) else 0
+                first: Option = domain.low if isinstance(domain, Interval) else 0
                 if name not in found:
                     found[name] = domain
-                    others = [domain.high] if isinstance(domain, Range) else range(1, domain.size)
+                    others = [domain.high] if isinstance(domain, Interval) else range(1, domain.size)
                     if name != "order":  # all orders of right models are right
                         todo.extend({**asked, name: other} for other in others)
                 asked[name] = forced.get(name, first)
@@ -185,7 +185,7 @@ class SearchSpace:
                 assert domain.size is not None, "only a space with steps can be listed"
                 index = prefix[len(sizes)] if len(sizes) < len(prefix) else 0
                 sizes.append(domain.size)
-                point[name] = domain.number(index) if isinstance(domain, Range) else index
+                point[name] = domain.number(index) if isinstance(domain, Interval) else index
                 return point[name]
 
             self.at(choose)
@@ -223,7 +223,7 @@ def _filled(value: Any, path: KeyPath, condition: str, choose: Choose) -> Any:
         return {key: _filled(item, (*path, key), condition, choose) for key, item in value.items()}
     name, search = dotted(path) + condition, value[KEY]
     if "choice" not in search:
-        domain = Range(search["from"], search["to"], search.get("step"))
+        domain = Interval(search["from"], search["to"], search.get("step"))
         return domain.snap(choose(name, domain))
     options = _options(search)
     index = int(choose(name, Choice(options.labels)))
@@ -237,7 +237,7 @@ def _ordered(models: list[Any], choose: Choose) -> list[Any]:
         orders = list(itertools.permutations(places))
         index = int(choose("order", Choice(tuple(" ".join(map(str, order)) for order in orders))))
         return [models[i] for i in orders[index]]
-    keys = [choose(f"order[{i}]", Range(0.0, 1.0)) for i in places]
+    keys = [choose(f"order[{i}]", Interval(0.0, 1.0)) for i in places]
     return [models[i] for i in sorted(places, key=lambda i: (keys[i], i))]
 
 
@@ -259,7 +259,7 @@ def _size(value: Any) -> int | None:
         return _product([_size(item) for item in value.values()])
     search = value[KEY]
     if "choice" not in search:
-        return Range(search["from"], search["to"], search.get("step")).size
+        return Interval(search["from"], search["to"], search.get("step")).size
     sizes = [_size(item) for item in _options(search).values]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None

@@ -130,10 +130,9 @@ class ComparisonReport:
             yield f"  other values: {counted(counts['values'], 'tensor')}"
 
     def _table(self) -> Iterator[str]:
-        rows = [tensor for tensor in self.differing if tensor.state == "values"]
+        rows = sorted((tensor for tensor in self.differing if tensor.state == "values"), key=_by_size)
         if not rows:
             return
-        rows.sort(key=_by_size)
         width = max(len(tensor.name) for tensor in rows[:SHOWN])
         yield f"  {'tensor':<{width}} {'elements':>14} {'differ':>8} {'largest':>10} {'relative':>10} {'cosine':>11}"
         for tensor in rows[:SHOWN]:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from anabranch.engine.methods import METHODS
-from anabranch.engine.models import ModelUrl
-from anabranch.engine.plan.model_card import MERGEKITS, card_files, is_mergekits, public_id
+from anabranch.engine.models import ModelUrl, public_id
+from anabranch.engine.plan.model_card import MERGEKITS, card_files, is_mergekits
 from anabranch.engine.recipe import Recipe, activations_of, canonical, groups_of, load_recipe, published, references_of
 from anabranch.engine.recipe.parse import parse_recipe
 

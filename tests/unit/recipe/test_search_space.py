@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anabranch.engine.errors import RecipeError
-from anabranch.engine.recipe import Range, SearchSpace, recipe_of
+from anabranch.engine.recipe import Interval, SearchSpace, recipe_of
 from anabranch.engine.recipe.parse import parse_recipe, parse_search
 
 HEAD = "merge_method: task_arithmetic\nbase_model: org/base\n"
@@ -38,12 +38,12 @@ def test_a_plain_recipe_is_no_search() -> None:
 
 
 def test_steps_are_decimal_and_end_inside() -> None:
-    numbers = Range(0.2, 2.0, 0.1)
+    numbers = Interval(0.2, 2.0, 0.1)
     assert [numbers.number(i) for i in range(numbers.size or 0)] == [round(0.2 + i / 10, 1) for i in range(19)]
-    assert Range(0, 1, 0.3).size == 4
-    assert Range(1, 9, 2).number(3) == 7 and isinstance(Range(1, 9, 2).number(3), int)
-    assert Range(0.2, 2.0, 0.1).snap(0.30000000000000004) == 0.3
-    assert Range(0.2, 2.0).size is None
+    assert Interval(0, 1, 0.3).size == 4
+    assert Interval(1, 9, 2).number(3) == 7 and isinstance(Interval(1, 9, 2).number(3), int)
+    assert Interval(0.2, 2.0, 0.1).snap(0.30000000000000004) == 0.3
+    assert Interval(0.2, 2.0).size is None
 
 
 def test_keys_that_go_with_a_method_count_only_with_it() -> None:
