@@ -231,6 +231,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 @cli.command()
 @click.argument("out", shell_complete=folders)
 @click.option("--manifest-sha256", metavar="HEX", help="Trust the manifest only if this is its SHA-256.")
+@click.option("--inputs", is_flag=True, help="Also read its inputs again, and compare them with what was merged.")
 @click.option("--load", is_flag=True, help="Also load the output into its model with accelerate and transformers.")
 @click.option(
     "--repair",
@@ -245,6 +246,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
 def verify(
     out: str,
     manifest_sha256: str | None,
+    inputs: bool,
     load: bool,
     repair: str | None,
     memory: int,
@@ -256,8 +258,11 @@ def verify(
         check_is_model,
         check_loading,
         check_manifest_is,
+        inputs_bytes,
+        inputs_error,
         open_outputs,
         problems_error,
+        verify_inputs,
         verify_outputs,
     )
     from ..engine.run import available_cores
@@ -278,14 +283,25 @@ def verify(
             found = verify_outputs(outputs, workers or available_cores(), tally.add)
     loading = check_loading(found.url) if load and not found.problems else None
     problems = [*found.problems, *(loading.problems if loading else ())]
+    read = None
+    if inputs and not problems:
+        tally = Tally()
+        with open_progress(tally.read, as_json) as progress:
+            progress.phase("inputs", inputs_bytes(outputs), 0)
+            read = verify_inputs(outputs, workers or available_cores(), tally.add, memory)
+    differing = read.problems if read is not None else ()
     if as_json:
-        tell(json.dumps(verification_json(found, loading, problems, repaired)))
-        raise click.exceptions.Exit(IntegrityError.exit_code if problems else 0)
-    for problem in problems:
+        tell(json.dumps(verification_json(found, loading, problems, repaired, read)))
+        raise click.exceptions.Exit(IntegrityError.exit_code if problems or differing else 0)
+    for problem in (*problems, *differing):
         tell(f"{problem.file}: {problem.text}")
     if problems:
         raise problems_error(found.url, problems)
     tell(f"{found.url}: {found.files} files, {found.size_bytes} bytes are what was written")
+    if differing:
+        raise inputs_error(found.url, differing)
+    if read is not None:
+        tell(f"{read.files} files of inputs, {read.size_bytes} bytes are what was merged")
     if loading is not None:
         tell(f"{loading.architecture} loads all {loading.tensors} tensors; {len(loading.tied)} groups are tied")
         if loading.modules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..engine.output import Loading, Problem, Verification
+from ..engine.output import InputsVerification, Loading, Problem, Verification
 from ..engine.run import Execution, Meter, Repair, repair
 from .progress import folded_bytes, open_progress
 from .streams import tell
@@ -24,10 +24,14 @@ def repaired_output(recipe: str, out: str, workers: int | None, memory: int, as_
 
 
 def verification_json(
-    found: Verification, loading: Loading | None, problems: list[Problem], repaired: Repair | None
+    found: Verification,
+    loading: Loading | None,
+    problems: list[Problem],
+    repaired: Repair | None,
+    read: InputsVerification | None,
 ) -> dict[str, Any]:
-    """Everything; `repaired` is there where a repair was asked for."""
-    return {
+    """Everything; `repaired` and `inputs` are there where they were asked for, and were not kept from being done."""
+    answer = {
         "outcome": "damaged" if problems else "whole",
         "plan_id": found.plan_id,
         "files": found.files,
@@ -37,4 +41,14 @@ def verification_json(
         "loaded_tensors": loading.tensors if loading else None,
         "tied": loading.tied if loading else None,
         "modules": loading.modules if loading else None,
-    } | ({} if repaired is None else {"repaired": [asdict(problem) for problem in repaired.damaged]})
+    }
+    if repaired is not None:
+        answer["repaired"] = [asdict(problem) for problem in repaired.damaged]
+    if read is not None:
+        answer["inputs"] = {
+            "outcome": "other" if read.problems else "same",
+            "files": read.files,
+            "bytes": read.size_bytes,
+            "problems": [asdict(problem) for problem in read.problems],
+        }
+    return answer

@@ -8,7 +8,15 @@ from __future__ import annotations
 from .activations import Activations, open_activations
 from .architectures import Architecture
 from .buffers import buffer_kind
-from .checkpoint import FIRST_READ_BYTES, INDEX_NAME, MAX_INDEX_BYTES, Checkpoint, open_checkpoint, open_source
+from .checkpoint import (
+    FIRST_READ_BYTES,
+    INDEX_NAME,
+    MAX_INDEX_BYTES,
+    Checkpoint,
+    open_checkpoint,
+    open_source,
+    read_file_header,
+)
 from .config_json import json_object, patch_config, read_config
 from .experts import with_experts_as, with_experts_like
 from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
@@ -106,6 +114,7 @@ __all__ = [
     "plan_tokenizer",
     "public_id",
     "read_config",
+    "read_file_header",
     "resolve_file_url",
     "resolve_model",
     "stays_quantised",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..errors import InputError, some_names
@@ -90,6 +91,13 @@ class Checkpoint:
     """Whether config.json says that the output head is the input embedding; None: it says nothing."""
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """config.json; {} where there is none that can be read."""
+
+    @cached_property
+    def file_urls(self) -> tuple[str, ...]:
+        """Where each of `files` lies: URL of its folder, a slash, its name there."""
+        home, *others = self.folders or (self.url,)
+        apart = tuple(f"{other}/" for other in others)
+        return tuple(file.name if file.name.startswith(apart) else f"{home}/{file.name}" for file in self.files)
 
     @property
     def architecture(self) -> Architecture | None:

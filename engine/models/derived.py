@@ -165,6 +165,10 @@ class BlockScaled:
         return self.weight.read_bytes + self.scales.source.read_bytes
 
     @property
+    def stretches(self) -> int:
+        return self.weight.stretches + self.scales.source.stretches
+
+    @property
     def held_bytes(self) -> int:
         return self.scales.held_bytes
 
@@ -219,6 +223,10 @@ class LowRank:
     @property
     def read_bytes(self) -> int:
         return self.weight.read_bytes + self.left.source.read_bytes + self.right.source.read_bytes
+
+    @property
+    def stretches(self) -> int:
+        return self.weight.stretches + self.left.source.stretches + self.right.source.stretches
 
     @property
     def out_dtype(self) -> str:
@@ -281,6 +289,10 @@ class MaskedChange:
     @property
     def read_bytes(self) -> int:
         return self.weight.read_bytes + self.change.read_bytes + self.bits.read_bytes
+
+    @property
+    def stretches(self) -> int:
+        return self.weight.stretches + self.change.stretches + self.bits.stretches
 
     @property
     def out_dtype(self) -> str:

@@ -44,6 +44,10 @@ class Stack:
         return sum(piece.read_bytes for piece in self.pieces)
 
     @property
+    def stretches(self) -> int:
+        return sum(piece.stretches for piece in self.pieces)
+
+    @property
     def out_dtype(self) -> str:
         return self.pieces[0].out_dtype
 

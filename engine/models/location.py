@@ -26,11 +26,14 @@ class Reads(Protocol):
     def kernels(self) -> Kernels:
         """The arithmetic of tiles."""
 
-    def read(self, file: int, offset: int, into: Bytes) -> None:
-        """Fill `into` from byte `offset` of a file of the checkpoint, in the version that the plan saw."""
+    def read(self, file: int, info: TensorInfo, begin: int, into: Bytes) -> None:
+        """Fill `into` from byte `begin` of a tensor that a file of the checkpoint holds, in the version of the plan."""
 
     def of(self, url: str) -> Reads:
         """The same for another checkpoint of the merge."""
+
+    def by_rows(self) -> Reads:
+        """The same for tensors whose rows are read one by one, in any order."""
 
     def computing(self) -> AbstractContextManager[None]:
         """Counts what is computed inside as time of the reader threads."""
@@ -48,6 +51,10 @@ class Derived(Protocol):
     @property
     def read_bytes(self) -> int:
         """Stored bytes that reading the whole tensor once needs."""
+
+    @property
+    def stretches(self) -> int:
+        """Stretches of files that its stored bytes lie in, at most."""
 
     @property
     def out_dtype(self) -> str:
@@ -82,6 +89,11 @@ class TensorLocation:
         return self.info.nbytes if self.derived is None else self.derived.read_bytes
 
     @property
+    def stretches(self) -> int:
+        """Stretches of files that its stored bytes lie in, at most."""
+        return 1 if self.derived is None else self.derived.stretches
+
+    @property
     def out_dtype(self) -> str:
         """The dtype in which the merged tensor is stored when the recipe names none."""
         return self.info.dtype if self.derived is None else self.derived.out_dtype
@@ -95,4 +107,4 @@ class TensorLocation:
         if self.derived is not None:
             self.derived.fill(begin, end, into, reads)
         else:
-            reads.read(self.file, self.info.offset + begin * DTYPES[self.info.dtype].unit_bytes, into)
+            reads.read(self.file, self.info, begin * DTYPES[self.info.dtype].unit_bytes, into)

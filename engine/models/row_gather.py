@@ -71,6 +71,10 @@ class RowGather:
         return total * 2 if self.padding else total
 
     @property
+    def stretches(self) -> int:
+        return len(self.row) * max((source.stretches for source in self.parts), default=0)
+
+    @property
     def held_bytes(self) -> int:
         inner = sum(source.derived.held_bytes for source in self.parts if source.derived)
         return inner + (4 * self.columns if self.padding else 0)
@@ -94,7 +98,7 @@ class RowGather:
                 self._mean(low, start - low * columns, stop - low * columns, place, reads)
                 continue
             source, shift = self.parts[self.part[entry]], (int(self.row[entry]) - low) * columns
-            there = reads.of(self.origins[self.part[entry]])
+            there = reads.of(self.origins[self.part[entry]]).by_rows()
             if source.info.dtype == self.dtype:
                 source.fill(start + shift, stop + shift, place, there)
             else:
@@ -122,7 +126,7 @@ class RowGather:
         line = np.empty(4 * (stop - first), np.uint8)
         for entry in entries:
             source, start = self.parts[self.part[entry]], int(self.row[entry]) * self.columns
-            there = reads.of(self.origins[self.part[entry]])
+            there = reads.of(self.origins[self.part[entry]]).by_rows()
             fill_pieces(source, start + first, start + stop, line, there, lambda _values, _first: None)
             with _counted_later():
                 total += line.view(np.float32)

@@ -9,6 +9,7 @@ from .commit import OutputDirectory
 from .finished import Finished, check_is_model, check_manifest_is, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
+    INPUT_RANGES_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
@@ -22,13 +23,15 @@ from .manifest import (
     Manifest,
     manifest_sha256,
 )
-from .problems import Problem, check_file, problems_error
+from .problems import Problem, check_file, inputs_error, problems_error
 from .repair import withdraw_damaged
 from .tables import read_tensor_rows, write_table
 from .verify import Verification
+from .verify_inputs import InputsVerification, inputs_bytes, verify_inputs
 
 __all__ = [
     "INPUTS_NAME",
+    "INPUT_RANGES_NAME",
     "MANIFEST_NAME",
     "PLAN_ATTRIBUTE",
     "PLAN_NAME",
@@ -39,6 +42,7 @@ __all__ = [
     "TENSORS_NAME",
     "FileEntry",
     "Finished",
+    "InputsVerification",
     "Loading",
     "Manifest",
     "OutputDirectory",
@@ -48,10 +52,13 @@ __all__ = [
     "check_is_model",
     "check_loading",
     "check_manifest_is",
+    "inputs_bytes",
+    "inputs_error",
     "manifest_sha256",
     "open_outputs",
     "problems_error",
     "read_tensor_rows",
+    "verify_inputs",
     "verify_outputs",
     "withdraw_damaged",
     "write_table",

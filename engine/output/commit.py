@@ -18,7 +18,9 @@ from ..models import INDEX_NAME
 from ..plan import NUMERICS, Plan, Receipt, Round, SideFile, Survey, SurveyPart
 from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
 from .emr_files import part_files, with_scale
+from .input_ranges import ChangedInputError, InputRanges, gather_ranges
 from .manifest import (
+    INPUT_RANGES_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
@@ -30,6 +32,7 @@ from .manifest import (
     TENSORS_NAME,
     FileEntry,
     Manifest,
+    ReadFile,
     decode_manifest,
     encode_manifest,
 )
@@ -267,10 +270,12 @@ class OutputDirectory:
 
         Raises:
             IntegrityError: a file that was published is gone, or is another one.
-            InputError: a file to be copied changed since the plan was made.
+            InputError: a file to be copied changed since the plan was made, or shards were made from different bytes of
+                one input.
         """
         assert len(receipts) == len(self.plan.shards), "every shard has a receipt"
         ordered = [receipts[i] for i in range(len(self.plan.shards))]
+        ranges = self._ranges(ordered)
         files = {r.name: FileEntry(size=r.size, sha256=r.sha256) for r in ordered}
         for name, data in sorted({**side, **part_files(self.plan, ordered)}.items()):
             files[name] = self._publish(name, data)
@@ -282,8 +287,10 @@ class OutputDirectory:
             self._publish(SURVEY_NAME, write_table(arrow))
         if len(ordered) > 1:
             files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
+        self._publish(INPUT_RANGES_NAME, write_table(ranges.arrow))
+        tables[INPUT_RANGES_NAME] = ranges.digest
         summary = with_scale(self.plan, ordered, table.summary)
-        manifest = self._manifest(ordered, files, survey, summary, tables)
+        manifest = self._manifest(ordered, files, survey, summary, tables, ranges.files)
         self._check_published(manifest)
         self._publish_manifest(manifest)
         try:
@@ -292,6 +299,15 @@ class OutputDirectory:
             self.store.delete(MANIFEST_NAME)
             raise
         return manifest
+
+    def _ranges(self, receipts: Sequence[Receipt]) -> InputRanges:
+        """What was read of the inputs; where shards were made from different bytes, they are to be made again."""
+        try:
+            return gather_ranges(self.plan, receipts)
+        except ChangedInputError as error:
+            for shard in error.shards:
+                self.withdraw_receipt(shard, "its inputs changed while they were read")
+            raise
 
     def _check_published(self, manifest: Manifest) -> None:
         if problems := self._watch.problems(manifest):
@@ -319,7 +335,7 @@ class OutputDirectory:
     def clean(self, manifest: Manifest) -> None:
         """After the commit: remove what killed runs left behind; whoever still writes only repeats finished work."""
         receipts = [name(i) for i in range(len(self.plan.shards)) for name in (self._receipt_name, self._rows_name)]
-        own = [PLAN_NAME, TASKS_NAME, INPUTS_NAME, MANIFEST_NAME, TENSORS_NAME, SURVEY_NAME]
+        own = [PLAN_NAME, TASKS_NAME, INPUTS_NAME, MANIFEST_NAME, TENSORS_NAME, SURVEY_NAME, INPUT_RANGES_NAME]
         names = [*own, *manifest.files, *receipts, *self.store.list(SURVEY_FOLDER)]
         for leftover in self.store.leftovers(names):
             self.store.delete_leftover(leftover)
@@ -355,6 +371,7 @@ class OutputDirectory:
         survey: Survey | None,
         summary: list[dict[str, Any]],
         tables: dict[str, str],
+        read: list[ReadFile],
     ) -> Manifest:
         rows = [row for receipt in receipts for row in receipt.tensors]
         return Manifest(
@@ -369,6 +386,7 @@ class OutputDirectory:
             summary=summary,
             notes=list(self.plan.notes),
             warnings=list(self.plan.warnings),
+            read=read,
             tables=tables,
             survey=[dict(row) for row in survey.rows if "tensor" not in row] if survey is not None else [],
         )

@@ -12,7 +12,7 @@ from ..json_text import readable_json
 from ..plan import Record
 
 FORMAT = "anabranch.manifest"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLAN_NAME = ".anabranch/plan.json"
 TASKS_NAME = ".anabranch/tasks.parquet"
 INPUTS_NAME = ".anabranch/inputs.json"
@@ -21,6 +21,7 @@ SURVEY_FOLDER = ".anabranch/survey"
 MANIFEST_NAME = "anabranch.manifest.json"
 TENSORS_NAME = "anabranch.tensors.parquet"
 SURVEY_NAME = "anabranch.survey.parquet"
+INPUT_RANGES_NAME = "anabranch.inputs.parquet"
 PLAN_ATTRIBUTE = "anabranch_plan"
 """Where an object store keeps the plan id of a shard."""
 
@@ -30,6 +31,19 @@ class FileEntry(Record):
 
     size: int
     sha256: str
+
+
+class ReadFile(Record):
+    """What the merge read of one weight file of its inputs."""
+
+    url: str
+    header_sha256: str
+    bytes: int
+    """That were read, each counted once."""
+    ranges: int
+    """Rows of the table of input ranges."""
+    sha256: str
+    """Over these rows."""
 
 
 class Manifest(Record):
@@ -53,6 +67,8 @@ class Manifest(Record):
     """How inputs were read, and what slices left of them."""
     warnings: list[str]
     """What may not be as it was meant."""
+    read: list[ReadFile] = Field(default_factory=list)
+    """Weight files that were read, by place in the inputs; a table of its own has every range."""
     tables: dict[str, str]
     """SHA-256 over the rows of each Parquet table; the bytes of Parquet files depend on the library's version."""
     survey: list[dict[str, Any]]

@@ -31,6 +31,17 @@ def problems_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
     )
 
 
+def inputs_error(url: str, problems: Sequence[Problem]) -> IntegrityError:
+    """What to raise when inputs are no longer those that an output was merged from."""
+    files = len({problem.file for problem in problems})
+    which = "a file of its inputs is" if files == 1 else f"{files} files of its inputs are"
+    return IntegrityError(
+        f"{url}: {which} not what was merged, or cannot be compared",
+        "Either the input changed since the merge, or its bytes changed on their way then or now. Fetch it again and "
+        "repeat this; if it still differs, merge into another output directory.",
+    )
+
+
 def check_file(
     store: Store, name: str, entry: FileEntry, progress: Callable[[int], None], chunk: memoryview | None = None
 ) -> Problem | None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import IntegrityError
 from ..json_text import sealed_json, unsealed
-from ..plan import ElectedRow, ModelRow, Plan, Receipt, Record, Round, SurveyPart, TensorRow, TensorTask
+from ..plan import ElectedRow, InputRange, ModelRow, Plan, Receipt, Record, Round, SurveyPart, TensorRow, TensorTask
 from .manifest import FileEntry
 from .tables import read_table, write_table
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # imported where a table is made
     import pyarrow
 
 _MODEL_COLUMNS = ("density", "kept", "l1", "l2", "selected")
+INPUT_RANGE_BYTES = 48
+"""Of a stretch of an input in a table that is unpacked; five numbers."""
+_INPUT_COLUMNS = tuple(enumerate(InputRange._fields))
 
 
 class StoredReceipt(Record):
@@ -71,7 +74,7 @@ def decode_receipt(stored: StoredReceipt, table: bytes, plan: Plan) -> Receipt:
     tasks = [plan.tasks[i] for i in expected.tasks]
     rows = _rows(read_table(table, len(tasks), rows_limit(plan, stored.shard)))
     for row, task in zip_longest(rows, tasks):
-        if row is None or task is None or row.name != task.name or not _fits(row, task, plan.masks_of):
+        if row is None or task is None or row.name != task.name or not _fits(row, task, plan):
             raise IntegrityError(f"its table does not fit tensor {(row or task).name!r}")
     return Receipt(
         plan_id=stored.plan_id,
@@ -87,16 +90,21 @@ def rows_limit(plan: Plan, shard: int) -> int:
     """Bytes that the rows of a shard have at most, in a table or spelled as JSON."""
     file, models = plan.shards[shard], plan.most_models
     # Names are in the shard's header too. Numbers are spelled with up to 25 characters, and pairs of models have three.
-    return (1 << 20) + 2 * len(file.header) + len(file.tasks) * (512 + 160 * models + 40 * models * models)
+    per_task = 512 + 160 * models + 40 * models * models
+    stretches = sum(plan.tasks[i].stretches for i in file.tasks)
+    return (1 << 20) + 2 * len(file.header) + len(file.tasks) * per_task + INPUT_RANGE_BYTES * stretches
 
 
-def _fits(row: TensorRow, task: TensorTask, masks_of: int | None) -> bool:
+def _fits(row: TensorRow, task: TensorTask, plan: Plan) -> bool:
     """Whether a row tells of what becomes of the tensor; masks speak of their own model alone."""
+    masks_of, files = plan.masks_of, len(plan.input_files)
     sources = task.models if task.method is not None else ()
     present = [source is not None and masks_of in (None, i) for i, source in enumerate(sources)]
     if row.action != ("merged" if task.method is not None else "copied"):
         return False
     if row.models and [model is not None for model in row.models] != present:
+        return False
+    if not all(0 <= part.file < files and 0 <= part.begin < part.end and part.unit > 0 for part in row.inputs):
         return False
     return all(0 <= a < len(present) and 0 <= b < len(present) for a, b, _ in row.overlaps)
 
@@ -109,6 +117,9 @@ def _rows_table(rows: Sequence[TensorRow]) -> pyarrow.Table:
         values = [[getattr(model, column, None) for model in row.models] for row in rows]
         return pyarrow.array(values, pyarrow.list_(type_))
 
+    def of_inputs(field: int, type_: pyarrow.DataType) -> pyarrow.Array:
+        return pyarrow.array([[part[field] for part in row.inputs] for row in rows], pyarrow.list_(type_))
+
     real, whole = pyarrow.float64(), pyarrow.int64()
     columns = {
         "name": pyarrow.array([row.name for row in rows], pyarrow.string()),
@@ -118,6 +129,9 @@ def _rows_table(rows: Sequence[TensorRow]) -> pyarrow.Table:
         "overlaps": pyarrow.array([[*chain(*row.overlaps)] for row in rows], pyarrow.list_(whole)),
         "nonfinite": pyarrow.array([row.nonfinite for row in rows], whole),
         "overflowed": pyarrow.array([row.overflowed for row in rows], whole),
+        **{
+            f"input_{name}": of_inputs(i, pyarrow.uint64() if name == "digest" else whole) for i, name in _INPUT_COLUMNS
+        },
     }
     return pyarrow.table(columns)
 
@@ -126,6 +140,7 @@ def _rows(table: pyarrow.Table) -> list[TensorRow]:
     try:
         columns = table.to_pydict()
         models = zip(*(columns.pop(name) for name in _MODEL_COLUMNS), strict=True)
+        inputs = zip(*(columns.pop(f"input_{name}") for _, name in _INPUT_COLUMNS), strict=True)
         overlaps = columns.pop("overlaps")
         names = list(columns)
         return [
@@ -133,8 +148,11 @@ def _rows(table: pyarrow.Table) -> list[TensorRow]:
                 **dict(zip(names, values, strict=True)),
                 models=tuple(_model(*each) for each in zip(*of_models, strict=True)),
                 overlaps=tuple(zip(*[iter(flat)] * 3, strict=True)),
+                inputs=tuple(map(InputRange, *of_inputs)),
             )
-            for values, of_models, flat in zip(zip(*columns.values(), strict=True), models, overlaps, strict=True)
+            for values, of_models, flat, of_inputs in zip(
+                zip(*columns.values(), strict=True), models, overlaps, inputs, strict=True
+            )
         ]
     except (KeyError, TypeError, ValueError) as error:  # of pydantic, too
         raise IntegrityError(f"its table has other columns or values: {error}") from None

@@ -83,7 +83,7 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
             ("overflowed", pyarrow.int64()),
         ]
     )
-    arrow, digest = _hashed_table(_tensor_rows(plan, by_name, totals), schema)
+    arrow, digest = hashed_table(_tensor_rows(plan, by_name, totals), schema)
     return TensorsTable(arrow, digest, [_summary(plan, totals, i) for i in range(len(totals))])
 
 
@@ -94,7 +94,7 @@ def survey_table(rows: Iterable[Mapping[str, Any]]) -> tuple[pyarrow.Table, str]
     real, whole = pyarrow.float64(), pyarrow.int64()
     reals = ("density", "redundancy", "l1", "squares", "fourths", "median", "high")
     columns = [("model", pyarrow.int32()), ("tensor", pyarrow.string()), ("numel", whole), ("zeros", whole)]
-    return _hashed_table(rows, pyarrow.schema([*columns, *((name, real) for name in reals)]))
+    return hashed_table(rows, pyarrow.schema([*columns, *((name, real) for name in reals)]))
 
 
 def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[_Total]) -> Iterator[dict[str, Any]]:
@@ -125,7 +125,7 @@ def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[
             }
 
 
-def _hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
+def hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
     """A table, and the digest of its rows; a few thousand of them are spelled out at a time."""
     import pyarrow
 
@@ -223,7 +223,7 @@ def _refusing_damage() -> Iterator[None]:
         raise IntegrityError(f"it cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _batches(store: Store, name: str) -> Iterator[pyarrow.RecordBatch]:
+def table_batches(store: Store, name: str) -> Iterator[pyarrow.RecordBatch]:
     """A published table, some rows at a time; IntegrityError when it is damaged, which may show at its end."""
     data = store.read_bytes(name, MAX_TABLE_BYTES)
     with _refusing_damage():
@@ -238,7 +238,7 @@ def read_tensor_rows(store: Store) -> Iterator[dict[str, Any]]:
         IntegrityError: the table is missing or damaged.
     """
     try:
-        for batch in _batches(store, TENSORS_NAME):
+        for batch in table_batches(store, TENSORS_NAME):
             yield from batch.to_pylist()
     except (FileNotFoundError, InputError, IntegrityError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error.message}"
@@ -248,7 +248,7 @@ def read_tensor_rows(store: Store) -> Iterator[dict[str, Any]]:
 def table_problem(store: Store, name: str, digest: str) -> Problem | None:
     """Whether a table has the rows that were written; the bytes of Parquet files depend on the library's version."""
     try:
-        found = rows_digest(_batches(store, name))
+        found = rows_digest(table_batches(store, name))
     except FileNotFoundError:
         return Problem(name, "missing")
     except (IntegrityError, InputError) as error:

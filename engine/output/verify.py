@@ -22,7 +22,8 @@ from ..models import (
 )
 from ..plan import plan_id
 from ..storage import Store
-from .manifest import MANIFEST_NAME, Manifest, decode_manifest
+from .input_ranges import read_problem
+from .manifest import INPUT_RANGES_NAME, MANIFEST_NAME, Manifest, decode_manifest
 from .problems import CHUNK_BYTES, Problem, check_file
 from .tables import table_problem
 from .verify_state import state_problems
@@ -125,6 +126,8 @@ def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> lis
     problems = [Problem(name, UNEXPECTED) for name in listed if name not in expected]
     found = [table_problem(store, name, digest) for name, digest in manifest.tables.items()]
     problems += [problem for problem in found if problem is not None]
+    if INPUT_RANGES_NAME in manifest.tables and not any(problem.file == INPUT_RANGES_NAME for problem in problems):
+        problems += [problem for problem in [read_problem(store, manifest)] if problem is not None]
     shards = sorted(name for name in manifest.files if name.endswith(".safetensors") and "/" not in name)
     if damaged & set(shards):
         return problems

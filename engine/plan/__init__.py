@@ -20,7 +20,7 @@ from .demands import (
 )
 from .inputs import Inputs, inputs_of_parts, open_inputs
 from .plan import NUMERICS, Plan, plan_id
-from .records import ElectedRow, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
+from .records import ElectedRow, InputRange, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
 from .shared_reading import SharedReading, share_reading, why_apart
 from .side_files import SideFile
 from .survey import Round, Survey, decide_densities, narrow_thresholds, redundancy, threshold_searches
@@ -41,6 +41,7 @@ __all__ = [
     "NUMERICS",
     "SAMPLE_ELEMENTS",
     "ElectedRow",
+    "InputRange",
     "Inputs",
     "ModelRow",
     "Plan",

@@ -111,6 +111,22 @@ class Plan:
         return self.part.task if self.part is not None else None
 
     @cached_property
+    def input_files(self) -> tuple[str, ...]:
+        """URLs of all weight files that may be read, in the order of the sources."""
+        return tuple(dict.fromkeys(url for source in self.sources for url in source.file_urls))
+
+    @cached_property
+    def input_headers(self) -> tuple[str, ...]:
+        """Digests of the headers of `input_files`."""
+        found = {u: f.header_sha256 for s in self.sources for u, f in zip(s.file_urls, s.files, strict=True)}
+        return tuple(found[url] for url in self.input_files)
+
+    @cached_property
+    def input_places(self) -> Mapping[str, int]:
+        """Where each of `input_files` stands in them."""
+        return {url: place for place, url in enumerate(self.input_files)}
+
+    @cached_property
     def read_bytes(self) -> int:
         """Bytes of inputs that a merge needs, each counted once."""
         return sum(task.read_bytes for task in self.tasks)
@@ -118,6 +134,11 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def stretches(self) -> int:
+        """Stretches of input files that are read, at most."""
+        return sum(task.stretches for task in self.tasks)
 
     @cached_property
     def has_derived(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,6 +32,19 @@ class ElectedRow(ModelRow):
     """Sum of |t| of the unified task vector over the model's mask."""
 
 
+class InputRange(NamedTuple):
+    """Bytes of an input file that a tensor of the output was made from."""
+
+    file: int
+    """Which of `Plan.input_files`."""
+    begin: int
+    end: int
+    unit: int
+    """Length of its blocks, counted from `begin`."""
+    digest: int
+    """Of the bytes as they were read, 64 bits: see `stretch_digest` of the stores."""
+
+
 class TensorRow(Record):
     """What happened to one tensor."""
 
@@ -47,6 +60,8 @@ class TensorRow(Record):
     """NaN and Inf in the inputs, treated as the recipe says."""
     overflowed: int = 0
     """Results beyond the output dtype's range, saturated as the recipe says."""
+    inputs: tuple[InputRange, ...] = ()
+    """What was read for it, by file and place."""
 
 
 class SurveyRow(Record):

@@ -62,6 +62,13 @@ class TensorTask:
         return (self.base if self.reads_base else None, *self.models)
 
     @property
+    def stretches(self) -> int:
+        """Stretches of input files that are read, at most."""
+        return sum(
+            1 if source.derived is None else source.derived.stretches for source in self.sources if source is not None
+        )
+
+    @property
     def folded_bytes(self) -> int:
         """Bytes of all inputs in windows, looked at once: derived ones as they are computed, not as they are stored."""
         derived = [source for source in self.sources if source is not None and source.derived is not None]

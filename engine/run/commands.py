@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..kernels import Kernels, announce_compiling, make_kernels
-from ..output import OutputDirectory, Verification, open_outputs, verify_outputs
+from ..output import OutputDirectory, Verification, open_outputs, verify_inputs, verify_outputs
 from ..plan import Round, SurveyPart, open_inputs
 from ..recipe import load_recipe
 from ..storage import open_store
@@ -175,13 +175,25 @@ def survey(
     return make_survey_report(made, parts)
 
 
-def verify(out: str | Path, *, workers: int | None = None) -> Verification:
+def verify(
+    out: str | Path, *, inputs: bool = False, memory_bytes: int = DEFAULT_MEMORY_BYTES, workers: int | None = None
+) -> Verification:
     """Read every byte of a finished output, or of all parts in its folders, again and compare it with the manifest.
+
+    Args:
+        out: the output.
+        inputs: also read its inputs again, and compare them with what the merge read of them.
+        memory_bytes: bounds headers of inputs.
+        workers: files that are read at the same time; None: all cores.
 
     Raises:
         IntegrityError: the output is not finished. What is damaged is in the result.
     """
-    return verify_outputs(open_outputs(out), workers or available_cores())
+    outputs, threads = open_outputs(out), workers or available_cores()
+    found = verify_outputs(outputs, threads)
+    if inputs and not found.problems:
+        found = replace(found, problems=verify_inputs(outputs, threads, memory_bytes=memory_bytes).problems)
+    return found
 
 
 def compare(

@@ -35,6 +35,8 @@ SURVEYED_BYTES_PER_TENSOR = 2500
 GATHERED_ROW_BYTES = 130
 """Where a row of an embedding comes from, per source: 12 bytes, and what reading tokenizers leaves behind; measured 125
 with two vocabularies of 150,000 tokens."""
+STRETCH_BYTES = 300
+"""What was read of an input for a tensor: places and digest, from the receipt to the table."""
 CLIENT_BYTES = 64 << 20
 """s3fs with its client and open connections; measured 40 MiB."""
 PARTS_BYTES = 64 << 20
@@ -164,7 +166,7 @@ def _entries_bytes(plan: Plan, quantiles: bool) -> int:
     models = plan.most_models if plan.masks_of is None else 1  # masks speak of one alone
     surveyed = quantiles or plan.survey_kind in ("moments", "quantiles")
     rows = tensors * (BYTES_PER_TENSOR * (1 + models) + SURVEYED_BYTES_PER_TENSOR * models * surveyed)
-    return rows + plan.gathered_rows * GATHERED_ROW_BYTES
+    return rows + plan.gathered_rows * GATHERED_ROW_BYTES + plan.stretches * STRETCH_BYTES
 
 
 @dataclass(frozen=True, slots=True)

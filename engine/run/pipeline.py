@@ -230,7 +230,8 @@ class _Run:
                 continue
             slab = self._pool.acquire()
             fill = self._sources[source].fill
-            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size])))
+            taken = turn.job.taken.get((source, location))
+            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size], taken)))
         return reads
 
     # -- folding -------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..kernels import Array, Kernels
-from ..models import Bytes, Checkpoint, TensorLocation
+from ..models import Bytes, Checkpoint, TensorInfo, TensorLocation
 from ..storage import Store
 from .meter import Meter
+from .taken import TakenBytes
 
 
 class _Kept(NamedTuple):
@@ -68,7 +69,7 @@ class Scratch(threading.local):
 
 
 class SourceReader:
-    """`Reads` of one checkpoint.
+    """Reads files of one checkpoint.
 
     Args:
         source: which source of the merge it is; distinguishes what is held.
@@ -102,16 +103,27 @@ class SourceReader:
         self._meter = meter
         self._readers = readers
 
-    def fill(self, location: TensorLocation, begin: int, end: int, into: Bytes) -> None:
-        """Units [begin, end) of a tensor of this checkpoint."""
-        location.fill(begin, end, into, self)
+    def fill(
+        self, location: TensorLocation, begin: int, end: int, into: Bytes, taken: TakenBytes | None = None
+    ) -> None:
+        """Units [begin, end) of a tensor of this checkpoint; `taken` notes which stored bytes that took.
 
-    def read(self, file: int, offset: int, into: Bytes) -> None:
+        Raises:
+            InputError: a file ends too early, is another one than when the plan was made, or what was read before is
+                no longer what it was.
+        """
+        location.fill(begin, end, into, _Reads(self, taken))
+
+    def read(
+        self, file: int, info: TensorInfo, begin: int, into: Bytes, taken: TakenBytes | None, by_rows: bool
+    ) -> None:
         """See `Reads.read`."""
         wanted = self._checkpoint.files[file]
         try:
             with self._meter.measure("read", len(into)):
-                self._store.read_into(wanted.name, offset, into.data, version=wanted.version)
+                self._store.read_into(wanted.name, info.offset + begin, into.data, version=wanted.version)
+                if taken is not None and len(into):
+                    taken.note(self._checkpoint.file_urls[file], info, begin, into.data, by_rows)
         except FileNotFoundError as error:
             raise InputError(
                 f"{self._store.url}/{wanted.name} vanished while it was read", "restore the file"
@@ -134,3 +146,37 @@ class SourceReader:
     def scratch(self, slot: str, elements: int) -> Array:
         """See `Reads.scratch`."""
         return self._scratch.get(self.kernels, slot, elements)
+
+
+class _Reads:
+    """`Reads` of one checkpoint that notes what is read for one tensor."""
+
+    __slots__ = ("_by_rows", "_reader", "_taken")
+
+    def __init__(self, reader: SourceReader, taken: TakenBytes | None, by_rows: bool = False) -> None:
+        self._reader = reader
+        self._taken = taken
+        self._by_rows = by_rows
+
+    @property
+    def kernels(self) -> Kernels:
+        return self._reader.kernels
+
+    def read(self, file: int, info: TensorInfo, begin: int, into: Bytes) -> None:
+        self._reader.read(file, info, begin, into, self._taken, self._by_rows)
+
+    def of(self, url: str) -> _Reads:
+        return _Reads(self._reader.of(url), self._taken, self._by_rows)
+
+    def by_rows(self) -> _Reads:
+        return _Reads(self._reader, self._taken, by_rows=True)
+
+    def computing(self) -> AbstractContextManager[None]:
+        return self._reader.computing()
+
+    def held(self, key: Hashable, size_bytes: int, make: Callable[[], Array]) -> Array:
+        # What is kept was read for this tensor: another one notes its own reading, on any schedule.
+        return self._reader.held((key, self._taken), size_bytes, make)
+
+    def scratch(self, slot: str, elements: int) -> Array:
+        return self._reader.scratch(slot, elements)

@@ -17,11 +17,22 @@ from ..errors import AnabranchError
 from ..fold import Target, TensorFold, TensorState, fold_of_tensor, set_thresholds
 from ..kernels import Kernels
 from ..output import PLAN_ATTRIBUTE, OutputDirectory
-from ..plan import Plan, Receipt, SharedReading, Survey, TensorRow, TensorTask, grain, joint_window_elements
+from ..plan import (
+    InputRange,
+    Plan,
+    Receipt,
+    SharedReading,
+    Survey,
+    TensorRow,
+    TensorTask,
+    grain,
+    joint_window_elements,
+)
 from ..storage import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
+from .taken import Stretch, TakenBytes
 from .tensor_job import PassGroup, TensorJob
 
 
@@ -137,7 +148,9 @@ class ShardWorker:
         for shard in shards:
             for position in self._group.plans[0].shards[shard.index].tasks:
                 folds = self._folds(position, shard.members, surveys)
-                job = TensorJob([PassGroup(fold.state, fold.passes, places) for fold, places in folds])
+                parts = [PassGroup(fold.state, fold.passes, places) for fold, places in folds]
+                taken = {need: TakenBytes() for part in parts for need in part.needs if need is not None}
+                job = TensorJob(parts, taken)
                 run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
 
@@ -186,6 +199,12 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
     return replace(task, method=task.method.with_densities(densities))
 
 
+def _input_ranges(plan: Plan, read: Sequence[Stretch]) -> tuple[InputRange, ...]:
+    """What was read, each once, as the plan counts its files."""
+    places = plan.input_places
+    return tuple(sorted({InputRange(places[url], *rest) for url, *rest in read}))
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """A tensor on its way through the pipeline."""
@@ -232,9 +251,13 @@ class _Merge:
     def job_done(self, job: TensorJob) -> None:
         expected = self._expected[0]
         assert expected.job is job, "tensors come in the order of the plan"
-        for fold in expected.folds:
+        stretches = {need: taken.stretches() for need, taken in job.taken.items()}
+        for fold, part in zip(expected.folds, job.parts, strict=True):
+            read = [stretch for need in part.needs if need is not None for stretch in stretches[need]]
             for target in fold.state.targets:
-                self._open(target.member).rows[target.task.name] = fold.row(target)
+                inputs = _input_ranges(self._group.plans[target.member], read)
+                row = fold.row(target).model_copy(update={"inputs": inputs})
+                self._open(target.member).rows[target.task.name] = row
         self._expected.popleft()
         shard = expected.shard
         if len(self._sinks[shard.members[0]].rows) == len(self._group.plans[0].shards[shard.index].tasks):

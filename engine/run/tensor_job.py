@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..fold import OptionalPass, Pass, Target, TensorState
 from ..models import TensorLocation
+from .taken import TakenBytes
 
 Need = tuple[int, TensorLocation]
 """A source of the pipeline, and the tensor in it."""
@@ -42,6 +43,8 @@ class TensorJob:
 
     parts: Sequence[PassGroup]
     """Their windows begin and end alike; each keeps grains of its own whole."""
+    taken: dict[Need, TakenBytes] = field(default_factory=dict)
+    """What was read, by what it was read for; for needs that are in it."""
 
     @property
     def turns(self) -> int:

@@ -5,12 +5,14 @@ Held by tests/contract (what every store must do), tests/unit/storage, tests/s3 
 
 from __future__ import annotations
 
+from .digests import BLOCK_BYTES, block_digest, stretch_digest
 from .joined import JoinedStore
 from .local_files import absolute_path, translate
 from .opening import crosses_network, open_store
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Writer
 
 __all__ = [
+    "BLOCK_BYTES",
     "DEFAULT_READ_LIMIT_BYTES",
     "FileInfo",
     "JoinedStore",
@@ -18,7 +20,9 @@ __all__ = [
     "Store",
     "Writer",
     "absolute_path",
+    "block_digest",
     "crosses_network",
     "open_store",
+    "stretch_digest",
     "translate",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, TemporaryError
 from .coalesce import Coalescer
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
-from .s3_client import RefusedError, S3Client, shared_client
+from .s3_client import GarbledError, RefusedError, S3Client, shared_client
 from .s3_writer import IDENTITY_ATTRIBUTE, S3Writer, from_metadata
 
 CHUNK_BYTES = 1 << 20
@@ -84,6 +84,9 @@ class S3Store:
                         raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
                     data = bytearray(size)
                     await _receive(answer, memoryview(data), where)
+                    await answer["Body"].read(
+                        1
+                    )  # at its end a body is compared with the store's checksum, if it has one
                     return bytes(data)
 
         return self._client.run(self._client.repeat(attempt))
@@ -97,9 +100,17 @@ class S3Store:
         where, arguments = self._where(name), {**self._object(name), "body": bytes(data)}
         if self._exists(name):
             return False
-        expect = _CHANGED | _NO_CONDITIONS
+        condition = {"IfNoneMatch": "*"}
+
+        async def attempt() -> None:
+            try:
+                await self._client.call("put_object", where, expect=_CHANGED | _NO_CONDITIONS, **condition, **arguments)
+            except GarbledError:
+                condition.clear()  # what is there now is ours and damaged: it is written over
+                raise
+
         try:
-            self._client.request("put_object", where, expect=expect, IfNoneMatch="*", **arguments)
+            self._client.run(self._client.repeat(attempt))
         except RefusedError as error:
             if error.code in _CHANGED:
                 return False

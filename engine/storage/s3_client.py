@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
 import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
@@ -49,6 +50,7 @@ _CONNECTION_ERRORS = (
     OSError,
 )
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
 
@@ -80,6 +82,10 @@ class Limits:
 
 class ExpiredCredentialsError(ResourceError):
     """The server says that credentials are no longer valid; a fresh session may have newer ones."""
+
+
+class GarbledError(TemporaryError):
+    """Bytes changed on their way to the server, which has kept them so."""
 
 
 class RefusedError(Exception):
@@ -117,6 +123,8 @@ class S3Client:
         self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
         self._refresh_lock = asyncio.Lock()
         self._session_number = 0
+        self._md5_etags: bool | None = None
+        self._other_etags = 0
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine to its end from an ordinary thread; when that thread is interrupted, cancel it."""
@@ -178,6 +186,8 @@ class S3Client:
         try:
             async with asyncio.timeout(self.limits.deadline_seconds(len(body or b""))):
                 answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
+                if body is not None:
+                    await self._check_received(answer, body, where)
                 return answer
         except Exception as error:  # noqa: BLE001 - every failure is translated or passed on
             cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
@@ -186,6 +196,34 @@ class S3Client:
                 if code in expect:
                     raise RefusedError(code) from cause
             raise translate(cause, where) from cause
+
+    async def _check_received(self, answer: dict[str, Any], body: bytes, where: str) -> None:
+        """Compare what a server says that it got with what was sent, where nothing else protects it on its way.
+
+        Bodies travel with a checksum, which servers compare, but for a few that only keep it. TLS lets no bit change.
+        Without it the ETag is compared: most servers answer with the MD5 of what came, unless they encrypt it with
+        keys. One whose first two answers are something else has other ETags, and is not asked any more.
+
+        Raises:
+            GarbledError: the server got other bytes.
+        """
+        etag = str(answer.get("ETag", "")).strip('"')
+        encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+        if self._md5_etags is False or encrypted or _MD5.fullmatch(etag) is None or self._is_protected:
+            return
+        digest = await asyncio.to_thread(lambda: hashlib.md5(body, usedforsecurity=False).hexdigest())
+        if digest == etag:
+            self._md5_etags = True
+        elif self._md5_etags is None and self._other_etags:
+            self._md5_etags = False
+        else:
+            self._other_etags += 1
+            raise GarbledError(f"{where}: the server got other bytes than were sent", _AGAIN)
+
+    @property
+    def _is_protected(self) -> bool:
+        """Whether requests travel in TLS."""
+        return str(self._fs.s3.meta.endpoint_url).startswith("https://")
 
     @contextlib.asynccontextmanager
     async def transfer(self, where: str, size: int) -> AsyncIterator[None]:
@@ -230,6 +268,8 @@ def translate(error: Exception, where: str) -> Exception:
         )
     if isinstance(error, botocore.exceptions.ParamValidationError):
         return InputError(f"{where}: not a valid bucket or object name", "Correct the URL.")
+    if isinstance(error, botocore.exceptions.FlexibleChecksumError):
+        return TemporaryError(f"{where}: other bytes came than the store keeps, by its own checksum", _AGAIN)
     if isinstance(error, _CONNECTION_ERRORS):
         reason = redact(str(error)) or type(error).__name__
         return TemporaryError(f"{where}: the connection failed ({reason[:300]})", _AGAIN)

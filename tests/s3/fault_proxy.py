@@ -45,6 +45,12 @@ class HttpFault:
     """Send nothing more after so many bytes of the answer's body."""
     bytes_per_second: int = 0
     """Send the answer's body this slowly."""
+    flip_sent: int | None = None
+    """Flip a bit of this byte of the request's body."""
+    flip_answer: int | None = None
+    """Flip a bit of this byte of the answer's body."""
+    etag: str = ""
+    """Answer with this ETag instead of the server's."""
     edit: Callable[[dict[str, str]], None] | None = None
     """Change the request's headers."""
     action: Callable[[], None] | None = None
@@ -128,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(self.headers.items())
         if fault.edit is not None:
             fault.edit(headers)
+        body = _flipped(body, fault.flip_sent)
         upstream = http.client.HTTPConnection(self.server.upstream.netloc, timeout=60)
         try:
             upstream.request(self.command, self.path, body, headers)
@@ -140,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             names = {name.lower() for name, _ in answer.getheaders()}
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "transfer-encoding"):
-                    self.send_header(name, value)
-            content = b"" if self.command == "HEAD" else answer.read()
+                    self.send_header(name, f'"{fault.etag}"' if fault.etag and name.lower() == "etag" else value)
+            content = b"" if self.command == "HEAD" else _flipped(answer.read(), fault.flip_answer)
             if "content-length" not in names and answer.status not in (204, 304):
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -172,6 +179,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         """Quiet."""
+
+
+def _flipped(data: bytes, place: int | None) -> bytes:
+    if place is None:
+        return data
+    changed = bytearray(data)
+    changed[place] ^= 1
+    return bytes(changed)
 
 
 @contextlib.contextmanager

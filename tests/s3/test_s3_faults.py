@@ -359,6 +359,69 @@ def test_a_server_that_ignores_conditions_cannot_hide_an_overwritten_plan(store,
     assert direct.read_bytes("plan") == b"theirs"
 
 
+# -- bits that flip on their way -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_bit_that_flips_in_a_part_is_sent_again(store, direct, proxy, part):
+    store.replace("first", b"known to answer with MD5")
+    proxy.script(HttpFault(**UPLOAD_PART, number=part, flip_sent=3))
+    upload(store)
+    assert direct.read_bytes("big") == pattern(2 * PART + 5)
+    assert proxy.count("PUT .*partNumber") == 4
+
+
+@pytest.mark.parametrize("name", ["small", "plan", "first"])
+def test_a_bit_that_flips_in_a_small_file_is_sent_again(moto, proxy, direct, name):
+    """Even in the first request of a client, which does not know yet what ETags are here."""
+    fresh = through(moto, proxy, direct)
+    proxy.script(HttpFault("PUT", flip_sent=1))
+    {
+        "small": lambda: upload(fresh, b"123", "small"),
+        "plan": lambda: fresh.create("plan", b"123"),
+        "first": lambda: fresh.replace("first", b"123"),
+    }[name]()
+    assert direct.read_bytes(name) == b"123"
+
+
+def test_created_with_a_flipped_bit_is_still_created_by_us(store, direct, proxy):
+    store.replace("first", b"known to answer with MD5")
+    proxy.script(HttpFault("PUT", "/plan", flip_sent=0))
+    assert store.create("plan", b"ours")
+    assert direct.read_bytes("plan") == b"ours"
+    assert not store.create("plan", b"other")
+
+
+def test_bits_that_keep_flipping_leave_nothing_visible(store, direct, proxy):
+    store.replace("first", b"known to answer with MD5")
+    proxy.script(HttpFault(**UPLOAD_PART, number=2, times=1000, flip_sent=3))
+    with pytest.raises(TemporaryError, match="got other bytes than were sent") as caught:
+        upload(store)
+    assert caught.value.exit_code == 75
+    assert direct.list() == ["first"]
+    assert direct.leftovers(["big"]) == ()
+
+
+def test_servers_with_other_etags_are_believed(moto, proxy, direct):
+    fresh = through(moto, proxy, direct)
+    proxy.script(HttpFault("PUT", times=1000, etag="0123456789abcdef" * 2))
+    fresh.replace("first", b"123")
+    assert proxy.count("PUT") == 2
+    fresh.replace("second", b"123")
+    upload(fresh, b"123", "small")
+    assert proxy.count("PUT") == 4
+
+
+def test_a_bit_that_flips_in_a_file_that_is_read_whole_is_asked_for_again(store, direct, proxy):
+    direct.replace("x", DATA)
+    proxy.script(HttpFault("GET", "/x", times=2, flip_answer=1000))
+    assert store.read_bytes("x") == DATA
+    assert proxy.count("GET") == 3
+    proxy.script(HttpFault("GET", "/x", times=1000, flip_answer=1000))
+    with pytest.raises(TemporaryError, match="other bytes came than the store keeps"):
+        store.read_bytes("x")
+
+
 # -- before a server is reached --------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from anabranch.engine.storage.s3 import S3Store
 
 from ..adapters import write_adapter
 from ..merging import merge, merge_parts, write_checkpoint, write_recipe
-from .fault_proxy import fault_proxy
+from .fault_proxy import HttpFault, fault_proxy
 from .servers import Server
 
 SHARDS = 12
@@ -87,7 +87,7 @@ class Site:
         store = self.store(name)
         names = {p.name for p in self.expected.iterdir() if p.is_file()}
         assert set(store.list()) == names
-        for file in names - {"anabranch.manifest.json", "anabranch.tensors.parquet"}:
+        for file in names - {"anabranch.manifest.json", "anabranch.tensors.parquet", "anabranch.inputs.parquet"}:
             assert store.read_bytes(file) == (self.expected / file).read_bytes(), file
 
     def receipts(self, name: str) -> list[str]:
@@ -166,6 +166,21 @@ def test_a_finished_output_verifies_and_a_damaged_one_does_not(site: Site) -> No
     damaged = site.run("verify", site.out("checked"))
     assert damaged.returncode == 4
     assert name in damaged.stdout + damaged.stderr
+
+
+def test_a_bit_that_flips_in_a_download_is_found_by_reading_the_inputs_again(site: Site) -> None:
+    with fault_proxy(site.server.endpoint) as proxy:
+        through = site.environment | {"AWS_ENDPOINT_URL_S3": proxy.endpoint}
+        # The first reading is of the header.
+        proxy.script(HttpFault("GET", r"model0/model-00001", number=2, flip_answer=100_000))
+        assert site.run("merge", str(site.recipe), site.out("flipped"), env=through).returncode == 0
+        assert proxy.faults[0].seen > 1
+    assert site.run("verify", site.out("flipped")).returncode == 0
+    found = site.run("verify", site.out("flipped"), "--inputs")
+    assert found.returncode == 4, found.stdout + found.stderr
+    assert "model0/model-0000" in found.stdout and "not what was merged: 'layers." in found.stdout
+    assert site.run("merge", str(site.recipe), site.out("sound")).returncode == 0
+    assert site.run("verify", site.out("sound"), "--inputs").returncode == 0
 
 
 def test_a_killed_merge_resumes_on_s3(site: Site) -> None:

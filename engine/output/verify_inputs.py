@@ -1,0 +1,162 @@
+"""The inputs of an output, read again and compared with what the merge read of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..errors import InputError, IntegrityError
+from ..models import Header, Room, read_file_header
+from ..storage import FileInfo, Store, block_digest, open_store, stretch_digest
+from .finished import Finished
+from .manifest import INPUT_RANGES_NAME, ReadFile
+from .problems import CHUNK_BYTES, Problem
+from .tables import table_batches, table_problem
+
+MOST_PROBLEMS = 20
+"""Of one file; another file at its place differs in every tensor."""
+
+
+class _Range(NamedTuple):
+    begin: int
+    end: int
+    block: int
+    xxh3_64: str
+
+
+@dataclass(frozen=True)
+class InputsVerification:
+    """What reading the inputs again found."""
+
+    files: int
+    size_bytes: int
+    """That the merge read of them, each byte once."""
+    problems: tuple[Problem, ...]
+    """By URL of a file; empty when all are what was merged."""
+
+
+@dataclass
+class _File:
+    """One input file, and what all outputs read of it."""
+
+    read: ReadFile
+    ranges: set[_Range] = field(default_factory=set)
+
+
+def inputs_bytes(outputs: Sequence[Finished]) -> int:
+    """Bytes that `verify_inputs` reads, about; outputs that were made together share files."""
+    sizes: dict[str, int] = {}
+    for output in outputs:
+        for read in output.manifest.read:
+            sizes[read.url] = max(sizes.get(read.url, 0), read.bytes)
+    return sum(sizes.values())
+
+
+def verify_inputs(
+    outputs: Sequence[Finished],
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+    memory_bytes: int | None = None,
+) -> InputsVerification:
+    """Read what outputs were made from again, where the merge read it.
+
+    Args:
+        outputs: finished outputs.
+        threads: files that are read at the same time, each in pieces of a few MiB.
+        progress: called from any thread with the number of bytes that were just read.
+        memory_bytes: bounds the headers that are parsed; None: any.
+
+    Raises:
+        IntegrityError: an output does not say what was read, or its table is damaged.
+        ResourceError: an input may not be read, or a header does not fit into the memory.
+        TemporaryError: an input cannot be read now.
+    """
+    files: dict[str, _File] = {}
+    for output in outputs:
+        _add(output, files)
+    room = Room(memory_bytes)
+
+    def check(file: _File) -> list[Problem]:
+        url = file.read.url
+        try:
+            return list(_problems(file, room, progress))
+        except FileNotFoundError:
+            return [Problem(url, "missing: it cannot be compared; put it back where the merge read it")]
+        except InputError as error:
+            return [Problem(url, f"cannot be compared: {error.message}")]
+
+    with ThreadPoolExecutor(threads, "inputs") as pool:
+        futures = [pool.submit(check, file) for file in files.values()]
+        try:
+            problems = [problem for future in futures for problem in future.result()]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return InputsVerification(len(files), inputs_bytes(outputs), tuple(problems))
+
+
+def _add(output: Finished, files: dict[str, _File]) -> None:
+    """Take the ranges of an output in; IntegrityError where they are not what was written."""
+    digest, where = output.manifest.tables.get(INPUT_RANGES_NAME), f"{output.store.url}/{INPUT_RANGES_NAME}"
+    if digest is None:
+        raise IntegrityError(
+            f"{output.store.url} does not say what was read of its inputs",
+            "An older version made it: its inputs can only be compared by merging again.",
+        )
+    if (problem := table_problem(output.store, INPUT_RANGES_NAME, digest)) is not None:
+        raise IntegrityError(f"{where} is {problem.text}", "`anabranch verify OUT --repair RECIPE` makes it again")
+    named = {read.url: read for read in output.manifest.read}
+    for batch in table_batches(output.store, INPUT_RANGES_NAME):
+        for row in batch.to_pylist():
+            url = row.pop("url")
+            if url not in named:
+                raise IntegrityError(f"{where} names {url!r}, which the manifest does not")
+            file = files.setdefault(url, _File(named[url]))
+            file.ranges.add(_Range(**row))
+
+
+def _problems(file: _File, room: Room, progress: Callable[[int], None]) -> Iterator[Problem]:
+    """What differs in one file; FileNotFoundError when it is missing."""
+    folder, _, name = file.read.url.rpartition("/")
+    store = open_store(folder)
+    info = store.info(name)
+    try:
+        found, header = read_file_header(store, name, room)
+    except InputError as error:
+        progress(file.read.bytes)
+        yield Problem(file.read.url, f"not what was merged: {error.message}")
+        return
+    if found.header_sha256 != file.read.header_sha256:
+        progress(file.read.bytes)
+        yield Problem(file.read.url, "not what was merged: it has another header, so other tensors or other places")
+        return
+    differing = [
+        part for part in sorted(file.ranges) if f"{_digest(store, name, info, part, progress):016x}" != part.xxh3_64
+    ]
+    for part in differing[:MOST_PROBLEMS]:
+        where = f"bytes {part.begin} to {part.end}"
+        yield Problem(file.read.url, f"not what was merged: {_tensors(header, part)} ({where})")
+    if len(differing) > MOST_PROBLEMS:
+        yield Problem(file.read.url, f"not what was merged: {len(differing) - MOST_PROBLEMS} more ranges")
+
+
+def _digest(store: Store, name: str, info: FileInfo, part: _Range, progress: Callable[[int], None]) -> int:
+    """The digest that a range has now."""
+    step = max(1, CHUNK_BYTES // part.block) * part.block
+    chunk = memoryview(bytearray(min(step, part.end - part.begin)))
+    blocks = array("Q")
+    for begin in range(part.begin, part.end, step):
+        piece = chunk[: part.end - begin]
+        store.read_into(name, begin, piece, info.version)
+        blocks.extend(block_digest(piece[at : at + part.block]) for at in range(0, len(piece), part.block))
+        progress(len(piece))
+    return stretch_digest(blocks)
+
+
+def _tensors(header: Header, part: _Range) -> str:
+    """Which tensors lie in a range."""
+    names = [repr(t.name) for t in header.tensors if t.offset < part.end and part.begin < t.offset + t.nbytes]
+    return names[0] if len(names) == 1 else f"{len(names)} tensors from {names[0]} on" if names else "no tensor"
