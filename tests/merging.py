@@ -65,6 +65,13 @@ def write_merge(folder: Path, tensors: Mapping[str, Sequence[int]], seed: int, *
     return write_recipe(folder / "recipe.yml", {"base_model": str(folder / "base"), "models": models} | keys)
 
 
+def write_emr(folder: Path, tensors: Mapping[str, tuple[int, ...]]) -> Path:
+    """A recipe of EMR-Merging with checkpoints of these shapes: a base and one `model`, whose task has that name."""
+    recipe = write_merge(folder, tensors, 2, merge_method="emr")
+    content = yaml.safe_load(recipe.read_text())
+    return write_recipe(recipe, content | {"models": [{"model": str(folder / "model")}]})
+
+
 def write_recipe(path: Path, recipe: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))

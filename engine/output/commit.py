@@ -135,13 +135,17 @@ class OutputDirectory:
             found = {"host": host}  # damaged: nobody knows what was read
         if found == record:
             return
-        changed = found.get("host") == host and found.get("files") != record["files"]
-        made = [*self.store.list(RECEIPTS_FOLDER), *self.store.list(SURVEY_FOLDER)] if changed else []
+        if found.get("host") == host and found.get("files") != record["files"]:
+            self.start_over("inputs were replaced by other files, or were changed")
+        self.store.replace(INPUTS_NAME, sealed_json(record))
+
+    def start_over(self, reason: str) -> None:
+        """Give up all that was made so far but the files themselves, which are written over."""
+        made = [*self.store.list(RECEIPTS_FOLDER), *self.store.list(SURVEY_FOLDER)]
         if made:
-            self._note(f"{self.store.url} is made again: inputs were replaced by other files, or were changed")
+            self._note(f"{self.store.url} is made again: {reason}")
         for name in made:
             self.store.delete(name)
-        self.store.replace(INPUTS_NAME, sealed_json(record))
 
     # -- receipts ------------------------------------------------------------------------------------------------
 

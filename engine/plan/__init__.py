@@ -20,7 +20,7 @@ from .demands import (
 )
 from .inputs import Inputs, inputs_of_parts, open_inputs
 from .plan import NUMERICS, Plan, plan_id
-from .records import ElectedRow, InputRange, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow
+from .records import ElectedRow, InputRange, ModelRow, Receipt, Record, SurveyPart, SurveyRow, TensorRow, ranges_digest
 from .shared_reading import SharedReading, share_reading, why_apart
 from .side_files import SideFile
 from .survey import Round, Survey, decide_densities, narrow_thresholds, redundancy, threshold_searches
@@ -72,6 +72,7 @@ __all__ = [
     "open_inputs",
     "passes_over",
     "plan_id",
+    "ranges_digest",
     "redundancy",
     "sample_elements",
     "selection_bytes",

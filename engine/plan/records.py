@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+
+from ..json_text import canonical_json
 
 
 class Record(BaseModel):
@@ -43,6 +47,11 @@ class InputRange(NamedTuple):
     """Length of its blocks, counted from `begin`."""
     digest: int
     """Of the bytes as they were read, 64 bits: see `stretch_digest` of the stores."""
+
+
+def ranges_digest(ranges: Iterable[InputRange]) -> str:
+    """SHA-256 over ranges, each counted once, in their order."""
+    return hashlib.sha256(canonical_json(sorted(set(ranges)))).hexdigest()
 
 
 class TensorRow(Record):
@@ -94,6 +103,8 @@ class SurveyPart(Record):
     """Elements per histogram bin, without empty bins; for thresholds over whole models."""
     prefix: int = 0
     """The more significant bits that counted elements have."""
+    read: str
+    """Digest of what was read for the whole shard; see `ranges_digest`."""
 
 
 class Receipt(Record):

@@ -44,6 +44,8 @@ class Survey:
     """Per model, the smallest key that is kept."""
     rows: tuple[Mapping[str, Any], ...] = ()
     """The table that the manifest keeps."""
+    read: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """By shard, digests of what was read for its statistics: one, unless rounds read different bytes."""
 
     @property
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from .machine import host_id
 from .meter import Meter
 from .protocols import Member, Outcome, Progress, Runner
 from .resumed import check_resumed
-from .surveys import take_surveys
+from .surveys import check_surveyed, take_surveys
 from .work import MergeWork
 
 
@@ -74,6 +74,7 @@ def _run(
     shards = gather(MergeWork(tuple(surveys)), members, missing, runner, progress)
     for place in missing:
         members[place].inputs.check_unchanged()
+        check_surveyed(members[place].output, shards.of(place), surveys[place])
         check_changes(members[place].plan, shards.of(place))
     progress.phase("commit", 0, 0)
     outcomes = {}

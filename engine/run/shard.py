@@ -18,7 +18,6 @@ from ..fold import Target, TensorFold, TensorState, fold_of_tensor, set_threshol
 from ..kernels import Kernels
 from ..output import PLAN_ATTRIBUTE, OutputDirectory
 from ..plan import (
-    InputRange,
     Plan,
     Receipt,
     SharedReading,
@@ -32,7 +31,7 @@ from ..storage import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .taken import Stretch, TakenBytes
+from .taken import TakenBytes, input_ranges
 from .tensor_job import PassGroup, TensorJob
 
 
@@ -199,12 +198,6 @@ def with_survey(task: TensorTask, survey: Survey | None) -> TensorTask:
     return replace(task, method=task.method.with_densities(densities))
 
 
-def _input_ranges(plan: Plan, read: Sequence[Stretch]) -> tuple[InputRange, ...]:
-    """What was read, each once, as the plan counts its files."""
-    places = plan.input_places
-    return tuple(sorted({InputRange(places[url], *rest) for url, *rest in read}))
-
-
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """A tensor on its way through the pipeline."""
@@ -255,7 +248,7 @@ class _Merge:
         for fold, part in zip(expected.folds, job.parts, strict=True):
             read = [stretch for need in part.needs if need is not None for stretch in stretches[need]]
             for target in fold.state.targets:
-                inputs = _input_ranges(self._group.plans[target.member], read)
+                inputs = tuple(sorted(input_ranges(self._group.plans[target.member], read)))
                 row = fold.row(target).model_copy(update={"inputs": inputs})
                 self._open(target.member).rows[target.task.name] = row
         self._expected.popleft()

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..fold import HistogramPass, Pass, StatisticsPass, TensorState, order_passes, quantile_orders
 from ..kernels import LEVELS_32, Kernels
-from ..plan import Plan, Round, SurveyPart, SurveyRow, grain, window_elements
+from ..plan import InputRange, Plan, Round, SurveyPart, SurveyRow, grain, ranges_digest, window_elements
 from ..storage import Store
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
+from .taken import TakenBytes, input_ranges
 from .tensor_job import PassGroup, TensorJob
 
 
@@ -56,6 +57,7 @@ class _ShardSurvey:
         self._counts = [np.zeros(1 << LEVELS_32[level][1], np.int64) for _ in range(models)]
         self._counts_lock = threading.Lock()
         self._level = level
+        self._read: set[InputRange] = set()
 
     def jobs(self) -> Iterator[TensorJob]:
         for position in self._plan.shards[self._shard].tasks:
@@ -64,7 +66,8 @@ class _ShardSurvey:
                 continue
             elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task))
             state = TensorState(task, self._plan, self._kernels, elements)
-            yield TensorJob([PassGroup(state, self._passes(state), range(len(self._plan.sources)))])
+            part = PassGroup(state, self._passes(state), range(len(self._plan.sources)))
+            yield TensorJob([part], {need: TakenBytes() for need in part.needs if need is not None})
 
     def _passes(self, state: TensorState) -> list[Pass]:
         if self._round.kind in ("high", "low"):
@@ -83,14 +86,17 @@ class _ShardSurvey:
     def add(self, job: TensorJob) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
         [part] = job.parts
+        for taken in job.taken.values():
+            self._read |= input_ranges(self._plan, taken.stretches())
         if isinstance(taken := part.passes[0], StatisticsPass):
             for i in part.state.present:
                 self._rows[part.state.task.model_of(i)].append(self._row(part.state, taken, i))
 
     def parts(self) -> list[SurveyPart]:
-        return [self._part(i) for i in range(len(self._plan.models))]
+        read = ranges_digest(self._read)
+        return [self._part(i, read) for i in range(len(self._plan.models))]
 
-    def _part(self, i: int) -> SurveyPart:
+    def _part(self, i: int, read: str) -> SurveyPart:
         prefix = self._round.prefixes[i] if self._round.prefixes else 0
         counts: dict[str, int] = {}
         if self._round.kind in ("high", "low"):
@@ -103,6 +109,7 @@ class _ShardSurvey:
             rows=tuple(self._rows[i]),
             counts=counts,
             prefix=prefix,
+            read=read,
         )
 
     def _row(self, state: TensorState, taken: StatisticsPass, i: int) -> SurveyRow:

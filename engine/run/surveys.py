@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from ..plan import Plan, Round, Survey, SurveyPart, TensorTask, decide_densities, narrow_thresholds, threshold_searches
+from ..errors import InputError
+from ..output import OutputDirectory
+from ..plan import (
+    Plan,
+    Receipt,
+    Round,
+    Survey,
+    SurveyPart,
+    TensorTask,
+    decide_densities,
+    narrow_thresholds,
+    ranges_digest,
+    threshold_searches,
+)
 from .gather import gather
 from .protocols import Member, Progress, Runner
 from .work import SurveyWork
@@ -28,8 +43,28 @@ def take_surveys(
     for alike in _alike(members, missing):
         survey = _Survey(members, alike, runner, progress)
         for place, found in zip(alike, survey.take(), strict=True):
-            surveys[place] = found
+            surveys[place] = replace(found, read={shard: frozenset(read) for shard, read in survey.read.items()})
     return surveys
+
+
+def check_surveyed(output: OutputDirectory, receipts: Mapping[int, Receipt], survey: Survey | None) -> None:
+    """Compare what statistics were taken from with what was merged; called when nobody writes receipts any more.
+
+    Raises:
+        InputError: they are not the same bytes. Everything is to be made again, as nobody knows which are right.
+    """
+    tasks = output.plan.tasks
+    for shard, read in survey.read.items() if survey is not None else ():
+        merged = zip(output.plan.shards[shard].tasks, receipts[shard].tensors, strict=True)
+        ranges = [part for i, row in merged if tasks[i].has_task_vectors for part in row.inputs]
+        if read != {ranges_digest(ranges)}:
+            name = output.plan.shards[shard].name
+            output.start_over("statistics were taken from other bytes of the inputs than those that were merged")
+            raise InputError(
+                f"{output.store.url}/{name}: its inputs changed between the reading for statistics and the merge",
+                "Something writes there, or memory, disk or network change bytes. When that has stopped, run the same "
+                "command again: it makes everything again.",
+            )
 
 
 def _alike(members: Sequence[Member], missing: Sequence[int]) -> list[list[int]]:
@@ -78,6 +113,8 @@ class _Survey:
         self._plans = [members[place].plan for place in alike]
         self._runner = runner
         self._progress = progress
+        self.read: dict[int, set[str]] = defaultdict(set)
+        """By shard, digests of what the rounds read."""
 
     def take(self) -> list[Survey]:
         """One survey per member: the statistics are the same, what follows from them need not be."""
@@ -95,4 +132,7 @@ class _Survey:
 
     def _round(self, round_: Round) -> list[SurveyPart]:
         gathered = gather(SurveyWork(round_), self._members, self._alike, self._runner, self._progress)
-        return [part for parts in gathered.of(self._alike[0]).values() for part in parts]
+        parts = [part for parts in gathered.of(self._alike[0]).values() for part in parts]
+        for part in parts:
+            self.read[part.shard].add(part.read)
+        return parts

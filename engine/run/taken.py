@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
 from ..errors import InputError
 from ..models import TensorInfo
+from ..plan import InputRange, Plan
 from ..storage import BLOCK_BYTES, block_digest, stretch_digest
 
 
@@ -31,6 +32,12 @@ _LOCK = threading.Lock()
 tensors are tiny."""
 _Place = tuple[str, int, int, int]
 """A stored tensor: URL, offset, size, length of its blocks."""
+
+
+def input_ranges(plan: Plan, read: Iterable[Stretch]) -> set[InputRange]:
+    """What was read, each once, as the plan counts its files."""
+    places = plan.input_places
+    return {InputRange(places[url], *rest) for url, *rest in read}
 
 
 class TakenBytes:

@@ -17,7 +17,7 @@ import anabranch
 from anabranch.cluster.cli import cli
 from anabranch.engine.json_text import readable_json
 
-from ..merging import merge, merge_parts, write_checkpoint, write_merge
+from ..merging import merge, merge_parts, write_checkpoint, write_emr, write_merge
 
 TENSORS = {"a.weight": (300, 500), "b.weight": (7, 5), "c": (3,)}
 
@@ -148,7 +148,7 @@ def test_what_the_manifest_says_of_inputs_fits_its_table(out: Path, key: str) ->
 
 
 def test_parts_read_shared_inputs_once(tmp_path: Path) -> None:
-    merge_parts(write_merge(tmp_path, TENSORS, 2, merge_method="emr"), tmp_path / "parts")
+    merge_parts(write_emr(tmp_path, TENSORS), tmp_path / "parts")
     told = verify(tmp_path / "parts")
     assert told.exit_code == 0
     assert told.stdout.splitlines()[-1].startswith(f"2 files of inputs, {2 * 4 * 150038} bytes")

@@ -32,10 +32,12 @@ from anabranch.engine.storage.protocol import Store
 from anabranch.engine.storage.retry import Fault, FaultStore, WrappedStore
 
 from ...adapters import write_adapter
-from ...merging import MIB, merge, merge_parts, write_checkpoint, write_merge, write_recipe
+from ...merging import MIB, merge, merge_parts, write_checkpoint, write_emr, write_merge, write_recipe
 
 TIES = {"merge_method": "ties", "parameters": {"density": 0.4, "weight": 1.0}}
-SLAB = 64 << 10
+TADROP = {"merge_method": "cabs", "parameters": {"density": {"tadrop": {"mean": 0.3}}, "block": 16}}
+WHOLE = {"merge_method": "ties", "parameters": {"density": 0.4, "weight": 1.0, "scope": "model"}}
+SLAB_BYTES = 256 << 10
 
 
 def state(out: Path) -> dict[str, bytes]:
@@ -49,14 +51,14 @@ def ranges(out: Path) -> list[dict[str, Any]]:
 
 
 def merge_in_small_windows(recipe: Path, out: Path | Store, inputs_as: Callable[[Store], Store] = lambda s: s) -> None:
-    """With buffers of 64 KiB, too few to keep a tensor between its passes."""
+    """With buffers of 256 KiB, too few to keep a tensor between its passes."""
     inputs = open_inputs(load_recipe(recipe), recipe.parent)
     inputs = replace(inputs, stores=[inputs_as(store) for store in inputs.stores])
     store = LocalStore(str(out), create=True) if isinstance(out, Path) else out
     member = Member(inputs, OutputDirectory(inputs.plan, store))
     memory = worker_memory([member], Execution(2, 1024 * MIB))
     per_window = inputs.plan.most_models + 2
-    memory = replace(memory, slab_bytes=max(SLAB, 1 << 18), slabs=(memory.threads + AHEAD) * per_window)
+    memory = replace(memory, slab_bytes=SLAB_BYTES, slabs=(memory.threads + AHEAD) * per_window)
     run([member], LocalRunner([member], memory, CpuKernels(), Meter()), Silent())
 
 
@@ -128,6 +130,26 @@ def test_a_bit_that_flips_in_one_of_two_readings_stops_the_merge(tmp_path: Path,
     assert state(out) == state(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("keys", [TADROP, WHOLE], ids=["densities", "threshold"])
+def test_a_bit_that_flips_between_statistics_and_merge_stops_it(
+    tmp_path: Path, number: int, keys: dict[str, Any]
+) -> None:
+    """Which of the readings was right is not known, so nothing that follows from either is kept."""
+    recipe = write_merge(tmp_path, {f"w{i}": (20, 20) for i in range(3)}, 0, **keys, output={"shard_size": 1600})
+    out = tmp_path / "out"
+
+    def flipping(store: Store) -> Store:
+        return Flipping(store, "model.safetensors", 2000, number) if store.url.endswith("/model") else store
+
+    with pytest.raises(InputError, match="changed between the reading for statistics and the merge"):
+        merge_in_small_windows(recipe, out, flipping)
+    assert not (out / MANIFEST_NAME).exists()
+    assert merge(recipe, out).merged_shards == (0, 1, 2)
+    merge(recipe, tmp_path / "fresh")
+    assert state(out) == state(tmp_path / "fresh")
+
+
 def test_shards_made_from_different_bytes_are_made_again(tmp_path: Path) -> None:
     """One tensor goes into two shards; its bytes flip on the way to the second, and the run goes on once more."""
     write_checkpoint(
@@ -181,8 +203,7 @@ def test_factors_of_adapters_are_noted(tmp_path: Path) -> None:
 
 
 def test_masks_and_unified_vector_are_noted(tmp_path: Path) -> None:
-    parts = write_merge(tmp_path, {"w": (40, 50)}, 0, merge_method="emr")
-    merge_parts(parts, tmp_path / "parts")
+    merge_parts(write_emr(tmp_path, {"w": (40, 50)}), tmp_path / "parts")
     url = f"{tmp_path}/base+{tmp_path}/parts/model"
     recipe = write_recipe(tmp_path / "t.yml", {"merge_method": "passthrough", "models": [{"model": url}]})
     merge(recipe, tmp_path / "out")
