@@ -100,6 +100,11 @@ class Factor:
         return 4 * self.source.info.numel if self.is_held else 0
 
     @property
+    def waiting_bytes(self) -> int:
+        """Memory of parts that are kept until their blocks can be hashed, when the matrix is not."""
+        return 0 if self.is_held else self.source.info.nbytes
+
+    @property
     def scratch_bytes(self) -> int:
         """Stored bytes while they are converted, their transpose, and the values of a part that is not kept."""
         stored = self.at_once * self.width * DTYPES[self.source.info.dtype].size
@@ -170,7 +175,7 @@ class BlockScaled:
 
     @property
     def held_bytes(self) -> int:
-        return self.scales.held_bytes
+        return self.scales.held_bytes + self.scales.waiting_bytes
 
     @property
     def scratch_bytes(self) -> int:
@@ -235,7 +240,7 @@ class LowRank:
     @property
     def held_bytes(self) -> int:
         inner = self.weight.derived.held_bytes if self.weight.derived else 0
-        return inner + self.left.held_bytes + self.right.held_bytes
+        return inner + sum(factor.held_bytes + factor.waiting_bytes for factor in (self.left, self.right))
 
     @property
     def scratch_bytes(self) -> int:

@@ -69,7 +69,7 @@ class Scratch(threading.local):
 
 
 class SourceReader:
-    """Reads files of one checkpoint.
+    """`Reads` of one checkpoint.
 
     Args:
         source: which source of the merge it is; distinguishes what is held.
@@ -112,18 +112,18 @@ class SourceReader:
             InputError: a file ends too early, is another one than when the plan was made, or what was read before is
                 no longer what it was.
         """
-        location.fill(begin, end, into, _Reads(self, taken))
+        location.fill(begin, end, into, self if taken is None else _Noting(self, taken))
 
     def read(
-        self, file: int, info: TensorInfo, begin: int, into: Bytes, taken: TakenBytes | None, by_rows: bool
+        self, file: int, info: TensorInfo, begin: int, into: Bytes, taken: TakenBytes | None = None, rows: bool = False
     ) -> None:
-        """See `Reads.read`."""
+        """See `Reads.read`; `taken` notes it, by rows or by blocks."""
         wanted = self._checkpoint.files[file]
         try:
             with self._meter.measure("read", len(into)):
                 self._store.read_into(wanted.name, info.offset + begin, into.data, version=wanted.version)
                 if taken is not None and len(into):
-                    taken.note(self._checkpoint.file_urls[file], info, begin, into.data, by_rows)
+                    taken.note(self._checkpoint.file_urls[file], info, begin, into.data, rows)
         except FileNotFoundError as error:
             raise InputError(
                 f"{self._store.url}/{wanted.name} vanished while it was read", "restore the file"
@@ -134,6 +134,10 @@ class SourceReader:
         if url == self._checkpoint.url:
             return self
         return next(reader for reader in self._readers if reader._checkpoint.url == url)
+
+    def by_rows(self) -> SourceReader:
+        """See `Reads.by_rows`."""
+        return self
 
     def computing(self) -> AbstractContextManager[None]:
         """See `Reads.computing`."""
@@ -148,28 +152,28 @@ class SourceReader:
         return self._scratch.get(self.kernels, slot, elements)
 
 
-class _Reads:
-    """`Reads` of one checkpoint that notes what is read for one tensor."""
+class _Noting:
+    """`Reads` of one checkpoint that note what is read for one tensor."""
 
-    __slots__ = ("_by_rows", "_reader", "_taken")
+    __slots__ = ("_reader", "_rows", "_taken")
 
-    def __init__(self, reader: SourceReader, taken: TakenBytes | None, by_rows: bool = False) -> None:
+    def __init__(self, reader: SourceReader, taken: TakenBytes, rows: bool = False) -> None:
         self._reader = reader
         self._taken = taken
-        self._by_rows = by_rows
+        self._rows = rows
 
     @property
     def kernels(self) -> Kernels:
         return self._reader.kernels
 
     def read(self, file: int, info: TensorInfo, begin: int, into: Bytes) -> None:
-        self._reader.read(file, info, begin, into, self._taken, self._by_rows)
+        self._reader.read(file, info, begin, into, self._taken, self._rows)
 
-    def of(self, url: str) -> _Reads:
-        return _Reads(self._reader.of(url), self._taken, self._by_rows)
+    def of(self, url: str) -> _Noting:
+        return _Noting(self._reader.of(url), self._taken, self._rows)
 
-    def by_rows(self) -> _Reads:
-        return _Reads(self._reader, self._taken, by_rows=True)
+    def by_rows(self) -> _Noting:
+        return _Noting(self._reader, self._taken, rows=True)
 
     def computing(self) -> AbstractContextManager[None]:
         return self._reader.computing()

@@ -231,7 +231,7 @@ def test_rows_of_another_source_are_read_there(opened: Opened) -> None:
 def test_rows_that_follow_each_other_are_one_read(opened: Opened) -> None:
     location = gathered(opened, ["weight"], [[(0, i)] for i in (5, 6, 7, 8, 20, 21, 3)], "BF16")
     reads: list[int] = []
-    with mock.patch.object(opened.reader, "read", lambda _file, _offset, into: reads.append(len(into))):
+    with mock.patch.object(opened.reader, "read", lambda _file, _info, _begin, into: reads.append(len(into))):
         opened.whole(location, 10**6)
     assert reads == [4 * COLUMNS * 2, 2 * COLUMNS * 2, COLUMNS * 2]
 
@@ -241,9 +241,9 @@ def test_a_held_factor_is_read_once_and_a_window_reads_its_weight_in_one_request
     reads: list[tuple[int, int]] = []
     read = opened.reader.read
 
-    def note(file: int, offset: int, into: np.ndarray) -> None:
-        reads.append((offset, len(into)))
-        read(file, offset, into)
+    def note(file: int, info: TensorInfo, begin: int, into: np.ndarray) -> None:
+        reads.append((info.offset + begin, len(into)))
+        read(file, info, begin, into)
 
     with mock.patch.object(opened.reader, "read", note):
         opened.whole(adapter, 500)
