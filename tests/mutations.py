@@ -141,6 +141,24 @@ MUTATIONS = (
         ),
         ("tests/unit/run/test_replaced_inputs.py",),
     ),
+    Mutation(
+        "a second reading that is not compared with the first",
+        "engine/run/taken.py",
+        (("                return self._digests[number] == digest\n", "                return True\n"),),
+        ("tests/unit/run/test_input_digests.py",),
+    ),
+    Mutation(
+        "statistics that may come from other bytes than the merge",
+        "engine/run/surveys.py",
+        (("        if read != {ranges_digest(ranges)}:\n", "        if read == set():\n"),),
+        ("tests/unit/run/test_input_digests.py",),
+    ),
+    Mutation(
+        "shards that may be made from different bytes of one input",
+        "engine/output/input_ranges.py",
+        (("        if one[:4] == other[:4]:\n", "        if one == other:\n"),),
+        ("tests/unit/run/test_input_digests.py",),
+    ),
 )
 
 
