@@ -50,6 +50,8 @@ _CONNECTION_ERRORS = (
     OSError,
 )
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+OTHER_ETAGS = 3
+"""So many first answers in a row are not flipped bits, but a server whose ETags are no MD5."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
@@ -202,7 +204,7 @@ class S3Client:
 
         Bodies travel with a checksum, which servers compare, but for a few that only keep it. TLS lets no bit change.
         Without it the ETag is compared: most servers answer with the MD5 of what came, unless they encrypt it with
-        keys. One whose first two answers are something else has other ETags, and is not asked any more.
+        keys. One whose first answers are all something else has other ETags, which are not looked at any more.
 
         Raises:
             GarbledError: the server got other bytes.
@@ -214,10 +216,11 @@ class S3Client:
         digest = await asyncio.to_thread(lambda: hashlib.md5(body, usedforsecurity=False).hexdigest())
         if digest == etag:
             self._md5_etags = True
-        elif self._md5_etags is None and self._other_etags:
+            return
+        self._other_etags += 1
+        if self._md5_etags is None and self._other_etags == OTHER_ETAGS:
             self._md5_etags = False
         else:
-            self._other_etags += 1
             raise GarbledError(f"{where}: the server got other bytes than were sent", _AGAIN)
 
     @property

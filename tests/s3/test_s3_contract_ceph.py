@@ -5,8 +5,10 @@ import json
 import pytest
 
 from anabranch.engine.errors import ResourceError
+from anabranch.engine.storage.s3 import S3Store
 
-from .s3_contract import PART, S3Contract
+from .fault_proxy import HttpFault, fault_proxy
+from .s3_contract import PART, S3Contract, pattern
 
 pytestmark = pytest.mark.s3
 
@@ -52,3 +54,18 @@ def test_a_read_only_bucket_is_a_resource_error(ceph):
         with pytest.raises(ResourceError, match="permission"):
             write()
     assert store.list() == ["x"]
+
+
+def test_bits_that_flip_on_their_way_are_refused_by_the_server_and_sent_again(ceph):
+    direct, data = ceph.store(), pattern(2 * PART + 5)
+    bucket, prefix = direct.url.removeprefix("s3://").split("/", 1)
+    with fault_proxy(ceph.endpoint) as proxy:
+        store = S3Store(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
+        proxy.script(HttpFault("PUT", "/plan", flip_sent=1), HttpFault("PUT", "partNumber=2", flip_sent=1))
+        assert store.create("plan", b"ours")
+        writer = store.writer("big", len(data), {"plan_id": "p"}, "run1")
+        writer.write(data)
+        writer.commit()
+        assert proxy.count("PUT .*partNumber=2") == proxy.count("PUT .*plan") == 2
+    assert direct.read_bytes("plan") == b"ours"
+    assert direct.read_bytes("big") == data
