@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
 from ..plan import InputRange, Plan, Receipt
 from ..storage import Store
 from .manifest import INPUT_RANGES_NAME, MANIFEST_NAME, Manifest, ReadFile
 from .problems import Problem
-from .tables import hashed_table, table_batches
+from .tables import rows_digest, table_batches
 
 if TYPE_CHECKING:  # imported where a table is made
     import pyarrow
@@ -51,54 +51,73 @@ def gather_ranges(plan: Plan, receipts: Sequence[Receipt]) -> InputRanges:
     for one, other in pairwise(found):
         if one[:4] == other[:4]:
             raise _changed(plan, receipts, one)
-    schema = pyarrow.schema(
-        [
-            ("url", pyarrow.string()),
-            ("begin", pyarrow.int64()),
-            ("end", pyarrow.int64()),
-            ("block", pyarrow.int64()),
-            ("xxh3_64", pyarrow.string()),
-        ]
+    urls = plan.input_files
+    arrow = pyarrow.table(
+        {
+            "url": pyarrow.array([urls[part.file] for part in found], pyarrow.string()),
+            "begin": pyarrow.array([part.begin for part in found], pyarrow.int64()),
+            "end": pyarrow.array([part.end for part in found], pyarrow.int64()),
+            "block": pyarrow.array([part.unit for part in found], pyarrow.int64()),
+            "xxh3_64": pyarrow.array([f"{part.digest:016x}" for part in found], pyarrow.string()),
+        }
     )
-    arrow, digest = hashed_table((_row(plan, part) for part in found), schema)
     files = [
-        _file(plan.input_files[place], plan.input_headers[place], (_row(plan, part) for part in parts))
+        _file(urls[place], plan.input_headers[place], (RangeRow(*part[1:4], f"{part.digest:016x}") for part in parts))
         for place, parts in groupby(found, lambda part: part.file)
     ]
-    return InputRanges(arrow, digest, files)
+    return InputRanges(arrow, rows_digest(arrow.to_batches()), files)
 
 
 def read_problem(store: Store, manifest: Manifest) -> Problem | None:
     """Whether manifest and table say the same of what was read; the table's own digest has been checked."""
-    rows = (row for batch in table_batches(store, INPUT_RANGES_NAME) for row in batch.to_pylist())
     headers = {read.url: read.header_sha256 for read in manifest.read}
-    by_url = groupby(rows, lambda row: str(row["url"]))
-    found = [_file(url, headers.get(url, ""), parts) for url, parts in by_url]
     inputs = canonical_json(manifest.inputs).decode()
-    if found != manifest.read or not all(f'"{header}"' in inputs for header in headers.values()):
-        return Problem(
-            MANIFEST_NAME, f"damaged: what it says of inputs that were read does not fit {INPUT_RANGES_NAME}"
-        )
+    by_url = groupby(table_rows(store), lambda found: found[0])
+    try:
+        read = [_file(url, headers.get(url, ""), (row for _, row in rows)) for url, rows in by_url]
+    except IntegrityError as error:
+        return Problem(INPUT_RANGES_NAME, f"damaged: {error.message}")
+    if read != manifest.read or not all(f'"{header}"' in inputs for header in headers.values()):
+        text = f"damaged: what it says of inputs that were read does not fit {INPUT_RANGES_NAME}"
+        return Problem(MANIFEST_NAME, text)
     return None
 
 
-def _row(plan: Plan, part: InputRange) -> dict[str, Any]:
-    return {
-        "url": plan.input_files[part.file],
-        "begin": part.begin,
-        "end": part.end,
-        "block": part.unit,
-        "xxh3_64": f"{part.digest:016x}",
-    }
+def table_rows(store: Store) -> Iterator[tuple[str, RangeRow]]:
+    """The rows of a published table with their URL, a few in memory at once.
+
+    Raises:
+        IntegrityError: the table is damaged, or has rows that no merge writes.
+        FileNotFoundError: there is none.
+    """
+    for batch in table_batches(store, INPUT_RANGES_NAME):
+        for values in batch.to_pylist():
+            try:
+                url, row = str(values.pop("url")), RangeRow(**values)
+                sound = 0 <= row.begin < row.end and row.block > 0
+            except (KeyError, TypeError) as error:
+                raise IntegrityError(f"it has other columns or values: {error}") from None
+            if not sound:
+                raise IntegrityError(f"it has a range that cannot be: {url}: {row}")
+            yield url, row
 
 
-def _file(url: str, header_sha256: str, rows: Iterable[Mapping[str, Any]]) -> ReadFile:
+class RangeRow(NamedTuple):
+    """A row of the table, without the file."""
+
+    begin: int
+    end: int
+    block: int
+    xxh3_64: str
+
+
+def _file(url: str, header_sha256: str, rows: Iterable[RangeRow]) -> ReadFile:
     """What the rows of one file, sorted, come to."""
     digest, count, size, reached = hashlib.sha256(), 0, 0, 0
-    for row in rows:
-        size += max(0, row["end"] - max(row["begin"], reached))
-        reached = max(reached, row["end"])
-        digest.update(canonical_json(row))
+    for begin, end, block, xxh3_64 in rows:
+        size += max(0, end - max(begin, reached))
+        reached = max(reached, end)
+        digest.update(f"{begin} {end} {block} {xxh3_64}\n".encode())
         count += 1
     return ReadFile(url=url, header_sha256=header_sha256, bytes=size, ranges=count, sha256=digest.hexdigest())
 

@@ -43,7 +43,7 @@ class ReadFile(Record):
     ranges: int
     """Rows of the table of input ranges."""
     sha256: str
-    """Over these rows."""
+    """Over a line per row: begin, end, block and digest, separated by spaces."""
 
 
 class Manifest(Record):

@@ -83,7 +83,7 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
             ("overflowed", pyarrow.int64()),
         ]
     )
-    arrow, digest = hashed_table(_tensor_rows(plan, by_name, totals), schema)
+    arrow, digest = _hashed_table(_tensor_rows(plan, by_name, totals), schema)
     return TensorsTable(arrow, digest, [_summary(plan, totals, i) for i in range(len(totals))])
 
 
@@ -94,7 +94,7 @@ def survey_table(rows: Iterable[Mapping[str, Any]]) -> tuple[pyarrow.Table, str]
     real, whole = pyarrow.float64(), pyarrow.int64()
     reals = ("density", "redundancy", "l1", "squares", "fourths", "median", "high")
     columns = [("model", pyarrow.int32()), ("tensor", pyarrow.string()), ("numel", whole), ("zeros", whole)]
-    return hashed_table(rows, pyarrow.schema([*columns, *((name, real) for name in reals)]))
+    return _hashed_table(rows, pyarrow.schema([*columns, *((name, real) for name in reals)]))
 
 
 def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[_Total]) -> Iterator[dict[str, Any]]:
@@ -125,7 +125,7 @@ def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[
             }
 
 
-def hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
+def _hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
     """A table, and the digest of its rows; a few thousand of them are spelled out at a time."""
     import pyarrow
 

@@ -6,25 +6,18 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from ..errors import InputError, IntegrityError
 from ..models import Header, Room, read_file_header
-from ..storage import FileInfo, Store, block_digest, open_store, stretch_digest
+from ..storage import BlockDigest, FileInfo, Store, block_digest, open_store, stretch_digest
 from .finished import Finished
+from .input_ranges import RangeRow, table_rows
 from .manifest import INPUT_RANGES_NAME, ReadFile
 from .problems import CHUNK_BYTES, Problem
-from .tables import table_batches, table_problem
+from .tables import table_problem
 
 MOST_PROBLEMS = 20
 """Of one file; another file at its place differs in every tensor."""
-
-
-class _Range(NamedTuple):
-    begin: int
-    end: int
-    block: int
-    xxh3_64: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class _File:
     """One input file, and what all outputs read of it."""
 
     read: ReadFile
-    ranges: set[_Range] = field(default_factory=set)
+    ranges: set[RangeRow] = field(default_factory=set)
 
 
 def inputs_bytes(outputs: Sequence[Finished]) -> int:
@@ -109,13 +102,10 @@ def _add(output: Finished, files: dict[str, _File]) -> None:
     if (problem := table_problem(output.store, INPUT_RANGES_NAME, digest)) is not None:
         raise IntegrityError(f"{where} is {problem.text}", "`anabranch verify OUT --repair RECIPE` makes it again")
     named = {read.url: read for read in output.manifest.read}
-    for batch in table_batches(output.store, INPUT_RANGES_NAME):
-        for row in batch.to_pylist():
-            url = row.pop("url")
-            if url not in named:
-                raise IntegrityError(f"{where} names {url!r}, which the manifest does not")
-            file = files.setdefault(url, _File(named[url]))
-            file.ranges.add(_Range(**row))
+    for url, row in table_rows(output.store):
+        if url not in named:
+            raise IntegrityError(f"{where} names {url!r}, which the manifest does not")
+        files.setdefault(url, _File(named[url])).ranges.add(row)
 
 
 def _problems(file: _File, room: Room, progress: Callable[[int], None]) -> Iterator[Problem]:
@@ -143,20 +133,27 @@ def _problems(file: _File, room: Room, progress: Callable[[int], None]) -> Itera
         yield Problem(file.read.url, f"not what was merged: {len(differing) - MOST_PROBLEMS} more ranges")
 
 
-def _digest(store: Store, name: str, info: FileInfo, part: _Range, progress: Callable[[int], None]) -> int:
-    """The digest that a range has now."""
+def _digest(store: Store, name: str, info: FileInfo, part: RangeRow, progress: Callable[[int], None]) -> int:
+    """The digest that a range has now; blocks of any length are read in pieces."""
     step = max(1, CHUNK_BYTES // part.block) * part.block
-    chunk = memoryview(bytearray(min(step, part.end - part.begin)))
+    chunk = memoryview(bytearray(min(step, CHUNK_BYTES, part.end - part.begin)))
     blocks = array("Q")
-    for begin in range(part.begin, part.end, step):
-        piece = chunk[: part.end - begin]
-        store.read_into(name, begin, piece, info.version)
-        blocks.extend(block_digest(piece[at : at + part.block]) for at in range(0, len(piece), part.block))
-        progress(len(piece))
+    for start in range(part.begin, part.end, step):
+        stop, block = min(start + step, part.end), BlockDigest()
+        for begin in range(start, stop, len(chunk)):
+            piece = chunk[: stop - begin]
+            store.read_into(name, begin, piece, info.version)
+            progress(len(piece))
+            if part.block > CHUNK_BYTES:
+                block.update(piece)
+            else:
+                blocks.extend(block_digest(piece[at : at + part.block]) for at in range(0, len(piece), part.block))
+        if part.block > CHUNK_BYTES:
+            blocks.append(block.intdigest())
     return stretch_digest(blocks)
 
 
-def _tensors(header: Header, part: _Range) -> str:
+def _tensors(header: Header, part: RangeRow) -> str:
     """Which tensors lie in a range."""
     names = [repr(t.name) for t in header.tensors if t.offset < part.end and part.begin < t.offset + t.nbytes]
     return names[0] if len(names) == 1 else f"{len(names)} tensors from {names[0]} on" if names else "no tensor"

@@ -21,6 +21,10 @@ def block_digest(data: memoryview | bytearray | bytes) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
+BlockDigest = xxhash.xxh3_64
+"""The same of a block that comes in pieces."""
+
+
 def stretch_digest(blocks: array[int]) -> int:
     """Of blocks that follow each other, from their digests: that of a single one, else XXH3 over all of them.
 

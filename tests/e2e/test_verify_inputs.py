@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -16,6 +18,9 @@ from click.testing import CliRunner, Result
 import anabranch
 from anabranch.cluster.cli import cli
 from anabranch.engine.json_text import readable_json
+from anabranch.engine.output import verify_inputs
+from anabranch.engine.output.finished import open_outputs
+from anabranch.engine.output.tables import rows_digest, write_table
 
 from ..merging import merge, merge_parts, write_checkpoint, write_emr, write_merge
 
@@ -145,6 +150,41 @@ def test_what_the_manifest_says_of_inputs_fits_its_table(out: Path, key: str) ->
     told = edited(out, other)
     assert told.exit_code == 4
     assert "what it says of inputs that were read does not fit anabranch.inputs.parquet" in told.stdout
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "no blocks": {"block": 0},
+    "backwards": {"end": 3},
+    "before the file": {"begin": -8},
+    "another column": {"more": 1},
+    "no number": {"end": None},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_tables_that_no_merge_writes_are_damage(out: Path, change: str) -> None:
+    """Even where whoever made them knows how to make their digest."""
+    path = out / "anabranch.inputs.parquet"
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    rows[0] |= HOSTILE[change]
+    table = pyarrow.table({key: [row.get(key) for row in rows] for key in rows[0]})
+    path.write_bytes(write_table(table))
+
+    def fitting(manifest: dict[str, Any]) -> None:
+        manifest["tables"][path.name] = rows_digest(table.to_batches())
+
+    told = edited(out, fitting)
+    assert told.exit_code == 4, told.output
+    assert "Traceback" not in told.output and path.name in told.stdout
+
+
+@pytest.mark.parametrize("chunk", [64, 1000, 1 << 18, 1 << 20])
+def test_blocks_are_read_in_pieces_of_any_size(out: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anabranch.engine.output.verify_inputs.CHUNK_BYTES", chunk)
+    assert not verify_inputs(open_outputs(out)).problems
+    flip(out.parent / "model" / "model.safetensors", 300_000)
+    [problem] = verify_inputs(open_outputs(out)).problems
+    assert "'a.weight'" in problem.text
 
 
 def test_parts_read_shared_inputs_once(tmp_path: Path) -> None:
