@@ -344,7 +344,7 @@ def gc(out: str, yes: bool, as_json: bool) -> None:
     from ..engine.storage import open_store
     from .leftovers import find_leftovers
 
-    store = open_store(out)
+    store = open_store(out, own=True)
     found = find_leftovers(store)
     show = tell if yes else click.echo
     for leftover in found:

@@ -108,8 +108,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a folder that is not flushed",
-        "engine/storage/local_files.py",
-        (("        os.fsync(descriptor)\n", "        pass\n"),),
+        "engine/storage/local_writer.py",
+        (("                os.fsync(folder)\n", ""),),
         ("tests/contract/test_local.py",),
     ),
     Mutation(

@@ -69,7 +69,8 @@ class MergeWorker:
     def __init__(self, group: SharedReading, options: WorkerOptions) -> None:
         stores = [open_source(checkpoint) for checkpoint in group.sources]
         outputs = [
-            OutputDirectory(plan, open_store(url)) for plan, url in zip(group.plans, options.output_urls, strict=True)
+            OutputDirectory(plan, open_store(url, own=True))
+            for plan, url in zip(group.plans, options.output_urls, strict=True)
         ]
         self._worker = Worker(group, stores, outputs, options.memory, make_kernels(options.device))
         self._meter = Meter()

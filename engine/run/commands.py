@@ -116,7 +116,7 @@ def merge_reading(
     begin = time.perf_counter() if began is None else began
     stages = Stages(progress, meter, begin)
     members = [
-        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True), progress.note))
+        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True, own=True), progress.note))
         for job in reading.jobs
     ]
     with open_runner(members, reading.memory, execution, meter, progress) as runner:

@@ -72,7 +72,7 @@ def out_of(plan: Plan, out: str | Path) -> str:
 
 
 def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> PreparedMerge:
-    output = OutputDirectory(inputs.plan, open_store(out))
+    output = OutputDirectory(inputs.plan, open_store(out, own=True))
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())

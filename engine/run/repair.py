@@ -54,7 +54,7 @@ def repair(
     path, damaged = Path(recipe), []
     opened = Opened(room=Room(execution.memory_bytes))
     for part in inputs_of_parts(open_inputs(load_recipe(path), path.parent, opened)):
-        output = OutputDirectory(part.plan, open_store(out_of(part.plan, out)))
+        output = OutputDirectory(part.plan, open_store(out_of(part.plan, out), own=True))
         name = "" if part.plan.part is None else f"{part.plan.part.name}/"
         damaged += [replace(each, file=f"{name}{each.file}") for each in withdraw_damaged(output, threads)]
     merge_jobs(prepare(recipe, out, execution, opened), execution, progress, meter)

@@ -12,21 +12,11 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from ..errors import InputError, ResourceError
-from .local_files import (
-    FILE_MODE,
-    MAX_CALL_BYTES,
-    absolute_path,
-    create_file,
-    make_folder,
-    sync_folder,
-    translate,
-    translated,
-    unlink,
-    write_fully,
-)
+from ..errors import InputError
+from .local_files import MAX_CALL_BYTES, absolute_path, translate, translated, write_fully
+from .local_folders import NEW_FILE, open_below, opened_folder, status_below, unlink_below
 from .local_writer import LocalWriter
 from .protocol import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, check_name
 
@@ -49,21 +39,30 @@ _TEMPORARY = re.compile(
 _PROBE = "probe"
 """Of an empty temporary file that shows whether the folder can be written."""
 
+READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""Opening a named pipe must not wait for a writer; regular files ignore it."""
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class LocalStore:
-    """A folder of the file system."""
+    """A folder of the file system.
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
+    Args:
+        path: the folder.
+        create: make it when it is missing.
+        own: it is an output, so no link below it is followed, for reading either. What is written or removed never goes
+            through a link, whosever folder it is: a link to a folder is refused, one to a file is replaced.
+    """
+
+    def __init__(self, path: str, *, create: bool = False, own: bool = False) -> None:
         self._root = absolute_path(os.path.expanduser(path))
+        self._own = own
         self._files = _OpenFiles()
         if create:
-            with translated(self._root):
-                make_folder(self._root)
-                probe = self._temporary(_PROBE, "probe")
-                os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
-                unlink(probe)
+            with translated(self._root), opened_folder(self._root, "", make=True) as folder:
+                probe = _temporary(_PROBE, "probe")
+                os.close(open_below(folder, probe, NEW_FILE, probe))
+                unlink_below(folder, probe)
 
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
@@ -81,13 +80,16 @@ class LocalStore:
         """See `Store.info`."""
         path = self.path(name)
         with translated(path):
-            return _file_info(os.stat(path), path)
+            if not self._own:
+                return _file_info(os.stat(path), path)
+            with self._folder(name) as (folder, base):
+                return _file_info(status_below(folder, base, path), path)
 
     def list(self, folder: str = "") -> list[str]:
         """See `Store.list`; all but folders count, so that a broken link is seen and not skipped."""
         path = self.path(folder) if folder else self._root
         try:
-            with translated(path), os.scandir(path) as entries:
+            with translated(path), self._listed(folder) as place, os.scandir(place) as entries:
                 names = [entry.name for entry in entries if not entry.is_dir()]
         except FileNotFoundError:
             return []
@@ -103,13 +105,13 @@ class LocalStore:
         path = self.path(name)
         with translated(path):
             if version is None:
-                descriptor, _ = _open_for_reading(path)
+                descriptor, _ = self._open(name)
                 try:
                     _read_fully(descriptor, offset, into, path)
                 finally:
                     os.close(descriptor)
                 return
-            with self._files.borrow(path, version) as descriptor:
+            with self._files.borrow(path, version, lambda: self._open(name)) as descriptor:
                 if into.nbytes >= LEAST_STREAMED_BYTES:
                     os.posix_fadvise(descriptor, offset + READ_AHEAD_BYTES, into.nbytes, os.POSIX_FADV_WILLNEED)
                 _read_fully(descriptor, offset, into, path)
@@ -119,7 +121,7 @@ class LocalStore:
         """See `Store.read_bytes`."""
         path = self.path(name)
         with translated(path):
-            descriptor, info = _open_for_reading(path)
+            descriptor, info = self._open(name)
             try:
                 if info.size > limit_bytes:
                     raise InputError(f"{path}: {info.size} bytes, expected at most {limit_bytes}")
@@ -131,26 +133,24 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`: a link to a complete temporary file, O_EXCL alone could leave half a file."""
-        path = self.path(name)
-        with translated(path):
-            temporary = self._write_temporary(name, data)
+        with translated(self.path(name)), self._folder(name, make=True) as (folder, base):
+            temporary = _write_temporary(folder, base, data)
             try:
-                return _link_or_move(temporary, path)
+                return _link_or_move(folder, temporary, base)
             finally:
-                unlink(temporary)
-                sync_folder(os.path.dirname(path))
+                unlink_below(folder, temporary)
+                os.fsync(folder)
 
     def replace(self, name: str, data: bytes) -> None:
         """See `Store.replace`."""
-        path = self.path(name)
-        with translated(path):
-            temporary = self._write_temporary(name, data)
+        with translated(self.path(name)), self._folder(name, make=True) as (folder, base):
+            temporary = _write_temporary(folder, base, data)
             try:
-                os.replace(temporary, path)
+                os.replace(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
-                unlink(temporary)
+                unlink_below(folder, temporary)
                 raise
-            sync_folder(os.path.dirname(path))
+            os.fsync(folder)
 
     def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> LocalWriter:
         """See `Store.writer`; the temporary file lies beside the final one, and attributes are not kept."""
@@ -158,7 +158,7 @@ class LocalStore:
         path = self.path(name)
         assert re.fullmatch(r"[A-Za-z0-9_]+", run_id), f"bad run id {run_id!r}"
         with translated(path):
-            return LocalWriter(path, self._temporary(name, run_id), size)
+            return LocalWriter(self._root, name, _temporary(os.path.basename(name), run_id), size)
 
     def attributes(self, name: str) -> Mapping[str, str] | None:
         """None: receipts say what local files are."""
@@ -168,18 +168,15 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         path = self.path(name)
-        self._check_inside(name)
-        with translated(path):
-            unlink(path)
+        with translated(path), contextlib.suppress(FileNotFoundError), self._folder(name) as (folder, base):
+            unlink_below(folder, base)
 
     def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
         """See `Store.leftovers`: temporary files of these names, and probes that a kill left."""
         wanted = {*map(check_name, names), _PROBE}
         found = []
         for folder in sorted({os.path.dirname(name) for name in wanted}):
-            self._check_inside(os.path.join(folder, _PROBE))
-            path = os.path.join(self._root, folder)
-            with contextlib.suppress(FileNotFoundError), translated(path), os.scandir(path) as entries:
+            with contextlib.suppress(FileNotFoundError), self._entries(folder) as entries:
                 found += [
                     leftover
                     for entry in entries
@@ -204,37 +201,59 @@ class LocalStore:
         with translated(path):
             return shutil.disk_usage(path).free
 
-    def _check_inside(self, name: str) -> None:
-        """ResourceError where a folder between this one and a file is a link, which would lead what is written away."""
-        place = self._root
-        for part in name.split("/")[:-1]:
-            place = os.path.join(place, part)
-            if os.path.islink(place):
-                raise ResourceError(
-                    f"{place} is a symbolic link, so what is written or removed there would lie elsewhere",
-                    "Remove the link; a folder is made in its place.",
-                )
+    @contextlib.contextmanager
+    def _folder(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+        """(a descriptor of the folder of a file, the file's name in it), reached through no link."""
+        inner, base = os.path.split(name)
+        with opened_folder(self._root, inner, make=make) as folder:
+            yield folder, base
 
-    def _temporary(self, name: str, run_id: str) -> str:
-        """A fresh path: twins of one run, and a retry after a kill, never share a temporary file."""
-        self._check_inside(name)
-        folder, base = os.path.split(self.path(name))
-        token = secrets.token_hex(4)
-        return os.path.join(folder, f"{TEMPORARY_PREFIX}{base}-{run_id}.{token}{TEMPORARY_SUFFIX}")
+    @contextlib.contextmanager
+    def _listed(self, inner: str) -> Iterator[int | str]:
+        """A folder to be listed."""
+        if not self._own:
+            yield os.path.join(self._root, inner)
+            return
+        with opened_folder(self._root, inner) as folder:
+            yield folder
 
-    def _write_temporary(self, name: str, data: bytes) -> str:
-        """Write and sync a temporary file beside `name`; returns its path."""
-        path = self._temporary(name, "small")
-        descriptor = create_file(path)
-        try:
-            write_fully(descriptor, memoryview(data))
-            os.fsync(descriptor)
-        except BaseException:
-            unlink(path)
-            raise
-        finally:
-            os.close(descriptor)
-        return path
+    @contextlib.contextmanager
+    def _entries(self, inner: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """What lies in a folder from which something may be removed."""
+        with (
+            translated(os.path.join(self._root, inner)),
+            opened_folder(self._root, inner) as folder,
+            os.scandir(folder) as entries,
+        ):
+            yield entries
+
+    def _open(self, name: str) -> tuple[int, FileInfo]:
+        """A descriptor to read a file, and what it is."""
+        path = self.path(name)
+        if not self._own:
+            return _described(os.open(path, READING), path)
+        with self._folder(name) as (folder, base):
+            return _described(open_below(folder, base, READING, path), path)
+
+
+def _temporary(base: str, run_id: str) -> str:
+    """A fresh name: twins of one run, and a retry after a kill, never share a temporary file."""
+    return f"{TEMPORARY_PREFIX}{base}-{run_id}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+
+
+def _write_temporary(folder: int, base: str, data: bytes) -> str:
+    """Write and sync a temporary file for a file of a folder; returns its name."""
+    name = _temporary(base, "small")
+    descriptor = open_below(folder, name, NEW_FILE, name)
+    try:
+        write_fully(descriptor, memoryview(data))
+        os.fsync(descriptor)
+    except BaseException:
+        unlink_below(folder, name)
+        raise
+    finally:
+        os.close(descriptor)
+    return name
 
 
 class _OpenFiles:
@@ -246,8 +265,8 @@ class _OpenFiles:
         self._idle_count = 0
 
     @contextlib.contextmanager
-    def borrow(self, path: str, version: str) -> Iterator[int]:
-        """A descriptor of the file in exactly this version, for one thread at a time."""
+    def borrow(self, path: str, version: str, open_file: Callable[[], tuple[int, FileInfo]]) -> Iterator[int]:
+        """A descriptor of the file in exactly this version, for one thread at a time; `open_file` makes another."""
         key = (path, version)
         with self._lock:
             descriptors = self._idle.get(key)
@@ -257,7 +276,7 @@ class _OpenFiles:
                 if not descriptors:
                     del self._idle[key]
         if descriptor is None:
-            descriptor, info = _open_for_reading(path)
+            descriptor, info = open_file()
             try:
                 _check_version(info, version, path)
             except BaseException:
@@ -291,9 +310,8 @@ class _OpenFiles:
                 os.close(descriptor)
 
 
-def _open_for_reading(path: str) -> tuple[int, FileInfo]:
-    # O_NONBLOCK: opening a named pipe must not wait for a writer; regular files ignore it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def _described(descriptor: int, path: str) -> tuple[int, FileInfo]:
+    """The descriptor and what it is open to; closed where that is no regular file."""
     try:
         return descriptor, _file_info(os.fstat(descriptor), path)
     except BaseException:
@@ -327,22 +345,22 @@ def _read_fully(descriptor: int, offset: int, into: memoryview, path: str) -> No
         done += count
 
 
-def _link_or_move(temporary: str, path: str) -> bool:
+def _link_or_move(folder: int, temporary: str, base: str) -> bool:
     """Give a complete file its name unless something has it; True when this call did.
 
     A few file systems know no hard links. There two different plans that race for one name may both get it,
     and the later one wins; everything written later depends on the plan alone and checks it again.
     """
     try:
-        os.link(temporary, path)
+        os.link(temporary, base, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        if os.path.lexists(path):
+        if base in os.listdir(folder):
             return False
-        os.replace(temporary, path)
+        os.replace(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
     return True
 
 

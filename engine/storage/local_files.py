@@ -74,16 +74,6 @@ def translated(where: str) -> Iterator[None]:
         raise replacement from error
 
 
-def create_file(path: str) -> int:
-    """Open a new file for writing; its folder is made when missing."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, FILE_MODE)
-    except FileNotFoundError:
-        make_folder(os.path.dirname(path))
-        return os.open(path, flags, FILE_MODE)
-
-
 def write_fully(descriptor: int, view: memoryview) -> None:
     """Write all bytes, whatever a single call takes."""
     done = 0
@@ -111,9 +101,3 @@ def sync_folder(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unlink(path: str) -> None:
-    """Remove a file that may be gone already."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

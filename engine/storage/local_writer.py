@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import IntegrityError
-from .local_files import MAX_CALL_BYTES, create_file, sync_folder, translated, unlink
+from .local_files import MAX_CALL_BYTES, translated
+from .local_folders import NEW_FILE, open_below, opened_folder, unlink_below
 
 BUFFER_BYTES = 4 << 20
 """One buffer is filled while the other is written: large enough that a disk does not wait for the next request."""
@@ -25,17 +27,26 @@ class LocalWriter:
 
     Where the file system can, bytes go past the page cache (O_DIRECT): an output is read again much later, if at all,
     so a copy of it in memory would only cost processor time and push the inputs out.
+
+    Args:
+        root: the store's folder.
+        name: of the file, relative to it; no link below the root is followed.
+        temporary: the temporary file's name, in the folder of the file.
+        size: bytes that will be written.
     """
 
-    def __init__(self, path: str, temporary: str, size: int) -> None:
-        self._path = path
+    def __init__(self, root: str, name: str, temporary: str, size: int) -> None:
+        self._path = os.path.join(root, name)
+        self._root = root
+        self._inner, self._base = os.path.split(name)
         self._temporary = temporary
         self._size = size
         self._taken = 0
         """Bytes handed over so far."""
         self._written = 0
         """Bytes in the file or on the way there; a multiple of BUFFER_BYTES until the end."""
-        self._descriptor: int | None = create_file(temporary)
+        with opened_folder(root, self._inner, make=True) as folder:
+            self._descriptor: int | None = open_below(folder, temporary, NEW_FILE, temporary)
         self._direct = _set_direct(self._descriptor, True)
         room = min(BUFFER_BYTES, -(-size // ALIGNMENT) * ALIGNMENT)
         self._buffers = [_aligned(room)] if size <= room else [_aligned(room), _aligned(room)]
@@ -95,14 +106,19 @@ class LocalWriter:
                 os.ftruncate(descriptor, self._size)
             os.fsync(descriptor)
             self._close()
-            os.replace(self._temporary, self._path)
-            sync_folder(os.path.dirname(self._path))
+            with opened_folder(self._root, self._inner) as folder:
+                os.replace(self._temporary, self._base, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
 
     def discard(self) -> None:
         """See `Writer.discard`."""
         self._close()
-        with translated(self._temporary):
-            unlink(self._temporary)
+        with (
+            translated(self._path),
+            contextlib.suppress(FileNotFoundError),
+            opened_folder(self._root, self._inner) as folder,
+        ):
+            unlink_below(folder, self._temporary)
 
     def _opened(self) -> int:
         """The descriptor; ValueError after commit or discard."""

@@ -10,12 +10,13 @@ from .protocol import Store
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
 
-def open_store(url: str, *, create: bool = False) -> Store:
+def open_store(url: str, *, create: bool = False, own: bool = False) -> Store:
     """Open the folder at a URL: a local path, `file://`, `memory://` (this process) or any fsspec URL.
 
     Args:
         url: the folder.
         create: make the folder when it does not exist, so that a missing permission shows at once.
+        own: it is an output, whose files are ours: where there are links, none below the folder is followed.
 
     Raises:
         InputError: the URL cannot be understood, or no installed package knows its scheme.
@@ -29,7 +30,7 @@ def open_store(url: str, *, create: bool = False) -> Store:
     if scheme is None or scheme[1].lower() == "file":
         from .local import LocalStore
 
-        return LocalStore(url if scheme is None else url[scheme.end() :], create=create)
+        return LocalStore(url if scheme is None else url[scheme.end() :], create=create, own=own)
     if scheme[1].lower() == "memory":
         from .memory import MemoryStore
 

@@ -23,7 +23,7 @@ class TestLocalStoreWithoutHardLinks(StoreContract):
 
     @pytest.fixture
     def store(self, tmp_path, monkeypatch):
-        def refuse(*arguments):
+        def refuse(*arguments, **keywords):
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
         monkeypatch.setattr(os, "link", refuse)
@@ -221,7 +221,12 @@ def test_publishing_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
     for verb in ("fsync", "replace", "link"):
         original = getattr(os, verb)
         monkeypatch.setattr(
-            os, verb, lambda *arguments, original=original, verb=verb: (calls.append(verb), original(*arguments))[1]
+            os,
+            verb,
+            lambda *arguments, original=original, verb=verb, **keywords: (
+                calls.append(verb),
+                original(*arguments, **keywords),
+            )[1],
         )
     store = LocalStore(str(tmp_path))
     writer = store.writer("x", 1, {}, RUN_ID)
