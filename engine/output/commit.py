@@ -16,7 +16,7 @@ from ..errors import InputError, IntegrityError, OutputConflictError
 from ..json_text import readable_json, sealed_json, unsealed
 from ..models import INDEX_NAME
 from ..plan import NUMERICS, Plan, Receipt, Round, SideFile, Survey, SurveyPart
-from ..storage import DEFAULT_READ_LIMIT_BYTES, Store
+from ..storage import Store
 from .emr_files import part_files, with_scale
 from .input_ranges import ChangedInputError, InputRanges, gather_ranges
 from .manifest import (
@@ -39,8 +39,11 @@ from .manifest import (
 from .owner import owner_of
 from .receipts import (
     StoredReceipt,
+    check_narrowed,
+    counts_elements,
     decode_receipt,
     decode_stored,
+    decode_stored_part,
     decode_survey_part,
     encode_receipt,
     encode_survey_part,
@@ -225,22 +228,37 @@ class OutputDirectory:
         """Keep the statistics of one shard for this plan, whichever plan's survey took them."""
         for part in parts:
             own = part.model_copy(update={"plan_id": self.plan.plan_id})
-            self.store.replace(f"{SURVEY_FOLDER}/{round_.part_name(part.model, part.shard)}", encode_survey_part(own))
+            name = _part_name(round_, part.model, part.shard)
+            record, table = encode_survey_part(own)
+            if table is not None:
+                self.store.replace(_table_of(name), table)
+            self.store.replace(name, record)
 
     def survey_parts(self, round_: Round, shard: int) -> list[SurveyPart] | None:
         """All models' parts of one shard, or None when one is missing or not what was written."""
+        before = self.survey_parts(Round("high"), shard) if round_.kind == "low" else None
+        if round_.kind == "low" and before is None:
+            return None
         parts = []
         for model in range(len(self.plan.models)):
-            name = f"{SURVEY_FOLDER}/{round_.part_name(model, shard)}"
+            name = _part_name(round_, model, shard)
             try:
-                data = self.store.read_bytes(name, DEFAULT_READ_LIMIT_BYTES + rows_limit(self.plan, shard))
-                parts.append(decode_survey_part(data, self.plan, round_, model, shard))
+                part = self._survey_part(name, round_, model, shard)
+                if before is not None:
+                    check_narrowed(part, before[model])
+                parts.append(part)
             except FileNotFoundError:
                 return None
             except (IntegrityError, InputError) as error:
                 self._unfit(name, error.message)
                 return None
         return parts
+
+    def _survey_part(self, name: str, round_: Round, model: int, shard: int) -> SurveyPart:
+        stored = decode_stored_part(self.store.read_bytes(name))
+        limit = rows_limit(self.plan, shard)
+        table = None if counts_elements(round_.kind) else self.store.read_bytes(_table_of(name), limit)
+        return decode_survey_part(stored, table, self.plan, round_, model, shard)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -400,6 +418,14 @@ class OutputDirectory:
         # Written last: whoever sees this file may rely on everything else.
         if not self.store.create(MANIFEST_NAME, data) and self.store.read_bytes(MANIFEST_NAME) != data:
             raise OutputConflictError(f"{self.store.url} was finished by another plan", "use another output directory")
+
+
+def _part_name(round_: Round, model: int, shard: int) -> str:
+    return f"{SURVEY_FOLDER}/{round_.part_name(model, shard)}"
+
+
+def _table_of(name: str) -> str:
+    return f"{name.removesuffix('.json')}.parquet"
 
 
 def index_json(plan: Plan) -> bytes:

@@ -1,7 +1,8 @@
 """Receipts and parts of surveys on disk: sealed records, and a table for what grows with the number of tensors.
 
-A receipt is `<shard>.json`, small, beside `<shard>.parquet` with a row per tensor, whose digest it holds. Both are
-checked whenever they are read: their own digests first, then that they say what the plan asks for.
+A receipt is `<shard>.json`, small, beside `<shard>.parquet` with a row per tensor, whose digest it holds; so is a part
+of a survey that takes statistics of every tensor. Both are checked whenever they are read: their own digests first,
+then that they say what the plan asks for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,23 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from ..errors import IntegrityError
 from ..json_text import sealed_json, unsealed
-from ..plan import ElectedRow, InputRange, ModelRow, Plan, Receipt, Record, Round, SurveyPart, TensorRow, TensorTask
+from ..plan import (
+    ElectedRow,
+    InputRange,
+    ModelRow,
+    Plan,
+    Receipt,
+    Record,
+    Round,
+    SurveyPart,
+    SurveyRow,
+    TensorRow,
+    TensorTask,
+)
 from .manifest import FileEntry
 from .tables import read_table, write_table
 
@@ -69,8 +82,7 @@ def decode_receipt(stored: StoredReceipt, table: bytes, plan: Plan) -> Receipt:
         IntegrityError: the table is not what was written, or lacks what the plan asks for.
     """
     expected = plan.shards[stored.shard]
-    if (len(table), hashlib.sha256(table).hexdigest()) != (stored.rows.size, stored.rows.sha256):
-        raise IntegrityError("its table is not what was written: the digest is another")
+    _check_table(table, stored.rows)
     tasks = [plan.tasks[i] for i in expected.tasks]
     rows = _rows(read_table(table, len(tasks), rows_limit(plan, stored.shard)))
     for row, task in zip_longest(rows, tasks):
@@ -84,6 +96,11 @@ def decode_receipt(stored: StoredReceipt, table: bytes, plan: Plan) -> Receipt:
         sha256=stored.sha256,
         tensors=tuple(rows),
     )
+
+
+def _check_table(table: bytes, expected: FileEntry) -> None:
+    if (len(table), hashlib.sha256(table).hexdigest()) != (expected.size, expected.sha256):
+        raise IntegrityError("its table is not what was written: the digest is another")
 
 
 def rows_limit(plan: Plan, shard: int) -> int:
@@ -168,40 +185,93 @@ def _model(density: Any, kept: Any, l1: Any, l2: Any, selected: Any) -> ModelRow
 
 # -- surveys ---------------------------------------------------------------------------------------------------------
 
-_PART = TypeAdapter(SurveyPart)
+_REALS = ("l1", "squares", "fourths", "median", "high")
 
 
-def encode_survey_part(part: SurveyPart) -> bytes:
-    """The sealed record."""
-    return _sealed(part)
+class StoredSurveyPart(Record):
+    """What `<part>.json` holds; the statistics of its tensors are a table beside it."""
+
+    plan_id: str
+    model: int
+    shard: int
+    kind: str
+    prefix: int
+    counts: dict[str, int]
+    rows: FileEntry | None
+    """The table; None where elements were counted."""
 
 
-def decode_survey_part(data: bytes, plan: Plan, round_: Round, model: int, shard: int) -> SurveyPart:
+def encode_survey_part(part: SurveyPart) -> tuple[bytes, bytes | None]:
+    """(the record, the table where there is one)."""
+    table = None if counts_elements(part.kind) else write_table(_survey_rows_table(part.rows))
+    rows = None if table is None else FileEntry(size=len(table), sha256=hashlib.sha256(table).hexdigest())
+    own = part.model_dump(exclude={"rows"})
+    return _sealed(StoredSurveyPart(**own, rows=rows)), table
+
+
+def decode_stored_part(data: bytes) -> StoredSurveyPart:
+    """The record of a part of a survey; IntegrityError when it is not what was written."""
+    try:
+        return StoredSurveyPart.model_validate(_unsealed(data))
+    except ValidationError as error:
+        raise IntegrityError(f"it is no part of a survey: {error.errors()[0]['msg']}") from None
+
+
+def decode_survey_part(
+    stored: StoredSurveyPart, table: bytes | None, plan: Plan, round_: Round, model: int, shard: int
+) -> SurveyPart:
     """One model's statistics of one of the plan's shards.
 
     Raises:
         IntegrityError: it is not what was written, is of something else, or lacks what the plan asks for.
     """
-    try:
-        part = _PART.validate_python(_unsealed(data), strict=False)
-    except ValidationError as error:
-        raise IntegrityError(f"it is no part of a survey: {error.errors()[0]['msg']}") from None
     prefix = round_.prefixes[model] if round_.prefixes else 0
     whose = (plan.plan_id, round_.kind, prefix, model, shard)
-    if (part.plan_id, part.kind, part.prefix, part.model, part.shard) != whose:
+    if (stored.plan_id, stored.kind, stored.prefix, stored.model, stored.shard) != whose:
         raise IntegrityError("it belongs to another plan, model, shard or round")
     tasks = [plan.tasks[i] for i in plan.shards[shard].tasks]
     seen = [(t.name, t.numel) for t in tasks if t.has_task_vectors and _takes_part(t, model)]
-    counted = round_.kind in ("high", "low")
-    if [(row.tensor, row.numel) for row in part.rows] != ([] if counted else seen):
+    found: tuple[SurveyRow, ...] = ()
+    if counts_elements(round_.kind) != (stored.rows is None):
+        raise IntegrityError("it has rows where elements are counted, or none where they are not")
+    if table is not None and stored.rows is not None:
+        _check_table(table, stored.rows)
+        found = _survey_rows(read_table(table, len(seen), rows_limit(plan, shard)))
+    if [(row.tensor, row.numel) for row in found] != ([] if counts_elements(round_.kind) else seen):
         raise IntegrityError("it has not exactly the tensors that the plan asks for")
-    if round_.kind == "quantiles" and any(row.median is None or row.high is None for row in part.rows):
+    if round_.kind == "quantiles" and any(row.median is None or row.high is None for row in found):
         raise IntegrityError("it lacks quantiles")
-    if any(count < 0 or not (place.isdecimal() and int(place) < 1 << 16) for place, count in part.counts.items()):
+    if any(count < 0 or not (place.isdecimal() and int(place) < 1 << 16) for place, count in stored.counts.items()):
         raise IntegrityError("it counts what cannot be")
-    if round_.kind == "high" and sum(part.counts.values()) != sum(numel for _, numel in seen):
+    if round_.kind == "high" and sum(stored.counts.values()) != sum(numel for _, numel in seen):
         raise IntegrityError("it does not count every element")
-    return part
+    return SurveyPart(**stored.model_dump(exclude={"rows"}), rows=found)
+
+
+def check_narrowed(part: SurveyPart, high: SurveyPart) -> None:
+    """IntegrityError where a part of the second round does not count what the first one has at its prefix."""
+    if sum(part.counts.values()) != high.counts.get(str(part.prefix), 0):
+        raise IntegrityError("it does not count every element that the round before found there")
+
+
+def counts_elements(kind: str) -> bool:
+    """Whether a round counts elements of whole models, and so has no rows."""
+    return kind in ("high", "low")
+
+
+def _survey_rows_table(rows: Sequence[SurveyRow]) -> pyarrow.Table:
+    import pyarrow
+
+    types = {"tensor": pyarrow.string(), "numel": pyarrow.int64(), "zeros": pyarrow.int64()}
+    types |= dict.fromkeys(_REALS, pyarrow.float64())
+    return pyarrow.table({name: pyarrow.array([getattr(row, name) for row in rows], of) for name, of in types.items()})
+
+
+def _survey_rows(table: pyarrow.Table) -> tuple[SurveyRow, ...]:
+    try:
+        return tuple(SurveyRow(**row) for row in table.to_pylist())
+    except (TypeError, ValueError) as error:  # of pydantic, too
+        raise IntegrityError(f"its table has other columns or values: {error}") from None
 
 
 def _takes_part(task: TensorTask, model: int) -> bool:

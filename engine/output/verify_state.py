@@ -11,7 +11,7 @@ from ..json_text import SEAL, unsealed
 from ..storage import Store
 from .manifest import INPUTS_NAME, PLAN_NAME, RECEIPTS_FOLDER, SURVEY_FOLDER, Manifest
 from .problems import Problem, check_file
-from .receipts import decode_stored
+from .receipts import decode_stored, decode_stored_part
 
 MAX_STATE_BYTES = 1 << 30
 OTHER_PLAN = "belongs to another plan than the manifest"
@@ -24,7 +24,8 @@ def state_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     yield from _check(store, PLAN_NAME, lambda record: _plan_differs(record, manifest))
     yield from _check(store, INPUTS_NAME, lambda record: _other_plan(record, manifest))
     for name in store.list(SURVEY_FOLDER):
-        yield from _check(store, name, lambda record: _other_plan(record, manifest))
+        if name.endswith(".json"):
+            yield from _survey_problems(store, name, manifest)
     for name in store.list(RECEIPTS_FOLDER):
         if name.endswith(".json"):
             yield from _receipt_problems(store, name, manifest)
@@ -82,4 +83,20 @@ def _receipt_problems(store: Store, name: str, manifest: Manifest) -> Iterator[P
     if entry is None or (entry.size, entry.sha256) != (stored.size, stored.sha256):
         yield Problem(name, "says something else of its shard than the manifest")
     if problem := check_file(store, f"{name.removesuffix('.json')}.parquet", stored.rows, lambda _: None):
+        yield problem
+
+
+def _survey_problems(store: Store, name: str, manifest: Manifest) -> Iterator[Problem]:
+    """The record of a part of a survey, and its table."""
+    try:
+        stored = decode_stored_part(store.read_bytes(name, MAX_STATE_BYTES))
+    except FileNotFoundError:
+        return
+    except (IntegrityError, InputError) as error:
+        yield Problem(name, f"damaged: {error.message}")
+        return
+    if stored.plan_id != manifest.plan_id:
+        yield Problem(name, OTHER_PLAN)
+    table = f"{name.removesuffix('.json')}.parquet"
+    if stored.rows is not None and (problem := check_file(store, table, stored.rows, lambda _: None)):
         yield problem

@@ -101,16 +101,16 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
     merge(recipe, store)
     events = store.events
     assert events[:3] == [("create", PLAN_NAME), ("replace", TASKS_NAME), ("replace", INPUTS_NAME)]
-    survey = [("replace", f".anabranch/survey/000-0000{i}.json") for i in (1, 2, 3)]
-    assert events[3:6] == survey
+    survey = [("replace", f".anabranch/survey/000-0000{i}.{kind}") for i in (1, 2, 3) for kind in ("parquet", "json")]
+    assert events[3:9] == survey
     shards = [
         event
         for shard, table, receipt in zip(SHARDS, TABLES, RECEIPTS, strict=True)
         for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
-    assert events[6:15] == shards
+    assert events[9:18] == shards
     last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, SURVEY_NAME, INDEX_NAME]
-    assert events[15:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
+    assert events[18:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 
 def test_a_single_shard_has_no_index(recipe: Path) -> None:

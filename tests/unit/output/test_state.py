@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from anabranch.engine.errors import OutputConflictError
 from anabranch.engine.json_text import sealed_json, unsealed
 from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.output.commit import OutputDirectory
 from anabranch.engine.output.manifest import MANIFEST_NAME, PLAN_NAME, TASKS_NAME
+from anabranch.engine.output.tables import write_table
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.protocols import Member, Silent
@@ -146,8 +150,8 @@ def test_a_receipt_with_the_rows_of_another_shard_is_not_believed(finished: Path
     "damage",
     [
         *DAMAGES.values(),
-        sealed_anew(lambda record: record.update(rows=record["rows"][1:], counts={})),
-        sealed_anew(lambda record: record.update(rows=record["rows"] * 2, counts={"7": 1})),
+        sealed_anew(lambda record: record.update(rows=None, counts={})),
+        sealed_anew(lambda record: record.update(rows={"size": 1, "sha256": "0" * 64}, counts={"7": 1})),
         sealed_anew(lambda record: record.update(counts={"70000": 400})),
         sealed_anew(lambda record: record.update(counts={"0": -1})),
         sealed_anew(lambda record: record.update(model=1 - record["model"])),
@@ -167,6 +171,50 @@ def test_a_damaged_part_of_a_survey_is_taken_again(
     made, told = resume(finished, killed)
     assert made == (0, 1, 2)
     assert [note for note in told.notes if "000-00001" in note]
+    assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize("damage", ["half", "zeros", "empty", "gone", "other", "fewer", "twice"])
+def test_a_damaged_table_of_a_survey_is_taken_again(finished: Path, killed: Path, damage: str) -> None:
+    folder = killed / ".anabranch/survey"
+    path = folder / "000-00001.parquet"
+    if not path.exists():
+        assert finished.name.startswith("model-wide")  # where elements are counted, and no tensor has a row
+        return
+    for shard in killed.glob("*.safetensors"):
+        shard.unlink()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "other":
+        shutil.copy(folder / "001-00001.parquet", path)
+    elif damage in ("fewer", "twice"):
+        table = parquet.read_table(path)
+        data = write_table(table.slice(1) if damage == "fewer" else pyarrow.concat_tables([table, table]))
+        path.write_bytes(data)
+        entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        record = path.with_suffix(".json")
+        record.write_bytes(sealed_anew(lambda record: record.update(rows=entry))(record.read_bytes()))
+    else:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    made, told = resume(finished, killed)
+    assert made == (0, 1, 2)
+    assert damage == "gone" or [note for note in told.notes if "000-00001" in note]
+    assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize("counts", [{}, {"5": 3}])
+def test_the_second_count_of_a_survey_has_what_the_first_one_found(
+    finished: Path, killed: Path, counts: dict[str, int]
+) -> None:
+    path = killed / ".anabranch/survey/000-00001-low.json"
+    if not path.exists():
+        assert not finished.name.startswith("model-wide")
+        return
+    for shard in killed.glob("*.safetensors"):
+        shard.unlink()
+    path.write_bytes(sealed_anew(lambda record: record.update(counts=counts))(path.read_bytes()))
+    _, told = resume(finished, killed)
+    assert [note for note in told.notes if "000-00001-low" in note and "the round before" in note]
     assert contents(killed) == contents(finished / "out")
 
 
