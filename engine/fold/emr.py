@@ -50,6 +50,7 @@ class ElectFold(TensorFold):
             overlaps=tuple((*pair, count) for pair, count in overlaps if method.task in (None, *pair)),
             nonfinite=sum(state.tally.nonfinite),
             overflowed=target.overflowed,
+            claims=state.tally.claims(state.task.numel) if method.task is None else (),
         )
 
 

@@ -30,17 +30,26 @@ class TensorFold(ABC):
 
 
 def merged_row(
-    state: TensorState, target: Target, kept: Sequence[int], overlaps: Mapping[tuple[int, int], int]
+    state: TensorState,
+    target: Target,
+    kept: Sequence[int],
+    overlaps: Mapping[tuple[int, int], int],
+    claims: tuple[int, ...] = (),
 ) -> TensorRow:
-    """The row of a tensor that was merged from what its models keep: a number per model, and per pair of models."""
+    """The row of a tensor that was merged from what its models keep: a number per model, and per pair of models.
+
+    `claims` are as `TensorRow` has them.
+    """
     models: list[ModelRow | None] = [None] * len(state.task.models)
     for i in state.present:
-        moments = state.moments[i]
+        moments, squares = state.moments[i], state.kept_squares[i]
+        l2 = None if moments is None else _writable(math.sqrt(float(moments[1])))
         models[i] = ModelRow(
             density=state.masks.densities[i],
             kept=kept[i],
             l1=None if moments is None else _writable(float(moments[0])),
-            l2=None if moments is None else _writable(math.sqrt(float(moments[1]))),
+            l2=l2,
+            kept_l2=None if l2 is None or squares is None else _writable(math.sqrt(squares)),
         )
     return TensorRow(
         name=state.task.name,
@@ -49,6 +58,7 @@ def merged_row(
         overlaps=tuple((a, b, count) for (a, b), count in sorted(overlaps.items())),
         nonfinite=sum(state.tally.nonfinite),
         overflowed=target.overflowed,
+        claims=claims,
     )
 
 

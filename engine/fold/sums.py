@@ -31,31 +31,41 @@ class RowSums:
     Rows have places of their own, so any thread may add any tile. A row that two tiles share waits for its other part.
     """
 
+    numbers = 3
+    """Sums of each row."""
+
     def __init__(self, state: TensorState) -> None:
         self._state = state
         rows = -(-state.task.numel // ROW)
-        self._rows = {i: np.zeros((rows, 3), np.float64) for i in state.present}
+        self._rows = {i: np.zeros((rows, self.numbers), np.float64) for i in state.present}
         self._parts: dict[tuple[int, int], _SharedRow] = {}
         """By model and row."""
 
     def add(self, workspace: Workspace, begin: int, end: int) -> None:
         """Add the workspace's task vectors of elements [begin, end); every element of the tensor is added once."""
+        for i in self._rows:
+            self.add_values(i, workspace.task_vectors[i], workspace, begin, end)
+
+    def add_values(self, i: int, t: Array, workspace: Workspace, begin: int, end: int) -> None:
+        """Add elements [begin, end) of model i; t holds them, and maybe more behind them."""
         whole_begin = min(-(-begin // ROW) * ROW, end)
         whole_end = end if end == self._state.task.numel else end // ROW * ROW
         whole_end = max(whole_end, whole_begin)
-        for i in self._rows:
-            t = workspace.task_vectors[i]
-            if whole_begin < whole_end:
-                self._add_rows(i, t[whole_begin - begin : whole_end - begin], whole_begin, workspace)
-            for first, last in ((begin, whole_begin), (whole_end, end)):
-                if first < last:
-                    self._add_part(i, t[first - begin : last - begin], first, workspace)
+        if whole_begin < whole_end:
+            self._add_rows(i, t[whole_begin - begin : whole_end - begin], whole_begin, workspace)
+        for first, last in ((begin, whole_begin), (whole_end, end)):
+            if first < last:
+                self._add_part(i, t[first - begin : last - begin], first, workspace)
 
     def _add_rows(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
         first, count = begin // ROW, -(-len(t) // ROW)
-        device_rows = workspace.rows[: 3 * count].reshape(count, 3)
-        self._state.kernels.moments(t, device_rows)
+        device_rows = workspace.rows[: self.numbers * count].reshape(count, self.numbers)
+        self._sum(t, device_rows)
         self._rows[i][first : first + count] = host(device_rows)
+
+    def _sum(self, t: Array, rows: Array) -> None:
+        """The sums of rows of t into f64 [rows, numbers]."""
+        self._state.kernels.moments(t, rows)
 
     def _add_part(self, i: int, t: Array, begin: int, workspace: Workspace) -> None:
         row, place = divmod(begin, ROW)
@@ -77,10 +87,19 @@ class RowSums:
         self._rows[i][first : first + len(rows)] = rows
 
     def total(self) -> list[NDArray[np.float64] | None]:
-        """Per model: f64 [3], or None for a model without the tensor. Asked once: the rows are let go."""
+        """Per model: f64 [numbers], or None for a model without the tensor. Asked once: the rows are let go."""
         assert not self._parts, "every element was added"
         rows, self._rows = self._rows, {}
         return [fold_rows(rows[i]) if i in rows else None for i in range(len(self._state.task.models))]
+
+
+class KeptSquares(RowSums):
+    """The sum of t^2 alone, of task vectors that are 0 where their masks are: the same bits as that of `RowSums`."""
+
+    numbers = 1
+
+    def _sum(self, t: Array, rows: Array) -> None:
+        self._state.kernels.dots(t, t, rows.reshape(-1))
 
 
 @dataclass(slots=True)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..methods import Band, Selection, TadropDensity, TaskVectorMerge, Top, TopInTurn, Variance, tadrop
+from ..methods import All, Band, Selection, TadropDensity, TaskVectorMerge, Top, TopInTurn, Variance, tadrop
 from ..plan import TensorRow, tiles
 from .brackets import order_passes
 from .family import TensorFold, merged_row
 from .histograms import OrderPass, edge_orders, quantile_orders
 from .inputs import WindowData
 from .passes import CountingPass, Pass
-from .sums import MomentsPass, RowSums, check_moments
+from .sums import KeptSquares, MomentsPass, RowSums, check_moments
 from .tally import Target, WindowTally, add_into
 from .tensor import TensorState
 from .tile_work import TileMasks
@@ -39,7 +40,9 @@ class TaskVectorFold(TensorFold):
         if method.counts_owners:
             passes.append(OwnersPass(state))
         known = any(isinstance(each, MomentsPass) for each in passes)
-        super().__init__(state, [*passes, FoldPass(state, None if known else RowSums(state))])
+        summed = isinstance(method.selection, All) or any(isinstance(each, KeptSumsPass) for each in passes)
+        fold = FoldPass(state, None if known else RowSums(state), None if summed else KeptSquares(state))
+        super().__init__(state, [*passes, fold])
         self._divide_by_density(state)
 
     def _density_passes(self, state: TensorState, method: TaskVectorMerge[Selection]) -> list[Pass]:
@@ -70,7 +73,10 @@ class TaskVectorFold(TensorFold):
             state.divisors = [d if d > 0 else 1.0 for d in state.masks.densities]
 
     def row(self, target: Target) -> TensorRow:
-        return merged_row(self.state, target, self.state.tally.kept, self.state.tally.overlaps)
+        tally, numel = self.state.tally, self.state.task.numel
+        keeps_all = isinstance(self.state.masks.selection, All)
+        claims = (0,) * len(self.state.present) + (numel,) if keeps_all else tally.claims(numel)
+        return merged_row(self.state, target, tally.kept, tally.overlaps, claims)
 
 
 def edge_passes(state: TensorState) -> list[Pass]:
@@ -96,19 +102,26 @@ class FoldPass(CountingPass):
     Args:
         state: the tensor.
         sums: where sums over task vectors are added; None where a pass before took them.
+        kept: where sums over what masks keep of them are added; None where a pass took them, or everything is kept.
     """
 
-    def __init__(self, state: TensorState, sums: RowSums | None) -> None:
+    def __init__(self, state: TensorState, sums: RowSums | None, kept: KeptSquares | None) -> None:
         super().__init__(state)
         self._sums = sums
+        self._kept = kept
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
-        work = fold_of(self._state, data, workspace, "none" if self._sums is None else "changes")
-        fold_window(self._state, work, data, workspace, self._sums, tally)
+        moments: Literal["none", "changes"] = "none" if self._sums is None else "changes"
+        work = fold_of(self._state, data, workspace, moments, kept_squares=self._kept is not None)
+        fold_window(self._state, work, data, workspace, self._sums, self._kept, tally)
 
     def _conclude(self) -> None:
         if self._sums is not None:
             self._state.moments = self._sums.total()
+        if self._kept is not None:
+            self._state.kept_squares = [None if sums is None else float(sums[0]) for sums in self._kept.total()]
+        elif isinstance(self._state.masks.selection, All):
+            self._state.kept_squares = squares_of(self._state.moments)
 
 
 class KeptSumsPass(CountingPass):
@@ -121,10 +134,17 @@ class KeptSumsPass(CountingPass):
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         work = fold_of(self._state, data, workspace, "kept")
-        fold_window(self._state, work, data, workspace, self._sums, tally)
+        fold_window(self._state, work, data, workspace, self._sums, None, tally)
 
     def _conclude(self) -> None:
-        self._then(self._sums.total())
+        sums = self._sums.total()
+        self._state.kept_squares = squares_of(sums)
+        self._then(sums)
+
+
+def squares_of(sums: Sums) -> list[float | None]:
+    """Per model, the sum of t^2."""
+    return [None if each is None else float(each[1]) for each in sums]
 
 
 def divide_by_norms(state: TensorState, norm: int, kept: Sums) -> None:

@@ -54,6 +54,8 @@ class TensorState:
         self.tally = Tally(self.present, targets, [0] * self.inputs.count, [0] * models)
         self.moments: list[NDArray[np.float64] | None] = [None] * models
         """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
+        self.kept_squares: list[float | None] = [None] * models
+        """Per model, the sum of t^2 over what its mask keeps; None until a pass took it, and where none does."""
         self.divisors = [1.0] * models
         self.energies = [1.0] * models
         """Per model, the share of what its mask keeps in the sum of squares, once a pass took them."""

@@ -21,7 +21,7 @@ from ..kernels import (
 from ..plan import tiles
 from .inputs import WindowData
 from .rounding import write_merged
-from .sums import RowSums
+from .sums import KeptSquares, RowSums
 from .tall_masks import mask_agreement
 from .tally import WindowTally
 from .tensor import TensorState
@@ -35,10 +35,15 @@ class TileMasks:
         state: the tensor.
         models: whose masks are made, in the order in which they choose.
         masks: by which rules; they speak of these models.
+        kept: gets sums of squares of what is kept where a mask comes with divided task vectors: nothing else sees what
+            they were.
     """
 
-    def __init__(self, state: TensorState, models: Sequence[int], masks: MaskRules) -> None:
+    def __init__(
+        self, state: TensorState, models: Sequence[int], masks: MaskRules, kept: KeptSquares | None = None
+    ) -> None:
         self._state = state
+        self._kept = kept if state.masks.divides else None
         self._models = models
         self._masks = masks
         self._equals: dict[tuple[int, str], int] = {}
@@ -78,7 +83,13 @@ class TileMasks:
             case RandomRule(key0, key1, probability):
                 kernels.mask_random(key0, key1, begin, probability, mask)
             case RankedRule(key0, key1, low, span, row, divides):
+                before = workspace.sum[:length]
+                if self._kept is not None:
+                    before[:] = t
                 kernels.mask_ranked(values, row, key0, key1, begin, low, span, mask, t if divides else None)
+                if self._kept is not None:
+                    before *= mask
+                    self._kept.add_values(i, before, workspace, begin, end)
             case AgreementRule():
                 mask_agreement(rule, workspace, self._models, mask)
 
@@ -100,12 +111,20 @@ class TileMasks:
 
 
 def count_masks(state: TensorState, workspace: Workspace, length: int, tally: WindowTally) -> None:
-    """Add what the masks in the workspace keep, per model and per pair of models."""
+    """Add what the masks in the workspace keep, per model, per pair of models, and by how many have it."""
     for i in state.present:
         tally.kept[i] += state.kernels.count(workspace.masks[i][:length])
     for a, b in tally.overlaps:
         masks = workspace.masks[a][:length], workspace.masks[b][:length]
         tally.overlaps[a, b] += state.kernels.pair_overlap(*masks)
+    if 3 <= len(state.present) < 256:
+        claims, alike = workspace.spare[:length], workspace.agreeing[:length]
+        claims[:] = 0
+        for i in state.present:
+            claims += workspace.masks[i][:length]
+        for number in range(3, len(tally.claimed)):
+            alike[:] = claims == number
+            tally.claimed[number] += state.kernels.count(alike)
 
 
 def fold_tiles(
@@ -114,10 +133,11 @@ def fold_tiles(
     data: WindowData,
     workspace: Workspace,
     rows: RowSums | None,
+    kept: KeptSquares | None,
     tally: WindowTally,
 ) -> None:
-    """What `Kernels.fold_window` does; sums of rows are added to `rows`, where `work` wants any."""
-    masks = TileMasks(state, state.present, work.masks)
+    """What `Kernels.fold_window` does; sums of rows are added to `rows` and `kept`, where `work` wants any."""
+    masks = TileMasks(state, state.present, work.masks, kept)
     for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
         length = end - begin
         state.inputs.load(data, workspace, begin, end, tally.nonfinite)
@@ -134,6 +154,9 @@ def fold_tiles(
         for place, each in enumerate(work.sums):
             combine(state, work, each, workspace, length)
             tally.overflowed[place] += write_merged(state, data, workspace, begin, end, place)
+        if kept is not None and not state.masks.divides:
+            keep_masked(state, workspace, length)
+            kept.add(workspace, begin, end)
 
 
 def keep_masked(state: TensorState, workspace: Workspace, length: int) -> None:

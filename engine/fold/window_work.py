@@ -14,7 +14,7 @@ from ..methods import Sharing, TaskVectorMerge
 from ..plan import tiles
 from .edges import Cut, EqualLedger
 from .inputs import WindowData
-from .sums import RowSums, normalizer
+from .sums import KeptSquares, RowSums, normalizer
 from .tally import Target, WindowTally
 from .tensor import TensorState, method_of
 from .tile_work import TileMasks, fold_tiles
@@ -53,14 +53,19 @@ def _publish_equals(
 
 
 def fold_of(
-    state: TensorState, data: WindowData, workspace: Workspace, moments: Literal["none", "changes", "kept"]
+    state: TensorState,
+    data: WindowData,
+    workspace: Workspace,
+    moments: Literal["none", "changes", "kept"],
+    kept_squares: bool = False,
 ) -> WindowFold:
-    """What is to be done with a window, for all of the state's targets; `moments` as in `WindowFold`."""
+    """What is to be done with a window, for all of the state's targets; `moments` and more as in `WindowFold`."""
     return WindowFold(
         masks=masks_of(state, data, workspace, state.present),
         moments=moments,
         divisors=[state.divisors[i] for i in state.present],
         sums=[] if moments == "kept" else [_sum_of(state, target) for target in state.targets],
+        kept_squares=kept_squares,
     )
 
 
@@ -102,6 +107,7 @@ def fold_window(
     data: WindowData,
     workspace: Workspace,
     rows: RowSums | None,
+    kept: KeptSquares | None,
     tally: WindowTally,
 ) -> None:
     """Do a window's work.
@@ -112,20 +118,25 @@ def fold_window(
         data: the window; its outputs are written.
         workspace: of this thread.
         rows: gets the sums of rows, where the work wants any.
+        kept: gets those of what masks keep, where the work wants any.
         tally: gets what is counted.
     """
     counts = _fold_whole(state, work, data)
     if counts is None:
-        fold_tiles(state, work, data, workspace, rows, tally)
+        fold_tiles(state, work, data, workspace, rows, kept, tally)
         return
     tally.add_nonfinite(state.inputs.sources, counts.nonfinite)
     for place, i in enumerate(state.present):
         if rows is not None:
             rows.put(i, data.window.own_begin, counts.rows[place])
+        if kept is not None:
+            kept.put(i, data.window.own_begin, counts.kept_rows[place, :, None])
         if work.moments != "kept":
             tally.kept[i] += int(counts.kept[place])
             for other, j in enumerate(state.present[place + 1 :], place + 1):
                 tally.overlaps[i, j] += int(counts.shared[place, other])
+    for number, count in enumerate(counts.claimed):
+        tally.claimed[number] += int(count)
     for place, count in enumerate(counts.overflowed):
         tally.overflowed[place] += int(count)
 

@@ -209,6 +209,13 @@ class WindowFold:
     """Per model, what kept values are divided by."""
     sums: Sequence[WindowSum]
     """Per output; all are made of the same masks."""
+    kept_squares: bool = False
+    """Whether sums of squares of what masks keep are taken, besides `moments`."""
+
+    @property
+    def counts_claims(self) -> bool:
+        """Whether it is counted how many masks have an element: u8 holds the number, and masks differ."""
+        return self.moments != "kept" and not self.masks.keeps_all and 3 <= len(self.divisors) < 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +232,7 @@ class WindowCounts:
     """[models, rows, 3], as `moments` gives them; no rows where they are not wanted."""
     overflowed: npt.NDArray[np.int64]
     """[outputs]"""
+    kept_rows: npt.NDArray[np.float64]
+    """[models, rows]: sums of squares of what masks keep, folded like `rows`; no rows where they are not wanted."""
+    claimed: npt.NDArray[np.int64]
+    """[1 + models]: positions that so many masks have, for 3 and more; empty where that is not counted."""

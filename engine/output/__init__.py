@@ -25,7 +25,7 @@ from .manifest import (
 )
 from .problems import Problem, check_file, inputs_error, problems_error
 from .repair import withdraw_damaged
-from .tables import read_tensor_rows, write_table
+from .tables import read_survey_rows, read_task_rows, read_tensor_rows, write_table
 from .verify import Verification
 from .verify_inputs import InputsVerification, inputs_bytes, verify_inputs
 
@@ -57,6 +57,8 @@ __all__ = [
     "manifest_sha256",
     "open_outputs",
     "problems_error",
+    "read_survey_rows",
+    "read_task_rows",
     "read_tensor_rows",
     "verify_inputs",
     "verify_outputs",

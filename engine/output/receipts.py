@@ -35,7 +35,7 @@ from .tables import read_table, write_table
 if TYPE_CHECKING:  # imported where a table is made
     import pyarrow
 
-_MODEL_COLUMNS = ("density", "kept", "l1", "l2", "selected")
+_MODEL_COLUMNS = ("density", "kept", "l1", "l2", "selected", "kept_l2")
 INPUT_RANGE_BYTES = 48
 """Of a stretch of an input in a table that is unpacked; five numbers."""
 _INPUT_COLUMNS = tuple(enumerate(InputRange._fields))
@@ -107,7 +107,7 @@ def rows_limit(plan: Plan, shard: int) -> int:
     """Bytes that the rows of a shard have at most, in a table or spelled as JSON."""
     file, models = plan.shards[shard], plan.most_models
     # Names are in the shard's header too. Numbers are spelled with up to 25 characters, and pairs of models have three.
-    per_task = 512 + 160 * models + 40 * models * models
+    per_task = 544 + 224 * models + 40 * models * models
     stretches = sum(plan.tasks[i].stretches for i in file.tasks)
     return (1 << 20) + 2 * len(file.header) + len(file.tasks) * per_task + INPUT_RANGE_BYTES * stretches
 
@@ -149,6 +149,7 @@ def _rows_table(rows: Sequence[TensorRow]) -> pyarrow.Table:
         **{
             f"input_{name}": of_inputs(i, pyarrow.uint64() if name == "digest" else whole) for i, name in _INPUT_COLUMNS
         },
+        "claims": pyarrow.array([list(row.claims) for row in rows], pyarrow.list_(whole)),
     }
     return pyarrow.table(columns)
 
@@ -175,11 +176,11 @@ def _rows(table: pyarrow.Table) -> list[TensorRow]:
         raise IntegrityError(f"its table has other columns or values: {error}") from None
 
 
-def _model(density: Any, kept: Any, l1: Any, l2: Any, selected: Any) -> ModelRow | None:
+def _model(density: Any, kept: Any, l1: Any, l2: Any, selected: Any, kept_l2: Any) -> ModelRow | None:
     if density is None:
         return None
     if selected is None:
-        return ModelRow(density=density, kept=kept, l1=l1, l2=l2)
+        return ModelRow(density=density, kept=kept, l1=l1, l2=l2, kept_l2=kept_l2)
     return ElectedRow(density=density, kept=kept, l1=l1, l2=l2, selected=selected)
 
 

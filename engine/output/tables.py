@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, IntegrityError
 from ..json_text import canonical_json
-from ..plan import Plan, Receipt, TensorRow
+from ..plan import ModelRow, Plan, Receipt, TensorRow
 from ..storage import Store
-from .manifest import TENSORS_NAME
+from .manifest import SURVEY_NAME, TASKS_NAME, TENSORS_NAME
 from .problems import Problem
 
 if TYPE_CHECKING:  # imported where a table is made: workers never need it
@@ -63,7 +64,11 @@ def tasks_table(plan: Plan) -> pyarrow.Table:
 
 
 def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
-    """tensor, model, action, numel, density, kept, overlaps with every model, norms; in plan order."""
+    """tensor, model, numel, density, what is kept, overlaps with every model, norms, claims by count; in plan order.
+
+    `energy_kept` is the share of the sum of t^2 that the model's mask keeps; null where it is not known or 0 / 0.
+    `claims` are those of `TensorRow`, the same in each row of a tensor.
+    """
     import pyarrow
 
     by_name = {row.name: row for receipt in receipts for row in receipt.tensors}
@@ -79,6 +84,9 @@ def tensors_table(plan: Plan, receipts: Sequence[Receipt]) -> TensorsTable:
             ("overlaps", pyarrow.list_(pyarrow.int64())),
             ("l1", pyarrow.float64()),
             ("l2", pyarrow.float64()),
+            ("kept_l2", pyarrow.float64()),
+            ("energy_kept", pyarrow.float64()),
+            ("claims", pyarrow.list_(pyarrow.int64())),
             ("nonfinite", pyarrow.int64()),
             ("overflowed", pyarrow.int64()),
         ]
@@ -109,7 +117,7 @@ def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[
             for a, b, count in row.overlaps:
                 if position in (a, b):
                     overlaps[task.model_of(b if position == a else a)] = count
-            totals[i].add(task.numel, model.kept, overlaps)
+            totals[i].add(task.numel, model, overlaps)
             yield {
                 "tensor": task.name,
                 "model": i,
@@ -120,9 +128,17 @@ def _tensor_rows(plan: Plan, by_name: Mapping[str, TensorRow], totals: Sequence[
                 "overlaps": overlaps,
                 "l1": model.l1,
                 "l2": model.l2,
+                "kept_l2": model.kept_l2,
+                "energy_kept": energy_kept(model),
+                "claims": list(row.claims),
                 "nonfinite": row.nonfinite,
                 "overflowed": row.overflowed,
             }
+
+
+def energy_kept(model: ModelRow) -> float | None:
+    """The share of a task vector's sum of squares that its mask keeps; None where it is not known or 0 / 0."""
+    return None if model.kept_l2 is None or not model.l2 else (model.kept_l2 / model.l2) ** 2
 
 
 def _hashed_table(rows: Iterable[Mapping[str, Any]], schema: pyarrow.Schema) -> tuple[pyarrow.Table, str]:
@@ -148,21 +164,26 @@ def rows_digest(batches: Iterable[pyarrow.RecordBatch]) -> str:
 
 
 class _Total:
-    """Elements of one model over all merged tensors."""
+    """Elements of one model over all merged tensors, and squares of those whose masks choose."""
 
     def __init__(self, models: int) -> None:
         self.numel = 0
         self.kept = 0
+        self.squares = 0.0
+        self.kept_squares = 0.0
         self.overlaps = [0] * models
 
-    def add(self, numel: int, kept: int, overlaps: Sequence[int]) -> None:
+    def add(self, numel: int, model: ModelRow, overlaps: Sequence[int]) -> None:
         self.numel += numel
-        self.kept += kept
+        self.kept += model.kept
+        if model.l2 is not None and model.kept_l2 is not None:
+            self.squares += model.l2 * model.l2
+            self.kept_squares += model.kept_l2 * model.kept_l2
         self.overlaps = [a + b for a, b in zip(self.overlaps, overlaps, strict=True)]
 
 
 def _summary(plan: Plan, totals: Sequence[_Total], i: int) -> dict[str, Any]:
-    """Kept fraction of model i, and |A and B| / |A or B| with every other model."""
+    """Fractions of elements and of squares that model i keeps, and |A and B| / |A or B| with every other model."""
     shares = {}
     for j, other in enumerate(totals):
         if j != i:
@@ -170,7 +191,15 @@ def _summary(plan: Plan, totals: Sequence[_Total], i: int) -> dict[str, Any]:
             either = totals[i].kept + other.kept - both
             shares[str(j)] = both / either if either else 0.0
     kept = totals[i].kept / totals[i].numel if totals[i].numel else 0.0
-    return {"model": i, "url": plan.models[i].url, "kept_fraction": kept, "overlap": shares}
+    squares = totals[i].squares
+    energy = totals[i].kept_squares / squares if squares and math.isfinite(squares) else None
+    return {
+        "model": i,
+        "url": plan.models[i].url,
+        "kept_fraction": kept,
+        "energy_kept": energy,
+        "overlap": shares,
+    }
 
 
 def write_table(table: pyarrow.Table) -> bytes:
@@ -237,12 +266,34 @@ def read_tensor_rows(store: Store) -> Iterator[dict[str, Any]]:
     Raises:
         IntegrityError: the table is missing or damaged.
     """
+    return _rows_of(store, TENSORS_NAME)
+
+
+def read_task_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Rows of .anabranch/tasks.parquet, one per tensor of the output in plan order; see `tasks_table`.
+
+    Raises:
+        IntegrityError: the table is missing, which takes nothing from the output, or damaged.
+    """
+    return _rows_of(store, TASKS_NAME)
+
+
+def read_survey_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Rows of anabranch.survey.parquet, one per tensor and model; only outputs have it whose densities were surveyed.
+
+    Raises:
+        IntegrityError: the table is missing or damaged.
+    """
+    return _rows_of(store, SURVEY_NAME)
+
+
+def _rows_of(store: Store, name: str) -> Iterator[dict[str, Any]]:
     try:
-        for batch in table_batches(store, TENSORS_NAME):
+        for batch in table_batches(store, name):
             yield from batch.to_pylist()
     except (FileNotFoundError, InputError, IntegrityError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error.message}"
-        raise IntegrityError(f"{store.url}/{TENSORS_NAME} is {what}", "see `anabranch verify`") from None
+        raise IntegrityError(f"{store.url}/{name} is {what}", "see `anabranch verify`") from None
 
 
 def table_problem(store: Store, name: str, digest: str) -> Problem | None:

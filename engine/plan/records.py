@@ -27,6 +27,9 @@ class ModelRow(Record):
     l1: float | None
     """Sum of |t| over the whole task vector; None without task vectors, or beyond fp64."""
     l2: float | None
+    kept_l2: float | None = None
+    """Root of the sum of t^2 over what is kept, before it is rescaled; None where `l2` is, and where no mask chooses
+    from task vectors as they are."""
 
 
 class ElectedRow(ModelRow):
@@ -69,6 +72,8 @@ class TensorRow(Record):
     """NaN and Inf in the inputs, treated as the recipe says."""
     overflowed: int = 0
     """Results beyond the output dtype's range, saturated as the recipe says."""
+    claims: tuple[int, ...] = ()
+    """Elements that 0, 1, 2, ... models keep; empty where models do not keep elements, or are more than 255."""
     inputs: tuple[InputRange, ...] = ()
     """What was read for it, by file and place."""
 

@@ -64,6 +64,34 @@ def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
 
 
 @jit
+def kept_squares(t: Any, mask: Any, rows: Any, squares: Any) -> None:
+    """Sums of t^2 of each row where mask, folded as in `moments`. Scratch: squares f64 [ROW]."""
+    wide, nothing = np.float64, np.float64(0)
+    for row in range(rows.size):
+        x, m = t[row * ROW : (row + 1) * ROW], mask[row * ROW : (row + 1) * ROW]
+        if x.size < ROW:
+            for j in range(x.size):
+                squares[j] = wide(x[j]) * wide(x[j]) if m[j] else nothing
+            for j in range(x.size, ROW):
+                squares[j] = nothing
+            rows[row] = fold(squares)
+            continue
+        x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
+        x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
+        m0, m1, m2, m3 = m[:EIGHTH], m[EIGHTH:], m[2 * EIGHTH :], m[3 * EIGHTH :]
+        m4, m5, m6, m7 = m[4 * EIGHTH :], m[5 * EIGHTH :], m[6 * EIGHTH :], m[7 * EIGHTH :]
+        for j in range(EIGHTH):
+            a0, a1, a2, a3 = wide(x0[j]), wide(x1[j]), wide(x2[j]), wide(x3[j])
+            a4, a5, a6, a7 = wide(x4[j]), wide(x5[j]), wide(x6[j]), wide(x7[j])
+            b0, b1 = a0 * a0 if m0[j] else nothing, a1 * a1 if m1[j] else nothing
+            b2, b3 = a2 * a2 if m2[j] else nothing, a3 * a3 if m3[j] else nothing
+            b4, b5 = a4 * a4 if m4[j] else nothing, a5 * a5 if m5[j] else nothing
+            b6, b7 = a6 * a6 if m6[j] else nothing, a7 * a7 if m7[j] else nothing
+            squares[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
+        rows[row] = fold(squares[:EIGHTH])
+
+
+@jit
 def dots(a: Any, b: Any, rows: Any, sums: Any, padded: Any) -> None:
     """Sums of a * b of each row, folded as in `moments`. Scratch: sums f64 [EIGHTH], padded [2, ROW] of a's type."""
     wide = np.float64

@@ -70,13 +70,15 @@ def fold_window(
         shared=np.zeros((models, models), np.int64),
         rows=np.empty((models, -(-size // ROW) if fold.moments != "none" else 0, 3)),
         overflowed=np.zeros(len(outs), np.int64),
+        kept_rows=np.empty((models, -(-size // ROW) if fold.kept_squares else 0)),
+        claimed=np.zeros(1 + models if fold.counts_claims else 0, np.int64),
     )
     way = window_fold.Way(np.int64(inputs.first), np.int64(size), np.int64(selection), np.bool_(fold.moments == "kept"))
     window_fold.fold_window(
         *_spanning([raw.view(np.uint16) for raw in inputs.raws]),
         *_spanning([out.view(np.uint16) for out in outs]),
         way, _rules(fold.masks), *_targets(fold),
-        counts.rows, counts.nonfinite, counts.kept, counts.shared, counts.overflowed,
+        counts.rows, counts.kept_rows, counts.nonfinite, counts.kept, counts.shared, counts.claimed, counts.overflowed,
         NARROW["BF16"], *_scratch(local, models, elements, m),
     )  # fmt: skip
     return counts
@@ -167,6 +169,7 @@ class FoldScratch(NamedTuple):
     packed: Numbers
     sums: Numbers
     padded: Numbers
+    squares: Numbers
 
 
 def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
@@ -181,6 +184,7 @@ def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
         np.empty(philox.COUNTERS, np.uint32),
         np.empty((3, sums.EIGHTH)),
         np.empty(ROW, np.float32),
+        np.empty(ROW),
     )
 
 

@@ -24,6 +24,7 @@ from .sums import (
     add_square_of_difference,
     divide,
     divide_by,
+    kept_squares,
     moments,
     pair_overlap,
     scale,
@@ -118,6 +119,23 @@ def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any) ->
         kept[i] += pair_overlap(mask, mask)
         for j in range(i + 1, models):
             shared[i, j] += pair_overlap(mask, flags[FLAGS + j, :length])
+
+
+@jit
+def count_claims(flags: Any, models: int, length: int, claimed: Any) -> None:
+    """claimed[n] += elements that n masks have, for n of at least 3: smaller numbers follow from other counts."""
+    if models < claimed.size:
+        claims = flags[CLAIMS, :length]
+        fill(claims, np.uint8(0))
+        for i in range(models):
+            mask = flags[FLAGS + i, :length]
+            for j in range(length):
+                claims[j] += mask[j]
+        for n in range(3, claimed.size):
+            wanted, count = np.uint8(n), 0
+            for j in range(length):
+                count += claims[j] == wanted
+            claimed[n] += count
 
 
 @jit
@@ -277,9 +295,11 @@ def fold_window(
     factors: Any,
     rates: Any,
     rows: Any,
+    kept_rows: Any,
     nonfinite: Any,
     kept: Any,
     shared: Any,
+    claimed: Any,
     overflowed: Any,
     narrow: Any,
     reals: Any,
@@ -291,6 +311,7 @@ def fold_window(
     packed: Any,
     sums: Any,
     padded: Any,
+    squares: Any,
 ) -> None:
     """Decode, take moments, select; combine and round for each output.
 
@@ -298,8 +319,9 @@ def fold_window(
     element, `outs` and `out_starts` i64 [outputs] are the same for outputs. `rules` are i64 [models, 2 * RULE]: of
     blocks n, m, never, drop; of a cut level, key, share of equals, equals before; of random drops two key words and a
     threshold. `choices` i64 and `factors` f32 have a row per output; `rates` are f32 [outputs, models, RATES]. `rows`
-    are f64 [models, rows, 3], as `moments` gives them, without rows where none are wanted. To the counts i64 nonfinite
-    [1 + models], kept [models], shared [models, models] and overflowed [outputs] is added. `narrow` is the format of
+    are f64 [models, rows, 3], as `moments` gives them, `kept_rows` f64 [models, rows] as `kept_squares` does, without
+    rows where none are wanted. To the counts i64 nonfinite [1 + models], kept [models], shared [models, models],
+    claimed [1 + models, empty where it is not wanted] and overflowed [outputs] is added. `narrow` is the format of
     bf16. The rest is scratch, see `window.FoldScratch`.
     """
     models, size = starts.size - 1, reals.shape[1]
@@ -326,7 +348,11 @@ def fold_window(
             t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
             keep_masked(t, mask)
             moments(t, rows[i, row:row_end], sums, padded)
+        for i in range(models if kept_rows.shape[1] else 0):
+            t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
+            kept_squares(t, mask, kept_rows[i, row:row_end], squares)
         count_masks(flags, models, length, kept, shared)
+        count_claims(flags, models, length, claimed)
         masked = length if way.selection != ALL else 0
         total, active = reals[SUM, :length], flags[ACTIVE, :length]
         for target in range(out_starts.size):
