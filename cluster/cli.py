@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from ..engine.errors import IntegrityError, ResourceError
+from ..engine.errors import AnabranchError, IntegrityError, ResourceError
 from .completion import folders, recipe_files
 from .endings import report
 from .mergekit_options import MergeCommand
+from .report.options import add_report, check_report_file, report_option, write_merge_reports
 from .search.options import add_search
 from .streams import guard_streams, note, tell
 from .supervision import supervise
@@ -149,6 +150,7 @@ def _prepare(recipes: tuple[str, ...], out: str, execution: Execution) -> list[P
 @click.option(
     "--trust-sizes", is_flag=True, help="Go on without reading again what an earlier run left: sizes are enough."
 )
+@report_option("--report", "Write a report when the merge is done")
 @json_option
 @reported
 def merge(
@@ -157,6 +159,7 @@ def merge(
     ray: str,
     insecure_cluster: bool,
     profile: TextIO | None,
+    report_file: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -167,18 +170,19 @@ def merge(
     """
     if ray:
         supervise(ray)
-    from ..engine.run import Execution, Meter, check_disk, merge_reading, process_began, share_readings
+    from ..engine.run import Execution, Lanes, Meter, check_disk, merge_reading, process_began, share_readings
     from .progress import folded_bytes, open_progress
     from .ray import RayCluster
     from .trace import write_trace
 
+    form = check_report_file(report_file) if report_file is not None else None
     place = RayCluster(ray, insecure_cluster) if ray else None
     execution = Execution(options["workers"], options["memory"], options["device"], place, options["trust_sizes"])
     jobs = _prepare(recipes, out, execution)
     check_disk(jobs)
     readings = share_readings(jobs, execution)
     reports: dict[str, MergeReport] = {}
-    meters = [Meter(keep_spans=profile is not None) for _ in readings]
+    meters = [Meter(profile is not None, Lanes() if form is not None else None) for _ in readings]
     began: float | None = process_began()
     for reading, meter in zip(readings, meters, strict=True):
         if len(jobs) > 1 and not as_json:
@@ -195,6 +199,11 @@ def merge(
             write_trace(profile, meters)
         except OSError as error:
             note(ResourceError(f"--profile {profile.name}: {error.strerror}"))
+    if report_file is not None and form is not None:
+        try:
+            write_merge_reports([reports[job.out] for job in jobs], report_file, form)
+        except AnabranchError as error:
+            note(error)  # the merge is done
     if as_json:
         results = [reports[job.out].as_json() for job in jobs]
         tell(json.dumps(results[0] if len(results) == 1 else {"outcome": "done", "merges": results}))
@@ -402,6 +411,7 @@ def demo(out: str | None, fresh: bool) -> None:
 
 
 add_search(cli, memory_option, json_option, reported)
+add_report(cli, json_option, reported)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

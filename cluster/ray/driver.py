@@ -141,6 +141,12 @@ class RayRunner:
             total = self._meter.usage[phase]
             total.seconds, total.bytes, total.calls = total.seconds + seconds, total.bytes + size, total.calls + calls
 
+    def add_lane(self, worker: str, step: str, began: float, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
+        """A shard that a worker made, from when it was handed out to its answer."""
+        if self._meter.lanes is not None:
+            moved = usage["read"][1] + usage["write"][1]
+            self._meter.lanes.add(worker, step, began, time.perf_counter(), moved)
+
 
 def draining_nodes() -> frozenset[str]:
     """Ids of nodes that will be taken away, on which Ray starts nothing more; only its inner state tells."""
@@ -165,6 +171,8 @@ class _Call:
     task: int | None
     """None: the worker's first sign of life."""
     run: int = 0
+    began: float = 0.0
+    """On the clock of `time.perf_counter`."""
 
 
 class _Drive(Generic[R]):
@@ -281,6 +289,7 @@ class _Drive(Generic[R]):
                 self._tell(TaskFailed(now, task, call.run, reason))
             case int(task), Done(receipts=receipts, usage=usage):
                 self._runner.add_usage(usage)
+                self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
                 self._settle(task, receipts)
                 self._tell(TaskDone(now, task, call.run))
 
@@ -316,7 +325,7 @@ class _Drive(Generic[R]):
                 self._calls[actor.ready.remote()] = _Call(number, None)
             case StartTask(task=task, worker=number, run=run):
                 call = self._actors[number].work.remote(self._work_ref, self._shards[task])
-                self._calls[call] = _Call(number, task, run)
+                self._calls[call] = _Call(number, task, run, time.perf_counter())
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
                 self._nodes.pop(number, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .commands import compare, merge, merge_all, merge_reading, plan, survey, told_kernels, verify
 from .compare import Comparison, open_side
 from .execution import Execution
+from .lanes import Lanes, Stretch
 from .machine import available_cores, process_began
 from .memory import MemoryPlan
 from .merge_report import MergeReport
@@ -24,6 +25,7 @@ __all__ = [
     "Comparison",
     "Done",
     "Execution",
+    "Lanes",
     "Member",
     "MemoryPlan",
     "MergeReport",
@@ -35,6 +37,7 @@ __all__ = [
     "Runner",
     "Shard",
     "Silent",
+    "Stretch",
     "Work",
     "Worker",
     "available_cores",

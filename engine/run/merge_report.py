@@ -171,9 +171,10 @@ class MergeReport:
             threads = "-" if self.on_cluster or not self.threads[phase] else str(self.threads[phase])
             yield f"  {phase:<8} {threads:>7} {usage.seconds:>9.2f} {speed:>9} {size:>9}"
         if not self.on_cluster:
-            yield f"  {self._bound()}"
+            yield f"  {self.bound()}"
 
-    def _bound(self) -> str:
+    def bound(self) -> str:
+        """What a merge in one process waited for."""
         around = sum(self.meter.stages.get(stage, 0.0) for stage in AROUND)
         if around > BOUND_FROM * self.wall_seconds:
             return f"bound by starting and committing: they took {around / self.wall_seconds:.0%} of the time"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .lanes import Lanes
+
 Phase = Literal["check", "read", "fold", "hash", "write", "publish", "wait"]
 Stage = Literal["start", "survey", "check", "merge", "commit"]
 PHASES: tuple[Phase, ...] = ("check", "read", "fold", "hash", "write", "publish", "wait")
@@ -40,9 +42,11 @@ class Meter:
 
     Args:
         keep_spans: also remember every stretch of work, for `--profile`.
+        lanes: get who worked at what and when, for `--report`.
     """
 
     keep_spans: bool = False
+    lanes: Lanes | None = None
     usage: dict[Phase, Usage] = field(default_factory=lambda: {phase: Usage() for phase in PHASES})
     stages: dict[Stage, float] = field(default_factory=dict)
     """Seconds of what the whole run did one after the other."""
@@ -72,3 +76,5 @@ class Meter:
             usage.calls += 1
             if self.keep_spans:
                 self.spans.append(Span(phase, threading.current_thread().name, begin, end, size_bytes))
+        if self.lanes is not None:
+            self.lanes.add(threading.current_thread().name, phase, begin, end, size_bytes)

@@ -1,0 +1,167 @@
+"""Charts as Vega-Lite has them, by way of Altair: marks over rows of numbers that are spelled as tables spell them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+Row = Mapping[str, Any]
+"""A number, what it belongs to, and under `shown` how tables spell it."""
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Of Okabe and Ito (jfly.uni-koeln.de/color): told apart with every kind of colour blindness, on light and on dark."""
+SCHEME = "cividis"
+"""From dark to light for all eyes alike (Nunez, Anderton and Renslow 2018)."""
+ROW_HEIGHT = 17
+"""Pixels of a row of a heat map."""
+BAR_HEIGHT = 20
+SHORT_NAME = 10
+"""Characters of a name of which three stand beside each other on a phone."""
+HEIGHT = 200
+
+
+def _chart(rows: Sequence[Row]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+
+
+def _tooltip(**titles: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
+
+
+def heat_map(
+    rows: Sequence[Row], columns: Sequence[str], lines: Sequence[str], names: tuple[str, str, str], most: float = 1.0
+) -> alt.Chart:
+    """A rectangle for each row's `column` and `line`, coloured by `value`; null is no rectangle.
+
+    Args:
+        rows: column, line, value and shown.
+        columns: all columns in their order.
+        lines: likewise.
+        names: what columns, lines and values are.
+        most: the value of the lightest colour.
+    """
+    across, down, what = names
+    return (
+        _chart([row for row in rows if row["value"] is not None])
+        .mark_rect(cursor="crosshair")
+        .encode(
+            x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("line:N", title=None, scale=alt.Scale(domain=list(lines))),
+            color=alt.Color(
+                "value:Q",
+                title=what,
+                scale=alt.Scale(scheme=SCHEME, domain=[0, most]),
+                legend=alt.Legend(orient="bottom", format="~%", gradientLength=180, tickCount=4),
+            ),
+            tooltip=_tooltip(column=across, line=down, shown=what),
+        )
+        .properties(height=ROW_HEIGHT * max(2, len(lines)))
+    )
+
+
+def lines_by(
+    rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]
+) -> alt.LayerChart:
+    """A line with points for each `series` over ordered columns; rows have column, series, value and shown."""
+    across, what = names
+    base = _chart([row for row in rows if row["value"] is not None]).encode(
+        x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("value:Q", title=what, axis=alt.Axis(format="~g", tickCount=5)),
+        color=_by_series(series),
+        tooltip=_tooltip(column=across, series="which", shown=what),
+    )
+    which: dict[str, Any] = {"scale": alt.Scale(domain=list(series)), "legend": _legend(series), "title": None}
+    lines = base.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("series:N", **which))
+    points = base.mark_point(size=36, filled=True).encode(shape=alt.Shape("series:N", **which))
+    both: alt.LayerChart = lines + points
+    return both.properties(height=HEIGHT)
+
+
+WIDE_LABEL = 24
+"""Characters of a label's line: longer labels are broken between words."""
+LINE_HEIGHT = 15
+IN_LINES = f"split(replace(datum.label, /(.{{1,{WIDE_LABEL}}})(?:\\s|$)/g, '$1\\n'), '\\n')"
+
+
+def _domain(number_format: str) -> alt.Scale | alt.UndefinedType:
+    """Shares are drawn on the whole of [0, 1], so that no bar and a small one look like what they are."""
+    return alt.Scale(domain=[0, 1]) if number_format.endswith("%") else alt.Undefined
+
+
+def bars(
+    rows: Sequence[Row], lines: Sequence[str], what: str, number_format: str, series: Sequence[str] = ()
+) -> alt.Chart:
+    """A lying bar for each row's `line` and `value`, beside each other where there are several `series`."""
+    encoded: dict[str, Any] = {
+        "x": alt.X(
+            "value:Q", title=what, axis=alt.Axis(format=number_format, tickCount=5), scale=_domain(number_format)
+        ),
+        "y": alt.Y(
+            "line:N",
+            title=None,
+            scale=alt.Scale(domain=list(lines), paddingInner=0.25),
+            axis=alt.Axis(labelExpr=IN_LINES),
+        ),
+        "tooltip": _tooltip(line="of", **({"series": "which"} if series else {}), shown=what),
+    }
+    if series:
+        encoded |= {
+            "yOffset": alt.YOffset("series:N", scale=alt.Scale(domain=list(series))),
+            "color": _by_series(series),
+        }
+    mark = _chart(rows).mark_bar() if series else _chart(rows).mark_bar(color=COLOURS[0])
+    height = sum(max(BAR_HEIGHT * max(1, len(series)), LINE_HEIGHT * (len(line) // WIDE_LABEL + 1)) for line in lines)
+    return mark.encode(**encoded).properties(height=max(2 * BAR_HEIGHT, height))
+
+
+TENTHS = [i / 10 for i in range(11)]
+
+
+def histogram(rows: Sequence[Row], names: tuple[str, str], number_format: str, series: Sequence[str]) -> alt.Chart:
+    """Bars over [0, 1] in equal bins, on top of each other by `series`; rows have begin, end, series, value, shown."""
+    across, what = names
+    chart = _chart(rows).mark_bar(binSpacing=0)
+    encoded = chart.encode(
+        x=alt.X(
+            "begin:Q",
+            title=across,
+            bin="binned",
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format=number_format, values=TENTHS),
+        ),
+        x2="end:Q",
+        y=alt.Y("value:Q", title=what, axis=alt.Axis(format="~s", tickCount=5)),
+        color=_by_series(series),
+        tooltip=_tooltip(range=across, series="model", shown=what),
+    )
+    return encoded.properties(height=HEIGHT)
+
+
+def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> alt.Chart:
+    """A stretch of time for each row, on the lane of who worked; rows have lane, begin, end, series and shown."""
+    return (
+        _chart(rows)
+        .mark_bar(height={"band": 0.8})
+        .encode(
+            x=alt.X("begin:Q", title="seconds since the start", axis=alt.Axis(format="~g", tickCount=6)),
+            x2="end:Q",
+            y=alt.Y("lane:N", title=None, scale=alt.Scale(domain=list(names))),
+            color=_by_series(kinds),
+            tooltip=_tooltip(lane="who", series="does", what="what", shown="time"),
+        )
+        .properties(height=BAR_HEIGHT * max(2, len(names)))
+    )
+
+
+def _by_series(series: Sequence[str]) -> alt.Color:
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(series))]
+    scale = alt.Scale(domain=list(series), range=colours)
+    return alt.Color("series:N", title=None, scale=scale, legend=_legend(series))
+
+
+def _legend(series: Sequence[str]) -> alt.Legend | None:
+    """Below the picture: in rows of three on a phone, of one where names are long."""
+    longest = max(map(len, series), default=0)
+    columns = 3 if longest <= SHORT_NAME else 1
+    return alt.Legend(orient="bottom", columns=columns, labelLimit=280, symbolLimit=24) if len(series) > 1 else None
