@@ -17,7 +17,7 @@ from ..engine.errors import AnabranchError, IntegrityError, ResourceError
 from .completion import folders, recipe_files
 from .endings import report
 from .mergekit_options import MergeCommand
-from .report.options import add_report, check_report_file, report_option, write_merge_reports
+from .report.options import add_report, check_report_file, report_option, write_merge_reports, write_report
 from .search.options import add_search
 from .streams import guard_streams, note, tell
 from .supervision import supervise
@@ -214,9 +214,10 @@ def merge(
 @click.option("--out", required=True, metavar="FILE", help="Parquet table: a row per model and tensor.")
 @click.option("--workers", type=click.IntRange(min=1), help="Fold threads; default: all cores.")
 @memory_option
+@report_option("--plot", "Draw the statistics, with histograms of |t|", "plot")
 @json_option
 @reported
-def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: bool) -> None:
+def survey(recipe: str, out: str, workers: int | None, memory: int, plot: str | None, as_json: bool) -> None:
     """Write statistics and densities of every changed tensor of RECIPE's models; merges nothing."""
     from ..engine.output import write_table
     from ..engine.run import Meter
@@ -225,6 +226,7 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
     from .progress import folded_bytes, open_progress
 
     meter = Meter()
+    form = check_report_file(plot) if plot is not None else None
     folder, slash, name = out.rpartition("/")
     if not name or os.path.isdir(out):
         raise click.UsageError(f"--out {out} is a folder, expected the name of a file, such as survey.parquet")
@@ -232,8 +234,13 @@ def survey(recipe: str, out: str, workers: int | None, memory: int, as_json: boo
         raise click.UsageError(f"--out {out} is a device or pipe, expected the name of a file, such as survey.parquet")
     store = open_store(folder + slash or ".", create=True)
     with open_progress(folded_bytes(meter), as_json) as progress:
-        report = take_survey(recipe, memory_bytes=memory, workers=workers, progress=progress, meter=meter)
+        limits: dict[str, Any] = {"memory_bytes": memory, "workers": workers}
+        report = take_survey(recipe, **limits, progress=progress, meter=meter, octaves=plot is not None)
     store.replace(name, write_table(report.table))
+    if plot is not None and form is not None:
+        from .report.survey import survey_page
+
+        write_report(survey_page(report), plot, form)
     tell(json.dumps(report.as_json() | {"out": out}) if as_json else f"{report}\n{len(report.rows)} rows in {out}")
 
 
@@ -324,9 +331,10 @@ def verify(
     "--workers", type=click.IntRange(min=1), help="Threads; default: all cores, or more where a network waits."
 )
 @memory_option
+@report_option("--report", "Write a report with pictures")
 @json_option
 @reported
-def compare(a: str, b: str, workers: int | None, memory: int, as_json: bool) -> None:
+def compare(a: str, b: str, workers: int | None, memory: int, report_file: str | None, as_json: bool) -> None:
     """Show which tensors of A and B differ, by how much, and for two outputs of ours how they came about.
 
     A and B are outputs or checkpoints, named as in a recipe. Ends with 0 where all tensors have the same dtype, shape
@@ -335,10 +343,15 @@ def compare(a: str, b: str, workers: int | None, memory: int, as_json: bool) -> 
     from ..engine.run import Comparison, open_side, told_kernels
     from .progress import Tally, open_progress
 
+    form = check_report_file(report_file) if report_file is not None else None
     comparison, tally = Comparison(open_side(a), open_side(b), memory, workers), Tally()
     with open_progress(tally.read, as_json) as progress, told_kernels("cpu", progress) as kernels:
         progress.phase("compare", comparison.total_bytes, 0)
         found = comparison.run(kernels, tally.add)
+    if report_file is not None and form is not None:
+        from .report.comparison import comparison_page
+
+        write_report(comparison_page(found, a, b), report_file, form)
     click.echo(json.dumps(found.as_json()) if as_json else str(found))
     raise click.exceptions.Exit(0 if found.equal else 1)
 

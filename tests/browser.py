@@ -27,7 +27,7 @@ def find_chromium() -> str | None:
 class Browser:
     """One browser with one page; what the page asks of a network and what it complains of is kept."""
 
-    def __init__(self, width: int, height: int, scheme: str = "light") -> None:
+    def __init__(self) -> None:
         program = find_chromium()
         assert program is not None, "Chromium is not installed"
         self._profile = tempfile.TemporaryDirectory(prefix="anabranch-chromium-", ignore_cleanup_errors=True)
@@ -46,9 +46,11 @@ class Browser:
         self._socket = self._connect()
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+
+    def look(self, width: int, height: int, scheme: str) -> None:
+        """Be a screen of so many pixels, a phone's where it is narrow, of a reader who likes "light" or "dark"."""
+        phone = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def __enter__(self) -> Self:
@@ -102,7 +104,9 @@ class Browser:
         return found["result"].get("value")
 
     def open(self, page: Path) -> None:
-        """Open a file."""
+        """Open a file; what was asked for and complained of before is forgotten."""
+        self.requests.clear()
+        self.complaints.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
 
     def wait_for(self, expression: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import altair as alt
@@ -13,6 +14,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Of Okabe and Ito (jfly.uni-koeln.de/color): told apart with every kind of colour blindness, on light and on dark."""
 SCHEME = "cividis"
 """From dark to light for all eyes alike (Nunez, Anderton and Renslow 2018)."""
+BOTH_WAYS = "redyellowblue"
+"""From red over yellow to blue, which is safe for colour-blind eyes (ColorBrewer)."""
 ROW_HEIGHT = 17
 """Pixels of a row of a heat map."""
 BAR_HEIGHT = 20
@@ -30,7 +33,14 @@ def _tooltip(**titles: str) -> list[alt.Tooltip]:
 
 
 def heat_map(
-    rows: Sequence[Row], columns: Sequence[str], lines: Sequence[str], names: tuple[str, str, str], most: float = 1.0
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    lines: Sequence[str],
+    names: tuple[str, str, str],
+    most: float,
+    number_format: str = "~%",
+    *,
+    diverging: bool = False,
 ) -> alt.Chart:
     """A rectangle for each row's `column` and `line`, coloured by `value`; null is no rectangle.
 
@@ -40,8 +50,13 @@ def heat_map(
         lines: likewise.
         names: what columns, lines and values are.
         most: the value of the lightest colour.
+        number_format: of the legend.
+        diverging: colours for values from -most to most, with 0 between them.
     """
     across, down, what = names
+    scale = alt.Scale(scheme=SCHEME, domain=[0, most])
+    if diverging:
+        scale = alt.Scale(scheme=BOTH_WAYS, reverse=True, domain=[-most, most], domainMid=0)
     return (
         _chart([row for row in rows if row["value"] is not None])
         .mark_rect(cursor="crosshair")
@@ -51,8 +66,8 @@ def heat_map(
             color=alt.Color(
                 "value:Q",
                 title=what,
-                scale=alt.Scale(scheme=SCHEME, domain=[0, most]),
-                legend=alt.Legend(orient="bottom", format="~%", gradientLength=180, tickCount=4),
+                scale=scale,
+                legend=alt.Legend(orient="bottom", format=number_format, gradientLength=180, tickCount=4),
             ),
             tooltip=_tooltip(column=across, line=down, shown=what),
         )
@@ -81,7 +96,7 @@ def lines_by(
 WIDE_LABEL = 24
 """Characters of a label's line: longer labels are broken between words."""
 LINE_HEIGHT = 15
-IN_LINES = f"split(replace(datum.label, /(.{{1,{WIDE_LABEL}}})(?:\\s|$)/g, '$1\\n'), '\\n')"
+IN_LINES = "split(datum.label, '\\n')"
 
 
 def _domain(number_format: str) -> alt.Scale | alt.UndefinedType:
@@ -93,6 +108,8 @@ def bars(
     rows: Sequence[Row], lines: Sequence[str], what: str, number_format: str, series: Sequence[str] = ()
 ) -> alt.Chart:
     """A lying bar for each row's `line` and `value`, beside each other where there are several `series`."""
+    lines = [fill(line, WIDE_LABEL) for line in lines]
+    rows = [{**row, "line": fill(row["line"], WIDE_LABEL)} for row in rows]
     encoded: dict[str, Any] = {
         "x": alt.X(
             "value:Q", title=what, axis=alt.Axis(format=number_format, tickCount=5), scale=_domain(number_format)
@@ -111,7 +128,8 @@ def bars(
             "color": _by_series(series),
         }
     mark = _chart(rows).mark_bar() if series else _chart(rows).mark_bar(color=COLOURS[0])
-    height = sum(max(BAR_HEIGHT * max(1, len(series)), LINE_HEIGHT * (len(line) // WIDE_LABEL + 1)) for line in lines)
+    deepest = max((line.count("\n") + 1 for line in lines), default=1)
+    height = len(lines) * max(BAR_HEIGHT * max(1, len(series)), LINE_HEIGHT * deepest)
     return mark.encode(**encoded).properties(height=max(2 * BAR_HEIGHT, height))
 
 
@@ -136,6 +154,22 @@ def histogram(rows: Sequence[Row], names: tuple[str, str], number_format: str, s
         tooltip=_tooltip(range=across, series="model", shown=what),
     )
     return encoded.properties(height=HEIGHT)
+
+
+def counts_by(rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]) -> alt.Chart:
+    """A standing bar for each ordered column, on top of each other by `series`; rows as those of `lines_by`."""
+    across, what = names
+    return (
+        _chart(rows)
+        .mark_bar()
+        .encode(
+            x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("value:Q", title=what, axis=alt.Axis(format="~s", tickCount=5)),
+            color=_by_series(series),
+            tooltip=_tooltip(range=across, series="model", shown=what),
+        )
+        .properties(height=HEIGHT)
+    )
 
 
 def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> alt.Chart:

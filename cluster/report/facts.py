@@ -159,7 +159,7 @@ def read_facts(output: Finished) -> Facts:
     if SURVEY_NAME in output.manifest.tables:
         for row in read_survey_rows(output.store):
             if row["redundancy"] is not None and math.isfinite(row["redundancy"]):
-                facts.statistics[row["model"]][_bin(row["redundancy"])] += 1
+                facts.statistics[row["model"]][bin_of(row["redundancy"])] += 1
     return facts
 
 
@@ -197,7 +197,7 @@ def _add_tensor(
         sums = facts.cells.setdefault((i, layer, kind), Sums())
         sums.add(row, sum(jaccards) / len(jaccards) if jaccards else 0.0)
         kept[i] += row["kept"]
-        facts.densities[i][_bin(row["density"])] += 1
+        facts.densities[i][bin_of(row["density"])] += 1
     for number, count in enumerate(rows[0].get("claims") or ()):
         facts.claims[number] += count
     for i in range(len(facts.models)):
@@ -219,5 +219,6 @@ def _add_actions(facts: Facts) -> None:
         }
 
 
-def _bin(share: float) -> int:
+def bin_of(share: float) -> int:
+    """The bin of a share, of BINS equal ones over [0, 1]; what lies beyond is in the first or the last."""
     return min(int(min(max(share, 0.0), 1.0) * BINS), BINS - 1)

@@ -42,7 +42,8 @@ class Figure:
     text: str
     """What it shows and how to read it."""
     panels: Sequence[Panel]
-    table: Table
+    table: Table | str
+    """What is behind it, or the name of the figure that has it."""
 
 
 def model_names(facts: Facts) -> list[str]:
@@ -108,7 +109,7 @@ def _heat_maps(facts: Facts) -> Iterator[Figure]:
             f" The first {MAX_MODELS} of {len(names)} models; the table has all." if len(names) > MAX_MODELS else ""
         )
         text = f"{title} is {meaning}. A row is a kind of tensor, a column a layer.{left_out}"
-        yield Figure(name, f"{title} by layer and kind", text, panels, table if name == "density" else Table((), ()))
+        yield Figure(name, f"{title} by layer and kind", text, panels, table if name == "density" else "density")
 
 
 def _shares(s: Sums) -> tuple[float | None, ...]:
@@ -232,13 +233,13 @@ def _matrix(facts: Facts, values: Mapping[tuple[int, int], float]) -> alt.Chart:
 
 
 def _densities(facts: Facts) -> Figure:
-    panel, table = _histogram(facts, facts.densities, "density", percent, ".0%")
+    panel, table = binned(model_names(facts), facts.densities, "density", percent, ".0%")
     text = "How many tensors have which density, the share of elements that a model was asked to keep of them."
     return Figure("densities", "Distribution of densities", text, [panel], table)
 
 
 def _statistics(facts: Facts) -> Figure:
-    panel, table = _histogram(facts, facts.statistics, "statistic", real, ".1f")
+    panel, table = binned(model_names(facts), facts.statistics, "statistic", real, ".1f")
     text = (
         "TADrop's statistic of each tensor's change, from which its density follows: near 1 the change is sparse or "
         "heavy-tailed and little of it is kept, near 0 it is spread out evenly."
@@ -246,14 +247,14 @@ def _statistics(facts: Facts) -> Figure:
     return Figure("statistics", "Distribution of TADrop's statistic", text, [panel], table)
 
 
-def _histogram(
-    facts: Facts,
+def binned(
+    names: Sequence[str],
     counts: Mapping[int, Mapping[int, int]],
     what: str,
     spelled: Callable[[float], str],
     number_format: str,
 ) -> tuple[Panel, Table]:
-    names = model_names(facts)
+    """A histogram over [0, 1] and its table: per model, tensors by bin (see `bin_of`)."""
     rows, table = [], []
     for i, bins in sorted(counts.items()):
         for place, count in sorted(bins.items()):

@@ -23,9 +23,9 @@ FORMATS: tuple[Format, ...] = ("html", "png", "svg")
 NEEDED = "install what draws pictures: pip install 'anabranch[report]'"
 
 
-def report_option(name: str, text: str) -> Decorator:
+def report_option(name: str, text: str, parameter: str = "report_file") -> Decorator:
     """An option for the file of a report; its ending says in which form."""
-    return click.option(name, "report_file", metavar="FILE", help=f"{text}: FILE.html, FILE.png or FILE.svg.")
+    return click.option(name, parameter, metavar="FILE", help=f"{text}: FILE.html, FILE.png or FILE.svg.")
 
 
 def check_report_file(file: str | None, given: Format | None = None) -> Format:

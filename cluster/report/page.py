@@ -154,7 +154,9 @@ def _figure(figure: Figure) -> Iterator[str]:
         yield f'<div class=chart id={figure.name}-{i} tabindex=0 role=group aria-label="{label}"></div>'
         yield "<output></output></div>"
     yield "</div>"
-    if figure.table.columns:
+    if isinstance(figure.table, str):
+        yield f"<p><a href=#{figure.table}>These numbers are in the table behind another figure</a></p>"
+    else:
         yield f"<details><summary>Table of {len(figure.table.rows):,} rows</summary>"
         yield _table(figure.table, figure.title) + "</details>"
     yield "</section>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,29 +18,53 @@ from .tally import WindowTally, add_into
 from .tensor import TensorState
 from .workspace import Workspace
 
+EXPONENTS = {"f32": (23, 8, 127), "f64": (52, 11, 1023)}
+"""Where a magnitude's bit pattern has its exponent (shift and bits), and what that is larger by."""
+
 
 class StatisticsPass(CountingPass):
-    """Moments and zeros of every task vector of one tensor."""
+    """Moments and zeros of every task vector of one tensor.
 
-    def __init__(self, state: TensorState) -> None:
+    Args:
+        state: the tensor.
+        octaves: also count elements by the exponents of their magnitudes.
+    """
+
+    def __init__(self, state: TensorState, octaves: bool = False) -> None:
         super().__init__(state)
         self._sums = RowSums(state)
         self.zeros = [0] * len(state.task.models)
+        shift, bits, self._bias = EXPONENTS[state.real]
+        self._bits = (shift, bits)
+        counted = len(state.task.models) if octaves else 0
+        self._octaves = [np.zeros(1 << bits, np.int64) for _ in range(counted)]
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         state, zeros = self._state, [0] * len(self.zeros)
+        shift, bits = self._bits
+        counts = workspace.histograms(len(state.present) if self._octaves else 0)
         for begin, end in tiles(data.window.begin, data.window.end, state.stat_tile):
             state.inputs.load(data, workspace, begin, end, tally.nonfinite)
             self._sums.add(workspace, begin, end)
             for i in state.present:
                 zeros[i] += state.kernels.count_equal(workspace.task_vectors[i][: end - begin], None, 0, 0)
+            for octaves, i in zip(counts, state.present, strict=False):
+                t = workspace.task_vectors[i][: end - begin]
+                state.kernels.histogram(t, None, 0, shift, bits, 0, octaves[: 1 << bits])
         with state.lock:
             add_into(self.zeros, zeros)
+            for octaves, i in zip(counts, state.present, strict=False):
+                self._octaves[i] += host(octaves[: 1 << bits])
 
     def _conclude(self) -> None:
         self._state.moments = self._sums.total()
         for i in self._state.present:
             self.moments(i)
+
+    def octaves(self, i: int) -> Counter[int]:
+        """Elements of model i by octave: n counts 2^n <= |t| < 2^(n + 1); zeros and denormals are left out."""
+        counts = self._octaves[i]
+        return Counter({place - self._bias: int(counts[place]) for place in np.flatnonzero(counts).tolist() if place})
 
     def moments(self, i: int) -> NDArray[np.float64]:
         """Sums over the task vector of model i, once the pass is over; InputError where they are beyond fp64."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .commands import compare, merge, merge_all, merge_reading, plan, survey, told_kernels, verify
 from .compare import Comparison, open_side
+from .comparison_report import ComparedTensor, ComparisonReport
 from .execution import Execution
 from .lanes import Lanes, Stretch
 from .machine import available_cores, process_began
@@ -17,12 +18,15 @@ from .prepare import TABLES_BYTES_PER_TENSOR, PreparedMerge, check_disk, outputs
 from .protocols import Member, Runner, Silent
 from .repair import Repair, repair
 from .shard import Shard
+from .survey_report import SurveyReport
 from .wording import counted, duration
 from .work import Done, R, Work, Worker, receipts_of
 
 __all__ = [
     "TABLES_BYTES_PER_TENSOR",
+    "ComparedTensor",
     "Comparison",
+    "ComparisonReport",
     "Done",
     "Execution",
     "Lanes",
@@ -38,6 +42,7 @@ __all__ = [
     "Shard",
     "Silent",
     "Stretch",
+    "SurveyReport",
     "Work",
     "Worker",
     "available_cores",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -147,8 +148,11 @@ def survey(
     workers: int | None = None,
     progress: Progress | None = None,
     meter: Meter | None = None,
+    octaves: bool = False,
 ) -> SurveyReport:
     """Take the statistics of every task vector of a recipe; needs no output directory.
+
+    With `octaves` the elements of each model are counted by the exponents of their magnitudes, too.
 
     Raises:
         RecipeError: the recipe's method has no task vectors.
@@ -167,12 +171,13 @@ def survey(
     total = sum(round_bytes(made, shard, "quantiles") for shard in shards)
     progress.phase("survey", total, 0)
     parts: list[SurveyPart] = []
+    counted: list[Counter[int]] | None = [Counter() for _ in made.models] if octaves else None
     with told_kernels("cpu", progress) as kernels:
-        worker = SurveyWorker(made, inputs.stores, memory, kernels, meter)
+        worker = SurveyWorker(made, inputs.stores, memory, kernels, meter, counted)
         for shard in shards:
             parts += worker.survey(shard, Round("quantiles"))
             progress.shard_done(shard)
-    return make_survey_report(made, parts)
+    return make_survey_report(made, parts, counted or ())
 
 
 def verify(

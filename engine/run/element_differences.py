@@ -116,6 +116,12 @@ class TensorDifference:
         ratio = _ratio(both, math.sqrt(a) * math.sqrt(b))
         return None if ratio is None else max(-1.0, min(1.0, ratio))
 
+    @property
+    def norms(self) -> tuple[float, float]:
+        """Of a, and of a - b, over what is finite in both."""
+        a, _, _, change = self._sums()
+        return math.sqrt(a), math.sqrt(change)
+
     def _sums(self) -> list[float]:
         try:
             return [math.fsum(column) for column in zip(*self._squares, strict=True)] or [0.0] * 4

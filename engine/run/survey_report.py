@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ class SurveyReport:
 
     plan: Plan
     rows: tuple[dict[str, Any], ...]
+    octaves: tuple[Mapping[int, int], ...] = ()
+    """Per model, elements by octave of |t|, without zeros and denormals: n is from 2^n on. Empty unless asked for."""
 
     @property
     def table(self) -> pyarrow.Table:
@@ -87,8 +89,10 @@ class SurveyReport:
                 yield f"  density {row['density']:.1%} on average, from {low:.1%} to {high:.1%}"
 
 
-def make_survey_report(plan: Plan, parts: Sequence[SurveyPart]) -> SurveyReport:
-    """Rows from the parts of a "quantiles" round over all shards."""
+def make_survey_report(
+    plan: Plan, parts: Sequence[SurveyPart], octaves: Sequence[Mapping[int, int]] = ()
+) -> SurveyReport:
+    """Rows from the parts of a "quantiles" round over all shards; `octaves` as `SurveyReport` has them."""
     found = {(part.model, row.tensor): row for part in parts for row in part.rows}
     decided = decide_densities(plan, parts)
     rows = []
@@ -100,7 +104,7 @@ def make_survey_report(plan: Plan, parts: Sequence[SurveyPart]) -> SurveyReport:
             given = task.method.densities or (1.0,) * len(task.models)  # what selects no share keeps all
             wanted = decided.densities.get(task.name, given)[task.position_of(i)]
             rows.append({"model": i, "url": model.url, "tensor": task.name} | _statistics(row, wanted))
-    return SurveyReport(plan, tuple(rows))
+    return SurveyReport(plan, tuple(rows), tuple(octaves))
 
 
 def _statistics(row: SurveyRow, wanted: float | TadropDensity) -> dict[str, Any]:

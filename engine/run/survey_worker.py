@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,10 @@ from .tensor_job import PassGroup, TensorJob
 
 
 class SurveyWorker:
-    """Takes statistics of shards in one process; arguments as for ShardWorker, without an output."""
+    """Takes statistics of shards in one process; arguments as for ShardWorker, without an output.
+
+    `octaves` gets, per model, elements by the exponent of their magnitude (see `StatisticsPass`); None: not counted.
+    """
 
     def __init__(
         self,
@@ -28,7 +32,9 @@ class SurveyWorker:
         memory: MemoryPlan,
         kernels: Kernels,
         meter: Meter,
+        octaves: Sequence[Counter[int]] | None = None,
     ) -> None:
+        self._octaves = octaves
         self._plan = plan
         self._memory = memory
         self._kernels = kernels
@@ -36,7 +42,7 @@ class SurveyWorker:
 
     def survey(self, shard: int, round_: Round) -> list[SurveyPart]:
         """One part per model."""
-        parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes)
+        parts = _ShardSurvey(self._plan, shard, round_, self._kernels, self._memory.slab_bytes, self._octaves)
         self._pipeline.run(parts.jobs(), done=parts.add)
         return parts.parts()
 
@@ -44,7 +50,16 @@ class SurveyWorker:
 class _ShardSurvey:
     """Statistics of one shard's tensors while they are gathered."""
 
-    def __init__(self, plan: Plan, shard: int, round_: Round, kernels: Kernels, slab_bytes: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        shard: int,
+        round_: Round,
+        kernels: Kernels,
+        slab_bytes: int,
+        octaves: Sequence[Counter[int]] | None,
+    ) -> None:
+        self._octaves = octaves
         self._plan = plan
         self._shard = shard
         self._round = round_
@@ -73,7 +88,7 @@ class _ShardSurvey:
         if self._round.kind in ("high", "low"):
             prefixes = self._round.prefixes or (0,) * len(self._plan.models)
             return [HistogramPass(state, self._level, prefixes, self._counts, self._counts_lock)]
-        statistics = StatisticsPass(state)
+        statistics = StatisticsPass(state, octaves=self._octaves is not None)
         if self._round.kind == "moments":
             return [statistics]
 
@@ -90,7 +105,10 @@ class _ShardSurvey:
             self._read |= input_ranges(self._plan, taken.stretches())
         if isinstance(taken := part.passes[0], StatisticsPass):
             for i in part.state.present:
-                self._rows[part.state.task.model_of(i)].append(self._row(part.state, taken, i))
+                model = part.state.task.model_of(i)
+                self._rows[model].append(self._row(part.state, taken, i))
+                if self._octaves is not None:
+                    self._octaves[model].update(taken.octaves(i))
 
     def parts(self) -> list[SurveyPart]:
         read = ranges_digest(self._read)
