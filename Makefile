@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo test test-slow mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
+.PHONY: help setup setup-s3 demo report-pictures test test-slow mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint       ruff and mypy'
 	@echo 'make format     let ruff lay out the code'
 	@echo 'make docs       what documents show of the code: tables of methods, the picture of the rooms'
+	@echo 'make report-pictures  the pictures of docs/report.md, as Chromium shows a report'
 	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
 	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
@@ -76,6 +77,9 @@ format: setup
 docs: setup
 	$(BIN)/python docs/method_tables.py
 	$(BIN)/python -m benchmarks.rooms
+
+report-pictures: setup
+	$(BIN)/python -m docs.report_pictures
 
 bench-peer:
 	benchmarks/peers/setup.sh

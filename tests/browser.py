@@ -116,6 +116,12 @@ class Browser:
             assert time.monotonic() < end, f"not true after {WAIT_SECONDS} seconds: {expression}; {self.complaints}"
             time.sleep(0.1)
 
+    def place_of(self, selector: str) -> tuple[float, float]:
+        """(top, height) of an element in the whole page."""
+        box = f"document.querySelector('{selector}').getBoundingClientRect()"
+        top, height = self.evaluate(f"[{box}.top + scrollY, {box}.height]")
+        return top, height
+
     def move_to(self, x: float, y: float) -> None:
         """Move the mouse within what is in view."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

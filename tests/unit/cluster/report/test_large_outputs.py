@@ -26,8 +26,15 @@ def output_of(layers: int, models: int, experts: int = 1) -> Finished:
     base = SimpleNamespace(info=SimpleNamespace(dtype="BF16", shape=(8, 128)))
     tasks = [
         SimpleNamespace(
-            **{"name": name, "numel": 1024, "method": "cabs", "reason": "", "base": base, "out_dtype": "BF16"},
-            **{"read_bytes": 1, "write_bytes": 2048, "model_of": lambda position: position},
+            name=name,
+            numel=1024,
+            method="cabs",
+            reason="",
+            base=base,
+            out_dtype="BF16",
+            read_bytes=1,
+            write_bytes=2048,
+            model_of=lambda position: position,
         )
         for name in names
     ]
@@ -47,9 +54,18 @@ def output_of(layers: int, models: int, experts: int = 1) -> Finished:
     store.replace(TENSORS_NAME, write_table(table.arrow))
     store.replace(TASKS_NAME, write_table(tasks_table(plan)))
     manifest = Manifest(
-        **{"plan_id": "p", "numerics": 2, "recipe": {"merge_method": "cabs"}, "inputs": [], "files": {}},
-        **{"merged_tensors": len(rows), "copied_tensors": 0, "parameters": 1024 * len(rows), "warnings": []},
-        **{"summary": table.summary, "tables": {TENSORS_NAME: table.digest}, "survey": []},
+        plan_id="p",
+        numerics=2,
+        recipe={"merge_method": "cabs"},
+        inputs=[],
+        files={},
+        merged_tensors=len(rows),
+        copied_tensors=0,
+        parameters=1024 * len(rows),
+        warnings=[],
+        summary=table.summary,
+        tables={TENSORS_NAME: table.digest},
+        survey=[],
     )
     return Finished("", store, manifest)
 
