@@ -82,7 +82,7 @@ def lines_by(
     across, what = names
     base = _chart([row for row in rows if row["value"] is not None]).encode(
         x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("value:Q", title=what, axis=alt.Axis(format="~g", tickCount=5)),
+        y=alt.Y("value:Q", title=what, axis=alt.Axis(tickCount=5)),
         color=_by_series(series),
         tooltip=_tooltip(column=across, series="which", shown=what),
     )

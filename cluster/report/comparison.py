@@ -84,10 +84,14 @@ def _sections(report: ComparisonReport) -> Iterator[Section]:
     yield Section("What was compared", [("A", report.first), ("B", report.second)])
     if report.ours is not None:
         parts = (("recipe", report.ours.recipe), ("input", report.ours.inputs), ("masks", report.ours.summary))
-        rows = [(what, each.where, str(each.first), str(each.second)) for what, found in parts for each in found]
+        rows = [(what, each.where, _value(each.first), _value(each.second)) for what, found in parts for each in found]
         rows += [("file", name, "", "") for name in report.ours.files]
         if rows:
             yield Section("How the outputs came about", table=Table(("what", "where", "A", "B"), rows))
+
+
+def _value(value: object) -> str:
+    return "nothing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _element_figures(report: ComparisonReport) -> Iterator[Figure]:
@@ -98,8 +102,8 @@ def _element_figures(report: ComparisonReport) -> Iterator[Figure]:
         cells.setdefault(places.find(tensor.name), Differences()).add(tensor)
     cells = {key: found for key, found in cells.items() if found.tensors}
     if cells:
-        yield _map(cells, places, "differing", "Share of elements that differ", lambda d: d.share, percent)
-        yield _map(cells, places, "relative", "Relative difference |a - b| / |a|", lambda d: d.relative, real)
+        yield _map(cells, places, "differing", "Elements that differ", lambda d: d.share, percent)
+        yield _map(cells, places, "relative", "Relative difference", lambda d: d.relative, real)
         yield _by_layer(cells, places)
     yield _tensors(report)
 
@@ -130,7 +134,8 @@ def _map(
                 for (layer, kind), d in cells.items()
             ],
         )
-    text = f"{title}, of tensors of one kind in one layer together. A row is a kind of tensor, a column a layer."
+    what = "The share of elements with other values" if name == "differing" else "|a - b| / |a|, Euclidean"
+    text = f"{what}, of tensors of one kind in one layer together. A row is a kind of tensor, a column a layer."
     return Figure(name, f"{title} by layer and kind", text, [Panel("A and B", chart)], table)
 
 

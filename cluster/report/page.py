@@ -71,7 +71,7 @@ def theme(scheme: str) -> dict[str, Any]:
             "labelLimit": LABEL_PIXELS,
             "labelOverlap": "greedy",
         },
-        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12},
+        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleLimit": 260},
         "title": {"color": ink, "subtitleColor": soft, "anchor": "start"},
         "text": {"color": ink},
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from anabranch.cluster.cli import cli
@@ -16,6 +19,7 @@ from anabranch.engine.output import read_survey_rows, read_tensor_rows
 from anabranch.engine.storage.local import LocalStore
 
 from ..browser import Browser, find_chromium
+from ..merging import load_output, write_recipe
 from ..report_models import LACKING, MODELS, write_models
 
 pytest.importorskip("vl_convert", reason="pictures need vl-convert-python: pip install 'anabranch[report]'")
@@ -201,3 +205,56 @@ def test_a_report_of_nothing_finished_or_to_nowhere_says_so(place: Path, tmp_pat
         done = CliRunner().invoke(cli, arguments)
         assert (done.exit_code, words in done.output) == (code, True), done.output
     assert not (tmp_path / "o").exists()
+
+
+@needs_browser
+def test_a_comparison_shows_what_its_json_says(place: Path, tmp_path: Path, browser: Browser) -> None:
+    other = yaml.safe_load((place / "recipe.yml").read_text())
+    other["parameters"]["density"]["tadrop"]["mean"] = 0.3
+    out = str(tmp_path / "other")
+    run("merge", str(write_recipe(tmp_path / "other.yml", other)), out)
+    page = tmp_path / "comparison.html"
+    done = CliRunner().invoke(cli, ["compare", str(place / "out"), out, "--json", "--report", str(page)])
+    assert done.exit_code == 1
+    found = {each["tensor"]: each for each in json.loads(done.stdout.splitlines()[-1])["differences"]}
+    for view in (VIEWS[0], VIEWS[3]):
+        show(browser, page, view)
+        assert browser.evaluate(UNDRAWN) == [] and browser.evaluate(CLIPPED) == [] and browser.evaluate(WIDE) == []
+        assert (browser.complaints, browser.requests) == ([], [])
+    for row in table_of(browser, "tensors"):
+        each = found[row["tensor"]]
+        assert row["differ"] == f"{each['differing'] / each['elements']:.2%}"
+        assert (row["relative"], row["largest"]) == (f"{each['relative']:.4g}", f"{each['largest']:.4g}")
+    for row in table_of(browser, "differing"):
+        stem = f"{row['kind']}.weight" if row["layer"] == "-" else f"model.layers.{row['layer']}.{row['kind']}.weight"
+        same = {"differing": 0, "elements": 1, "relative": 0.0}
+        assert row["relative"] == f"{found.get(stem, same)['relative']:.4g}"
+    mine, theirs = (
+        {(row["model"], row["tensor"]): row for row in read_tensor_rows(LocalStore(Path(each)))}
+        for each in (place / "out", out)
+    )
+    key = (1, "model.layers.2.mlp.up_proj.weight")
+    [moved] = [row for row in table_of(browser, "moved-kept") if [*row.values()][:3] == ["1", "2", "mlp.up_proj"]]
+    shares = [rows[key]["kept"] / rows[key]["numel"] for rows in (mine, theirs)]
+    assert [*moved.values()][3:] == [f"{shares[0]:.2%}", f"{shares[1]:.2%}", f"{shares[1] - shares[0]:+.2%}"]
+
+
+@needs_browser
+def test_a_survey_counts_every_change_by_its_size(place: Path, tmp_path: Path, browser: Browser) -> None:
+    page = tmp_path / "survey.html"
+    run("survey", str(place / "recipe.yml"), "--out", str(tmp_path / "survey.parquet"), "--plot", str(page))
+    for view in (VIEWS[1], VIEWS[2]):
+        show(browser, page, view)
+        assert browser.evaluate(UNDRAWN) == [] and browser.evaluate(CLIPPED) == [] and browser.evaluate(WIDE) == []
+        assert (browser.complaints, browser.requests) == ([], [])
+    base = load_output(place / "base")
+    expected = {}
+    for i, model in enumerate(MODELS):
+        tuned = load_output(place / model)
+        changes = [tuned[name].float() - base[name].float() for name in tuned if "embed" not in name]
+        sizes = np.abs(np.concatenate([change.numpy().reshape(-1) for change in changes]))
+        octaves = Counter(np.floor(np.log2(sizes[sizes > 0].astype(np.float64))).astype(int).tolist())
+        expected |= {(f"{i} {model}", str(octave)): f"{count:,}" for octave, count in octaves.items()}
+    table = table_of(browser, "sizes")
+    assert {(row["model"], row["power of 2"]): row["elements"] for row in table} == expected
+    assert hover(browser, "sizes-0", 0)["elements"] in expected.values()
