@@ -10,8 +10,6 @@ import fsspec
 
 from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
 
-EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-"""Extras of this package by the schemes that they open."""
 _CREDENTIALS = re.compile(r"credential|auth|token|login|denied|forbidden", re.IGNORECASE)
 _SETTINGS = (
     "Credentials and settings come from the environment or from fsspec's configuration (~/.config/fsspec), not from "
@@ -32,9 +30,10 @@ def open_file_system(scheme: str) -> Any:
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        extra = EXTRAS.get(scheme)
-        hint = f"pip install 'anabranch[{extra}]'" if extra else "Install the package, or copy the files."
-        raise ResourceError(f"{where}: a Python package for this kind of URL is missing ({error})", hint) from error
+        raise ResourceError(
+            f"{where}: a Python package for this kind of URL is missing ({error})",
+            "Install the package, or copy the files.",
+        ) from error
     except ValueError as error:
         raise InputError(f"{where}: this kind of URL is not known", _OTHERS) from error
     missing = _needs(kind, fsspec.config.conf.get(scheme, {}))

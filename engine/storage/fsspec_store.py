@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
+from .clouds import CLOUDS, open_cloud_store
 from .coalesce import Coalescer
 from .file_systems import is_no_outage, lacks_credentials, open_file_system
 from .hub_cache import COMMIT, HubCacheStore, cached_snapshot
@@ -46,6 +47,8 @@ def open_remote_store(url: str) -> Store:
         from .s3 import S3Store
 
         return S3Store(parts[0], "/".join(parts[1:]))
+    if scheme in CLOUDS:
+        return open_cloud_store(scheme, parts)
     if scheme == "hf":
         return RetryStore(_open_hub(parts))
     return RetryStore(FsspecStore(f"{scheme}://{'/'.join(parts)}", open_file_system(scheme), "/".join(parts)))

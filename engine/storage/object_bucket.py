@@ -1,0 +1,88 @@
+"""What a cloud must answer so that `ObjectStore` can make a store of it; every method is one request, tried once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from .object_client import ObjectClient
+
+
+class ObjectInfo(NamedTuple):
+    """An object as its server describes it."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Another one after every change."""
+    attributes: Mapping[str, str]
+    """What was stored beside it."""
+
+
+class Unfinished(NamedTuple):
+    """Parts that were uploaded and never became an object."""
+
+    key: str
+    age_seconds: float
+    size: int
+    """Bytes."""
+
+
+class Upload(Protocol):
+    """One object on its way, invisible before `finish`."""
+
+    most_parts_at_once: int
+    """1 where the server takes them in order only."""
+
+    async def part(self, offset: int, body: bytes) -> None:
+        """Send bytes from `offset` on; the same bytes may be sent again."""
+
+    async def finish(self, offset: int, body: bytes) -> None:
+        """Send the last bytes and make the object visible, whole; may be repeated.
+
+        Raises:
+            GoneError: parts of it are gone; perhaps because it was finished.
+        """
+
+    async def abort(self) -> None:
+        """Take back what can be taken back at once."""
+
+
+class Bucket(Protocol):
+    """A bucket or container. Errors are FileNotFoundError, ConditionError, or what the client's `translate` knows."""
+
+    client: ObjectClient
+    url: str
+    """Scheme and name, without a slash at the end."""
+    granularity_bytes: int
+    """Parts but the last are multiples of this."""
+    most_parts: int
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Describe an object."""
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Keys that begin with `prefix` and have no slash after it."""
+
+    async def get(self, key: str, offset: int, into: memoryview, version: str | None) -> None:
+        """Fill `into` from byte `offset` on.
+
+        Raises:
+            ConditionError: the object has another version than the one that is given.
+            InputError: it ends too early.
+        """
+
+    async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
+        """Write a whole object; ConditionError where it must not exist and does."""
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; FileNotFoundError where there is none."""
+
+    async def begin(self, key: str, size: int, attributes: Mapping[str, str]) -> Upload:
+        """Start to upload an object of `size` bytes."""
+
+    async def unfinished(self, prefix: str) -> list[Unfinished]:
+        """Unfinished uploads of keys that begin with `prefix`, as far as the server tells."""
+
+    async def remove_unfinished(self, key: str) -> None:
+        """Remove what an unfinished upload left; FileNotFoundError where there is nothing."""

@@ -1,0 +1,96 @@
+"""What every cloud must give our store: the contract of all stores, and what uploads in parts add."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from anabranch.engine.errors import IntegrityError, ResourceError
+from anabranch.engine.storage.object_store import ObjectStore
+
+from ..contract.store_contract import RUN_ID, StoreContract
+from ..s3.s3_contract import pattern
+from .servers import PART, store
+
+
+@functools.cache
+def bucket_of(server):
+    return server.bucket()
+
+
+class CloudContract(StoreContract):
+    @pytest.fixture
+    def server(self):
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, server, request) -> ObjectStore:
+        return store(bucket_of(server), f"models/{request.node.name}")
+
+    @pytest.mark.parametrize("size", [PART - 1, PART, PART + 1, 4 * PART, 4 * PART + 12345])
+    def test_large_files_go_in_parts_and_come_back(self, store, size):
+        data = pattern(size)
+        writer = store.writer("big", size, {"plan_id": "p"}, RUN_ID)
+        for start in range(0, size, 234_567):
+            writer.write(memoryview(data)[start : start + 234_567])
+        assert store.list() == []
+        with pytest.raises(FileNotFoundError):
+            store.info("big")
+        writer.commit()
+        info = store.info("big")
+        assert info.size == size
+        assert self.read(store, "big", 0, size, info.version) == data
+        assert self.read(store, "big", size - 7, 7, info.version) == data[-7:]
+        assert store.attributes("big") == {"plan_id": "p"}
+        assert store.leftovers(["big"]) == ()
+
+    def test_a_discarded_upload_shows_nothing(self, store):
+        writer = store.writer("big", 4 * PART, {}, RUN_ID)
+        writer.write(bytes(3 * PART))
+        writer.discard()
+        writer.discard()
+        assert store.list() == []
+
+    def test_a_short_upload_is_not_completed(self, store):
+        writer = store.writer("big", 2 * PART, {}, RUN_ID)
+        writer.write(bytes(2 * PART - 1))
+        with pytest.raises(IntegrityError):
+            writer.commit()
+        writer.discard()
+        assert store.list() == []
+
+    def test_twin_uploads_both_succeed_and_the_file_is_whole(self, store):
+        data = pattern(3 * PART + 100)
+        first = store.writer("big", len(data), {"plan_id": "p"}, RUN_ID)
+        second = store.writer("big", len(data), {"plan_id": "p"}, RUN_ID)
+        first.write(data[: 2 * PART])
+        second.write(data)
+        second.commit()
+        assert store.read_bytes("big") == data
+        first.write(data[2 * PART :])
+        first.commit()
+        assert store.read_bytes("big") == data
+
+    def test_an_upload_replaces_a_larger_object_only_when_it_is_whole(self, store):
+        data = pattern(2 * PART + 1)
+        store.replace("big", pattern(4 * PART))
+        writer = store.writer("big", len(data), {}, RUN_ID)
+        writer.write(data)
+        assert store.info("big").size == 4 * PART
+        writer.commit()
+        assert store.read_bytes("big") == data
+
+    def test_a_missing_bucket_is_a_resource_error(self, server):
+        absent = store(server.bucket("no-such-bucket-here"), "x")
+        for ask in (absent.list, lambda: absent.replace("a", b"1"), lambda: absent.writer("a", 9 * PART, {}, RUN_ID)):
+            with pytest.raises(ResourceError, match="no-such-bucket-here"):
+                ask()
+
+    def test_a_whole_bucket_is_a_store(self, server):
+        whole = store(server.bucket(), "")
+        whole.replace("a", b"1")
+        whole.replace("f/b", b"1")
+        assert whole.list() == ["a"]
+        assert whole.list("f") == ["f/b"]
+        assert whole.url.count("/") == 2
