@@ -235,7 +235,10 @@ class GcsConnection:
     def __init__(
         self, limits: ObjectLimits | None = None, retry: Retry | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
-        self._fs: Any = gcsfs.core.GCSFileSystem(skip_instance_cache=True, **(options or {}))
+        try:
+            self._fs: Any = gcsfs.core.GCSFileSystem(skip_instance_cache=True, **(options or {}))
+        except (google.auth.exceptions.GoogleAuthError, ValueError, OSError) as error:
+            raise ResourceError(f"gs://…: no usable credentials ({type(error).__name__})", _CREDENTIALS) from error
         self.client = ObjectClient(translate, limits or ObjectLimits(), retry or Retry())
 
     @contextlib.asynccontextmanager

@@ -15,8 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ..errors import InputError
-from .local_files import MAX_CALL_BYTES, absolute_path, translate, translated, write_fully
+from .local_files import MAX_CALL_BYTES, absolute_path, make_folder, translate, translated, write_fully
 from .local_folders import NEW_FILE, open_below, opened_folder, status_below, unlink_below
+from .local_probe import probe_folder
 from .local_writer import LocalWriter
 from .protocol import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, check_name
 
@@ -37,7 +38,7 @@ _TEMPORARY = re.compile(
 )
 
 _PROBE = "probe"
-"""Of an empty temporary file that shows whether the folder can be written."""
+"""Of a temporary file that shows whether the folder can hold an output."""
 
 READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """Opening a named pipe must not wait for a writer; regular files ignore it."""
@@ -59,10 +60,10 @@ class LocalStore:
         self._own = own
         self._files = _OpenFiles()
         if create:
-            with translated(self._root), opened_folder(self._root, "", make=True) as folder:
-                probe = _temporary(_PROBE, "probe")
-                os.close(open_below(folder, probe, NEW_FILE, probe))
-                unlink_below(folder, probe)
+            probes = [os.path.join(self._root, _temporary(_PROBE, "probe")) for _ in range(2)]
+            with translated(self._root):
+                make_folder(self._root)
+                probe_folder(self._root, *probes)
 
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
