@@ -1,7 +1,8 @@
 """Break one promise of the commit protocol at a time and see that the tests notice: `make mutations`.
 
 Every mutation is an edit of a copy of the checkout; the tests that guard the promise then run on it and must fail.
-They run once without an edit before, and must pass. Exit status 1 where a mutation survives.
+They run once without an edit before, and must pass. Exit status 1 where a mutation survives. Words of the command line
+choose mutations by name.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ MUTATIONS = (
         "shards that are not read again on resume",
         "engine/run/resumed.py",
         (("    if not doubted:\n", "    if doubted or not doubted:\n"),),
-        ("tests/unit/output/test_state.py", "tests/faults"),
+        ("tests/unit/output/test_state.py",),
     ),
     Mutation(
         "a manifest without a look at what was published",
@@ -159,10 +160,156 @@ MUTATIONS = (
         (("        if one[:4] == other[:4]:\n", "        if one == other:\n"),),
         ("tests/unit/run/test_input_digests.py",),
     ),
+    Mutation(
+        "no look after the manifest",
+        COMMIT,
+        (
+            (
+                "        try:\n            self._check_published(manifest)\n        except IntegrityError:\n",
+                "        try:\n            pass\n        except IntegrityError:\n",
+            ),
+        ),
+        ("tests/unit/output/test_watch.py",),
+    ),
+    Mutation(
+        "a finished output that is believed",
+        COMMIT,
+        (("        problems = self._watch.problems_since(", "        problems = [] and self._watch.problems_since("),),
+        ("tests/unit/output/test_watch.py",),
+    ),
+    Mutation(
+        "a plan that replaces another",
+        COMMIT,
+        (
+            (
+                "        if not self.store.create(PLAN_NAME, plan):\n",
+                "        if self.store.replace(PLAN_NAME, plan):\n",
+            ),
+        ),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "another plan that is not refused",
+        COMMIT,
+        (("        if found not in (None, self.plan.plan_id):\n", "        if found is False:\n"),),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "receipts of another plan",
+        COMMIT,
+        (
+            (
+                "        return stored.plan_id == owner == self.plan.plan_id and stored.size == size",
+                "        return stored.size == size",
+            ),
+        ),
+        ("tests/unit/output/test_state.py",),
+    ),
+    Mutation(
+        "shards of another size",
+        COMMIT,
+        (("stored.size == size == expected.size\n", "stored.size == expected.size\n"),),
+        ("tests/unit/output/test_state.py",),
+    ),
+    Mutation(
+        "rows of a receipt that are another's",
+        "engine/output/receipts.py",
+        (
+            (
+                "    if (len(table), hashlib.sha256(table).hexdigest()) != (stored.rows.size, stored.rows.sha256):\n",
+                "    if False:\n",
+            ),
+        ),
+        ("tests/unit/output/test_state.py",),
+    ),
+    Mutation(
+        "inputs that were replaced since an earlier run",
+        COMMIT,
+        (("        for name in made:\n            self.store.delete(name)\n", ""),),
+        ("tests/unit/run/test_replaced_inputs.py",),
+    ),
+    Mutation(
+        "inputs whose version is not checked while they are read",
+        "engine/storage/local.py",
+        (("    if info.version != version:\n", "    if False:\n"),),
+        ("tests/contract/test_local.py",),
+    ),
+    Mutation(
+        "records that are not flushed",
+        "engine/storage/local.py",
+        (("            os.fsync(descriptor)\n", ""),),
+        ("tests/contract/test_local.py",),
+    ),
+    Mutation(
+        "a plan that is visible before it is whole",
+        "engine/storage/local.py",
+        (
+            (
+                "            try:\n                return _link",
+                (
+                    "            try:\n                os.close(create_file(path))\n"
+                    "                os.replace(temporary, path)\n                return True\n"
+                    "            except FileExistsError:\n                return False\n"
+                    "            try:\n                return _link"
+                ),
+            ),
+        ),
+        ("tests/faults/test_kill_sweep.py", "tests/faults/test_kills.py"),
+    ),
+    Mutation(
+        "a shard that is visible before it is whole",
+        "engine/storage/local_writer.py",
+        (
+            ("        self._temporary = temporary\n", "        self._temporary = path\n"),
+            ("create_file(temporary)", "create_file(path)"),
+        ),
+        ("tests/contract/test_local.py",),
+    ),
+    Mutation(
+        "an unfinished shard that stays after an error",
+        "engine/run/shard.py",
+        (("            self._writer.discard()\n", "            pass\n"),),
+        ("tests/unit/output/test_commit.py",),
+    ),
+    Mutation(
+        "an object that a failed upload leaves visible",
+        "engine/storage/s3_writer.py",
+        (
+            (
+                "        for future in self._pending:\n            future.cancel()\n        self._pending.clear()\n",
+                (
+                    "        if self._upload is not None:\n"
+                    "            if self._filled:\n                self._send_part()\n"
+                    "            while self._pending:\n                self._collect_part()\n"
+                    "            self._client.run(self._client.repeat(self._complete))\n"
+                ),
+            ),
+        ),
+        ("tests/s3/test_s3_contract_moto.py",),
+    ),
+    Mutation(
+        "bytes that verify does not compare",
+        "engine/output/problems.py",
+        (("    if digest.hexdigest() != entry.sha256:\n", "    if False:\n"),),
+        ("tests/unit/output/test_verify.py",),
+    ),
+    Mutation(
+        "left-overs of others that gc removes",
+        "engine/storage/local.py",
+        (
+            (
+                '                    and (name := os.path.join(folder, match["name"])) in wanted\n',
+                '                    and (name := os.path.join(folder, match["name"]))\n',
+            ),
+        ),
+        ("tests/contract/test_local.py",),
+    ),
 )
 
 
 def main() -> int:
+    words = sys.argv[1:]
+    chosen = [each for each in MUTATIONS if not words or any(word in each.name for word in words)]
     with tempfile.TemporaryDirectory(prefix="anabranch-mutations-") as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -171,8 +318,8 @@ def main() -> int:
                 shutil.copytree(place, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(place, copy / name, follow_symlinks=False)
-        survived = [mutation.name for mutation in MUTATIONS if not killed(copy, mutation)]
-    print(f"{len(MUTATIONS) - len(survived)} of {len(MUTATIONS)} mutations were noticed")
+        survived = [mutation.name for mutation in chosen if not killed(copy, mutation)]
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} mutations were noticed")
     return 1 if survived else 0
 
 
@@ -186,11 +333,11 @@ def killed(copy: Path, mutation: Mutation) -> bool:
             raise SystemExit(f"{mutation.name}: {mutation.file} has {mutated.count(old)} of\n{old}")
         mutated = mutated.replace(old, new)
     begin = time.perf_counter()
-    if passes(copy, mutation.tests) != 0:
-        raise SystemExit(f"{mutation.name}: its tests fail without it")
+    if (said := passes(copy, mutation.tests)).returncode != 0:
+        raise SystemExit(f"{mutation.name}: its tests fail without it\n{said.stdout[-3000:]}")
     path.write_text(mutated, encoding="utf-8")
     try:
-        noticed = run(copy, mutation.tests) == 1  # 1: tests failed; others: none ran, or pytest itself
+        noticed = run(copy, mutation.tests).returncode == 1  # 1: tests failed; others: none ran, or pytest itself
     finally:
         path.write_text(text, encoding="utf-8")
     print(f"{'noticed ' if noticed else 'SURVIVED'}  {mutation.name} ({time.perf_counter() - begin:.0f} s)", flush=True)
@@ -198,13 +345,13 @@ def killed(copy: Path, mutation: Mutation) -> bool:
 
 
 @cache
-def passes(copy: Path, tests: tuple[str, ...]) -> int:
+def passes(copy: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     """`run` of the code as it is, once for mutations that the same tests guard."""
     return run(copy, tests)
 
 
-def run(copy: Path, tests: Sequence[str]) -> int:
-    """Pytest's exit status, on the copy; stops at the first failure."""
+def run(copy: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Pytest on the copy; stops at the first failure."""
     command = [
         sys.executable,
         "-m",
@@ -218,7 +365,7 @@ def run(copy: Path, tests: Sequence[str]) -> int:
         *tests,
     ]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":

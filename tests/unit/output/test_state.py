@@ -264,6 +264,40 @@ def test_sizes_are_trusted_where_that_is_asked_for(finished: Path, killed: Path)
     assert "check" not in [name for name, _ in told.phases]
 
 
+def test_trusted_sizes_are_compared_all_the_same(finished: Path, killed: Path) -> None:
+    path = killed / SHARDS[2]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert resume(finished, killed, trust_sizes=True)[0] == (2,)
+    assert contents(killed) == contents(finished / "out")
+
+
+def test_rows_with_other_numbers_are_not_believed(finished: Path, killed: Path) -> None:
+    path = killed / f".anabranch/receipts/{SHARDS[1]}.parquet"
+    rows = parquet.read_table(path)
+    other = pyarrow.array([7] * len(rows), pyarrow.int64())
+    path.write_bytes(write_table(rows.set_column(rows.schema.get_field_index("overflowed"), "overflowed", other)))
+    assert resume(finished, killed)[0] == (1,)
+    assert contents(killed) == contents(finished / "out")
+
+
+OTHERS = {
+    "plan": lambda record: record.update(plan_id="0" * 64),
+    "size": lambda record: record.update(size=record["size"] - 1),
+    "name": lambda record: record.update(name=SHARDS[0]),
+    "place": lambda record: record.update(shard=0),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_whole_receipt_of_something_else_is_not_believed(
+    finished: Path, killed: Path, other: Callable[[dict], object]
+) -> None:
+    path = killed / f".anabranch/receipts/{SHARDS[1]}.json"
+    path.write_bytes(sealed_anew(other)(path.read_bytes()))
+    assert resume(finished, killed)[0] == (1,)
+    assert contents(killed) == contents(finished / "out")
+
+
 def test_an_undisturbed_rest_is_not_made_again(finished: Path, killed: Path) -> None:
     (killed / SHARDS[0]).unlink()
     (killed / INDEX_NAME).unlink()
