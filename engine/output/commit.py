@@ -122,12 +122,15 @@ class OutputDirectory:
             pass
         self.store.replace(name, data)
 
-    def bind_inputs(self, host: str, identity: Mapping[str, Sequence[int]]) -> None:
+    def bind_inputs(self, host: str, identity: Mapping[str, Sequence[int]]) -> bool:
         """Give up what was made from other files than those that are there now, even if name, size and time are equal.
 
         Args:
             host: where `identity` means something. What another host noted cannot be compared and is believed.
             identity: by URL of an input file, numbers that another file cannot have.
+
+        Returns:
+            Whether they could be compared.
         """
         record = {"plan_id": self.plan.plan_id, "host": host, "files": {url: [*of] for url, of in identity.items()}}
         try:
@@ -137,10 +140,11 @@ class OutputDirectory:
         except (InputError, ValueError):
             found = {"host": host}  # damaged: nobody knows what was read
         if found == record:
-            return
+            return True
         if found.get("host") == host and found.get("files") != record["files"]:
             self.start_over("inputs were replaced by other files, or were changed")
         self.store.replace(INPUTS_NAME, sealed_json(record))
+        return found.get("host") == host
 
     def start_over(self, reason: str) -> None:
         """Give up all that was made so far but the files themselves, which are written over."""

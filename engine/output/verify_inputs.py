@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ..errors import InputError, IntegrityError
 from ..models import Header, Room, read_file_header
-from ..storage import BlockDigest, FileInfo, Store, block_digest, open_store, stretch_digest
+from ..storage import open_store, read_digest
 from .finished import Finished
 from .input_ranges import RangeRow, table_rows
 from .manifest import INPUT_RANGES_NAME, ReadFile
-from .problems import CHUNK_BYTES, Problem
+from .problems import Problem
 from .tables import table_problem
 
 MOST_PROBLEMS = 20
@@ -123,34 +122,16 @@ def _problems(file: _File, room: Room, progress: Callable[[int], None]) -> Itera
         progress(file.read.bytes)
         yield Problem(file.read.url, "not what was merged: it has another header, so other tensors or other places")
         return
-    differing = [
-        part for part in sorted(file.ranges) if f"{_digest(store, name, info, part, progress):016x}" != part.xxh3_64
-    ]
+    differing = []
+    for part in sorted(file.ranges):
+        digest = read_digest(store, name, info.version, (part.begin, part.end, part.block), progress)
+        if f"{digest:016x}" != part.xxh3_64:
+            differing.append(part)
     for part in differing[:MOST_PROBLEMS]:
         where = f"bytes {part.begin} to {part.end}"
         yield Problem(file.read.url, f"not what was merged: {_tensors(header, part)} ({where})")
     if len(differing) > MOST_PROBLEMS:
         yield Problem(file.read.url, f"not what was merged: {len(differing) - MOST_PROBLEMS} more ranges")
-
-
-def _digest(store: Store, name: str, info: FileInfo, part: RangeRow, progress: Callable[[int], None]) -> int:
-    """The digest that a range has now; blocks of any length are read in pieces."""
-    step = max(1, CHUNK_BYTES // part.block) * part.block
-    chunk = memoryview(bytearray(min(step, CHUNK_BYTES, part.end - part.begin)))
-    blocks = array("Q")
-    for start in range(part.begin, part.end, step):
-        stop, block = min(start + step, part.end), BlockDigest()
-        for begin in range(start, stop, len(chunk)):
-            piece = chunk[: stop - begin]
-            store.read_into(name, begin, piece, info.version)
-            progress(len(piece))
-            if part.block > CHUNK_BYTES:
-                block.update(piece)
-            else:
-                blocks.extend(block_digest(piece[at : at + part.block]) for at in range(0, len(piece), part.block))
-        if part.block > CHUNK_BYTES:
-            blocks.append(block.intdigest())
-    return stretch_digest(blocks)
 
 
 def _tensors(header: Header, part: RangeRow) -> str:

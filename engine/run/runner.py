@@ -9,7 +9,7 @@ from .gather import gather
 from .machine import host_id
 from .meter import Meter
 from .protocols import Member, Outcome, Progress, Runner
-from .resumed import check_resumed
+from .resumed import check_inputs, check_resumed
 from .surveys import check_surveyed, take_surveys
 from .work import MergeWork
 
@@ -67,7 +67,8 @@ def _run(
         members[place].inputs.check_side_files()
     for place in missing:
         members[place].output.open()
-        members[place].output.bind_inputs(host_id(), members[place].inputs.local_identity())
+        if not members[place].output.bind_inputs(host_id(), members[place].inputs.local_identity()):
+            check_inputs(members[place].output)
     if checking is not None:
         check_resumed(members, missing, checking, progress)
     surveys = take_surveys(members, missing, runner, progress)

@@ -5,7 +5,7 @@ Held by tests/contract (what every store must do), tests/unit/storage, tests/s3 
 
 from __future__ import annotations
 
-from .digests import BLOCK_BYTES, BlockDigest, block_digest, stretch_digest
+from .digests import BLOCK_BYTES, block_digest, read_digest, stretch_digest
 from .joined import JoinedStore
 from .local_files import absolute_path, translate
 from .opening import crosses_network, open_store
@@ -14,7 +14,6 @@ from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Write
 __all__ = [
     "BLOCK_BYTES",
     "DEFAULT_READ_LIMIT_BYTES",
-    "BlockDigest",
     "FileInfo",
     "JoinedStore",
     "Leftover",
@@ -24,6 +23,7 @@ __all__ = [
     "block_digest",
     "crosses_network",
     "open_store",
+    "read_digest",
     "stretch_digest",
     "translate",
 ]

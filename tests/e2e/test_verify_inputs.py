@@ -180,7 +180,7 @@ def test_tables_that_no_merge_writes_are_damage(out: Path, change: str) -> None:
 
 @pytest.mark.parametrize("chunk", [64, 1000, 1 << 18, 1 << 20])
 def test_blocks_are_read_in_pieces_of_any_size(out: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.engine.output.verify_inputs.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("anabranch.engine.storage.digests.CHUNK_BYTES", chunk)
     assert not verify_inputs(open_outputs(out)).problems
     flip(out.parent / "model" / "model.safetensors", 300_000)
     [problem] = verify_inputs(open_outputs(out)).problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,23 @@ def test_what_another_host_read_is_gone_on_with(recipe: Path, tmp_path: Path) ->
     record = unsealed(path.read_bytes())
     path.write_bytes(sealed_json({**record, "host": "another", "files": {}}))
     assert merge(recipe, tmp_path / "out").merged_shards == (2,)
+
+
+@pytest.mark.parametrize("record", [{"host": "another", "files": {}}, None])
+def test_a_model_that_is_replaced_before_another_host_goes_on_is_merged_whole(
+    recipe: Path, tmp_path: Path, record: dict[str, Any] | None
+) -> None:
+    """Nor where nothing was noted; size, time and header are the same."""
+    kill(recipe, tmp_path / "out")
+    path = tmp_path / "out" / INPUTS_NAME
+    if record is None:
+        path.unlink()
+    else:
+        path.write_bytes(sealed_json({**unsealed(path.read_bytes()), **record}))
+    swap(tmp_path, by_rename)
+    assert merge(recipe, tmp_path / "out").merged_shards == (0, 1, 2)
+    merge(recipe, tmp_path / "fresh")
+    assert shards(tmp_path / "out") == shards(tmp_path / "fresh")
 
 
 def test_where_nobody_knows_what_was_read_everything_is_made_again(recipe: Path, tmp_path: Path) -> None:
