@@ -102,7 +102,10 @@ class Masks:
                 self.densities = [selection.share] * models
             self.divides = isinstance(selection, RankedRandom) and method.rescale == "density"
             self._factors = [self._factors_of(task, i) for i in range(models)]
-        self._keys = [random_key(seed, position, task.name) for position in range(models)]
+        self._keys: list[tuple[int, int]] = []
+        """Of random selections, per model."""
+        if isinstance(self.selection, Random | RankedRandom):
+            self._keys = [random_key(seed, position, task.name) for position in range(models)]
         self.edges = [first_edges(self.selection, real) for _ in range(models)]
         """Per model; filled between passes by those selections that need order statistics."""
 

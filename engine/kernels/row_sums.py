@@ -19,9 +19,11 @@ def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     The 256 row sums of each window are folded in halves (missing rows are +0.0), windows are added one after the other.
     """
     windows = max(1, -(-rows.shape[0] // SUM_ROWS))
-    padded = np.zeros((windows, SUM_ROWS, rows.shape[1]), np.float64)
-    padded.reshape(windows * SUM_ROWS, rows.shape[1])[: rows.shape[0]] = rows
-    half = SUM_ROWS // 2
+    # What is folded onto the rows of a short window is +0.0 until only about as many are left as there are.
+    width = SUM_ROWS if windows > 1 else 1 << max(0, rows.shape[0] - 1).bit_length()
+    padded = np.zeros((windows, width, rows.shape[1]), np.float64)
+    padded.reshape(windows * width, rows.shape[1])[: rows.shape[0]] = rows
+    half = width // 2
     while half:
         padded[:, :half] += padded[:, half : 2 * half]
         half //= 2

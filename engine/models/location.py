@@ -83,6 +83,10 @@ class TensorLocation:
     derived: Derived | None = None
     """How the elements are computed; None: they are the file's own bytes."""
 
+    def __hash__(self) -> int:
+        """Quick, as locations are keys while they are read: names of a file differ."""
+        return hash((self.file, self.info.name))
+
     @property
     def read_bytes(self) -> int:
         """Stored bytes that reading the whole tensor once needs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .memory import AHEAD, MemoryPlan, resident_slabs
 from .meter import Meter
 from .reader import HeldArrays, Scratch, SourceReader
 from .tensor_job import Need, PassGroup, TensorJob
+from .tiny import Batch
 from .work_queue import WorkQueue
 
 Slab = NDArray[np.uint8]
@@ -140,8 +142,10 @@ class _Run:
         self._done = done
         self._pool = BufferPool(memory.slab_bytes, memory.slabs, kernels.buffer)
         self._readers = ThreadPoolExecutor(memory.readers, "read")
-        self._work: WorkQueue[_Item] = WorkQueue()
-        self._ordered: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._work: WorkQueue[_Item | Batch] = WorkQueue()
+        self._ordered: queue.SimpleQueue[_Item | Batch | None] = queue.SimpleQueue()
+        self._batch = Batch()
+        """Tiny tensors that wait for others."""
         self._alive: list[TensorJob] = []
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -157,7 +161,8 @@ class _Run:
             thread.start()
         try:
             for job in jobs:
-                self._feed(job)
+                self._take(job)
+            self._feed_batch()
         except PoolClosed:
             pass  # the failure that closed the pool is raised below
         except BaseException as error:  # noqa: BLE001 (raised by run)
@@ -177,6 +182,27 @@ class _Run:
             raise self._failure
 
     # -- feeding: the calling thread -----------------------------------------------------------------------------
+
+    def _take(self, job: TensorJob) -> None:
+        """Feed a job, or let it wait for others if it is tiny."""
+        if self._batch.takes(job, self._pool.slab_bytes):
+            return
+        self._feed_batch()
+        if not self._batch.takes(job, self._pool.slab_bytes):
+            self._feed(job)
+
+    def _feed_batch(self) -> None:
+        batch, self._batch = self._batch, Batch()
+        if not batch.jobs:
+            return
+        inputs = self._pool.acquire() if batch.inputs_bytes else None
+        outputs = self._pool.acquire() if batch.outputs_bytes else None
+        for run in batch.lay_out(inputs, outputs):
+            assert inputs is not None, "there is something to read"
+            read = self._sources[run.source].read_run
+            batch.reads.append(self._readers.submit(read, run.file, run.tensors, inputs[run.begin : run.end]))
+        self._work.put(batch)
+        self._ordered.put(batch)
 
     def _feed(self, job: TensorJob) -> None:
         with self._lock:
@@ -243,18 +269,21 @@ class _Run:
             try:
                 if self._failure is None:
                     self._wait_for_reads(item)
-                    self._fold(item, workspaces)
+                    if isinstance(item, Batch):
+                        self._fold_batch(item, workspaces)
+                    else:
+                        self._fold(item, workspaces)
             except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
             if not item.folded.done():
                 item.folded.set_result(False)
 
-    def _wait_for_reads(self, item: _Item) -> None:
-        """Wait for the window's bytes."""
+    def _wait_for_reads(self, item: _Item | Batch) -> None:
+        """Wait for the window's bytes, or those of a whole batch."""
+        reads = item.reads if isinstance(item, Batch) else [read for _, read in item.reads if read is not None]
         with self._meter.measure("wait"):
-            for _, read in item.reads:
-                if read is not None:
-                    read.result()
+            for read in reads:
+                read.result()
 
     def _finished(self, turn: _Turn) -> bool:
         while not turn.done.wait(STOP_POLL_SECONDS):
@@ -294,6 +323,36 @@ class _Run:
                 data = WindowData(window, raws, [out.slab[: out.size] for out in own])
                 part.passes[turn.index].run(data, self._workspace(part, workspaces))
 
+    def _fold_batch(self, batch: Batch, workspaces: dict[Real, Workspace]) -> None:
+        """All passes of one tiny tensor after the other; each has one window."""
+        begin, size = time.perf_counter(), 0
+        for number, job in enumerate(batch.jobs):
+            if self._failure is not None:
+                return
+            size += self._fold_tiny(batch, number, job, workspaces)
+        self._meter.add("fold", begin, time.perf_counter(), size)
+        if batch.inputs is not None:
+            self._pool.release([batch.inputs])
+        batch.folded.set_result(True)
+
+    def _fold_tiny(self, batch: Batch, number: int, job: TensorJob, workspaces: dict[Real, Workspace]) -> int:
+        """Returns how many bytes were looked at."""
+        size, outs = 0, iter(batch.outs[number])
+        own = [[out for _, out in islice(outs, len(part.state.targets))] for part in job.parts]
+        for turn in range(job.turns):
+            working = [(part, out) for part, out in zip(job.parts, own, strict=True) if turn < len(part.passes)]
+            working = [(part, out) for part, out in working if part.needed(turn)]
+            for part, out in working:
+                raws = [None if need is None else batch.views.get((number, need)) for need in part.needs]
+                last = turn == len(part.passes) - 1
+                data = WindowData(part.state.windows[0], raws, out if last else [])
+                part.passes[turn].run(data, self._workspace(part, workspaces))
+            for part, _ in working:
+                part.passes[turn].finish()
+            if working:
+                size += sum(location.info.nbytes for _, location in job.needs(turn))
+        return size
+
     def _workspace(self, part: PassGroup, workspaces: dict[Real, Workspace]) -> Workspace:
         """This thread's arrays for the part's tiles; made again, larger, when a part needs more than any before."""
         state = part.state
@@ -314,7 +373,10 @@ class _Run:
         while (item := self._ordered.get()) is not None:
             try:
                 if item.folded.result() and self._failure is None:
-                    self._emit_item(item)
+                    if isinstance(item, Batch):
+                        self._emit_batch(item)
+                    else:
+                        self._emit_item(item)
             except BaseException as error:  # noqa: BLE001 (raised by run)
                 self._fail(error)
 
@@ -329,6 +391,16 @@ class _Run:
                 self._alive.remove(job)
             if self._done is not None:
                 self._done(job)
+
+    def _emit_batch(self, batch: Batch) -> None:
+        for job, outs in zip(batch.jobs, batch.outs, strict=True):
+            for target, out in outs:
+                if self._emit is not None:
+                    self._emit(target, out)
+            if self._done is not None:
+                self._done(job)
+        if batch.outputs is not None:
+            self._pool.release([batch.outputs])
 
     # -- stopping ------------------------------------------------------------------------------------------------
 

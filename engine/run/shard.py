@@ -34,6 +34,10 @@ from .pipeline import Pipeline
 from .taken import TakenBytes, input_ranges
 from .tensor_job import PassGroup, TensorJob
 
+SMALL_BYTES = 4 << 10
+GATHERED_BYTES = 64 << 10
+"""Windows of up to SMALL_BYTES are written when there are so many bytes of them."""
+
 
 class ShardSink:
     """The file of one shard while it is written: header first, then every window, hashing as it goes."""
@@ -45,6 +49,8 @@ class ShardSink:
         self._meter = meter
         self._digest = hashlib.sha256()
         self._written = 0
+        self._small = bytearray()
+        """What waits to be written with what comes next, so that many tiny tensors are one write."""
         self.rows: dict[str, TensorRow] = {}
         self._writer: Writer = store.writer(self._shard.name, self._shard.size, {PLAN_ATTRIBUTE: plan.plan_id}, run_id)
         try:
@@ -54,14 +60,30 @@ class ShardSink:
             raise
 
     def write(self, data: NDArray[np.uint8]) -> None:
+        if len(data) <= SMALL_BYTES:
+            self._small += data.data
+            if len(self._small) < GATHERED_BYTES:
+                return
+            self._settle()
+        else:
+            self._settle()
+            self._put(data.data)
+
+    def _settle(self) -> None:
+        small, self._small = self._small, bytearray()
+        if small:
+            self._put(memoryview(small))
+
+    def _put(self, data: memoryview) -> None:
         with self._meter.measure("hash", len(data)):
-            self._digest.update(data.data)
+            self._digest.update(data)
         with self._meter.measure("write", len(data)):
-            self._writer.write(data.data)
+            self._writer.write(data)
         self._written += len(data)
 
     def commit(self) -> Receipt:
         """Make the shard visible and durable; the receipt is the caller's to publish."""
+        self._settle()
         assert self._written == self._shard.size, "every tensor of the plan has been written"
         self._writer.commit()
         return Receipt(

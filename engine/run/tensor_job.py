@@ -21,12 +21,12 @@ class PassGroup:
     passes: Sequence[Pass]
     places: Sequence[int]
     """The pipeline's source for each of the state's plan."""
+    needs: Sequence[Need | None] = field(init=False)
+    """What is read: of the reference, then of every model of the tensor."""
 
-    @property
-    def needs(self) -> list[Need | None]:
-        """What is read: of the reference, then of every model of the tensor."""
+    def __post_init__(self) -> None:
         task = self.state.task
-        return [
+        self.needs = [
             None if location is None else (self.places[origin], location)
             for origin, location in zip(task.origins, task.sources, strict=True)
         ]
@@ -74,3 +74,13 @@ class TensorJob:
     def needs(self, turn: int) -> list[Need]:
         """What the passes of that turn read, each once."""
         return list(dict.fromkeys(need for part in self.in_turn(turn) for need in part.needs if need is not None))
+
+    @property
+    def all_needs(self) -> list[Need]:
+        """What the passes of all turns read, each once."""
+        return list(dict.fromkeys(need for part in self.parts for need in part.needs if need is not None))
+
+    @property
+    def targets(self) -> list[Target]:
+        """Everything that is written, by part."""
+        return [target for part in self.parts for target in part.state.targets]

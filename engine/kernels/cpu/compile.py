@@ -77,6 +77,16 @@ class Kernel:
         self._entries: dict[tuple[Kind, ...], _Entry] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        return self._entry(arguments)(arguments)
+
+    def briefly(self, *arguments: Any) -> Any:
+        """The same for work of some microseconds, during which other Python threads wait.
+
+        Who lets them run meanwhile gets its turn again only after the 5 ms that Python gives to each.
+        """
+        return self._entry(arguments).briefly(arguments)
+
+    def _entry(self, arguments: Sequence[Any]) -> _Entry:
         kinds = tuple(map(_kind, arguments))
         entry = self._entries.get(kinds)
         if entry is None:
@@ -84,7 +94,7 @@ class Kernel:
                 if kinds not in self._entries:
                     self._entries[kinds] = _find(self, kinds)
                 entry = self._entries[kinds]
-        return entry(arguments)
+        return entry
 
     @functools.cached_property
     def _by_numba(self) -> Any:
@@ -118,19 +128,27 @@ class _Entry:
         self._result = RESULTS.get(result)
         self._ways = [_way(kind) for kind in kinds]
         # numba's convention: a status, then where to put the result and the exception, then the arguments.
-        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *_c_types(kinds))
-        self.native: Native = prototype(address)
+        types = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *_c_types(kinds)]
+        self.native: Native = ctypes.CFUNCTYPE(*types)(address)
+        self._native_briefly: Native = ctypes.PYFUNCTYPE(*types)(address)
+        """The same, but other Python threads wait until it is over."""
 
     def __call__(self, arguments: Sequence[Any]) -> Any:
+        return self._call(self.native, arguments)
+
+    def briefly(self, arguments: Sequence[Any]) -> Any:
+        return self._call(self._native_briefly, arguments)
+
+    def _call(self, native: Native, arguments: Sequence[Any]) -> Any:
         flat: list[Any] = []
         for value, way in zip(arguments, self._ways, strict=True):
             if way > 0:
                 flags = value.flags.num
                 assert flags & C_CONTIGUOUS, "kernels work on contiguous arrays"
                 if not flags & ALIGNED:
-                    return self._call_on_copies(arguments)
+                    return self._call_on_copies(native, arguments)
                 # As numba sees an array: its two owners (none), size, bytes of an element, address, shape, strides.
-                flat += (None, None, value.size, way, _address(value), *value.shape, *value.strides)
+                flat += (None, None, value.size, way, address_of(value), *value.shape, *value.strides)
             elif way == NUMBER:
                 flat.append(value)
             elif way == NUMPY_NUMBER:
@@ -138,15 +156,15 @@ class _Entry:
             else:
                 flat += [number.item() for number in value]
         result = self._result() if self._result is not None else ctypes.c_int64()
-        status = self.native(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
+        status = native(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
         if status not in (0, -2):  # -2: returned None
             raise RuntimeError(f"the kernel {self._name} raised an exception")
         return result.value if self._result is not None else None
 
-    def _call_on_copies(self, arguments: Sequence[Any]) -> Any:
+    def _call_on_copies(self, native: Native, arguments: Sequence[Any]) -> Any:
         """Machine code expects aligned numbers; bytes of a file may start anywhere."""
         copies = [a.copy() if isinstance(a, np.ndarray) and not a.flags.aligned else a for a in arguments]
-        result = self(copies)
+        result = self._call(native, copies)
         for argument, copy in zip(arguments, copies, strict=True):
             if copy is not argument and argument.flags.writeable:
                 argument[...] = copy
@@ -160,7 +178,7 @@ def _way(kind: Kind) -> int:
     return int(kind[0].itemsize) if isinstance(kind[0], np.dtype) else NUMBERS
 
 
-def _address(array: npt.NDArray[Any]) -> int | None:
+def address_of(array: npt.NDArray[Any]) -> int | None:
     """Where an array's memory begins: the first field of numpy's own structure after Python's.
 
     `array.ctypes.data` says the same in ten times the time, which is longer than many a kernel runs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +30,15 @@ from ..window_calls import (
 )
 from . import blocks, cuts, philox, sums, window_fold
 from .codec import NARROW
+from .compile import Kernel, address_of
 
 PIECE_ELEMENTS = 1 << 13
 """Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""
 LARGEST_PIECE = 1 << 16
 """Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
+
+BRIEF_ELEMENTS = 1 << 14
+"""Elements of task vectors that are folded in some ten microseconds."""
 
 SELECTIONS: dict[type[Rule], int] = {
     KeepAll: window_fold.ALL,
@@ -56,7 +60,7 @@ def fold_window(
     if selection is None or not {each.consensus for each in fold.sums} <= CONSENSUSES.keys():
         return None
     bf16 = _in_bf16(inputs) and {each.out_dtype for each in fold.sums} <= {"BF16"}
-    if not bf16 or any(out.ctypes.data % 2 for out in outs):
+    if not bf16 or any(_is_odd(out) for out in outs):
         return None
     m = next((rule.m for rule in fold.masks.rules if isinstance(rule, BlockRule)), 1)
     elements = math.lcm(ROW, m)
@@ -74,7 +78,7 @@ def fold_window(
         claimed=np.zeros(1 + models if fold.counts_claims else 0, np.int64),
     )
     way = window_fold.Way(np.int64(inputs.first), np.int64(size), np.int64(selection), np.bool_(fold.moments == "kept"))
-    window_fold.fold_window(
+    _call(window_fold.fold_window, models * size)(
         *_spanning([raw.view(np.uint16) for raw in inputs.raws]),
         *_spanning([out.view(np.uint16) for out in outs]),
         way, _rules(fold.masks), *_targets(fold),
@@ -121,7 +125,7 @@ def observe_window(look: WindowLook, inputs: WindowInputs, local: threading.loca
         zeros=np.zeros(len(wanted), np.int64),
     )
     scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
-    window_fold.observe_window(
+    _call(window_fold.observe_window, models * len(inputs.raws[0]) // 2)(
         memory, starts, len(inputs.raws[0]) // 2, wanted, look.shift, look.bits, look.zeros,
         counts.nonfinite, counts.histograms, counts.zeros, scratch.reals, np.empty(cuts.CHUNK, np.uint16),
     )  # fmt: skip
@@ -137,7 +141,7 @@ def near_window(near: WindowNear, inputs: WindowInputs, local: threading.local) 
     wanted = np.array(near.near, np.int64).reshape(-1, 3)
     found = NearCounts.empty(models, len(wanted), near.room)
     scratch = _scratch(local, models, PIECE_ELEMENTS, 1)
-    window_fold.near_window(
+    _call(window_fold.near_window, models * len(inputs.raws[0]) // 2)(
         memory, starts, len(inputs.raws[0]) // 2, wanted,
         found.nonfinite, found.counts, found.inside, found.numbers, scratch.reals,
     )  # fmt: skip
@@ -146,7 +150,16 @@ def near_window(near: WindowNear, inputs: WindowInputs, local: threading.local) 
 
 def _in_bf16(inputs: WindowInputs) -> bool:
     """Whether all are whole numbers of bf16 that begin where such numbers may."""
-    return {*inputs.dtypes} == {"BF16"} and all(raw.ctypes.data % 2 == 0 for raw in inputs.raws)
+    return {*inputs.dtypes} == {"BF16"} and not any(_is_odd(raw) for raw in inputs.raws)
+
+
+def _is_odd(array: Numbers) -> bool:
+    return bool((address_of(array) or 0) % 2)
+
+
+def _call(kernel: Kernel, elements: int) -> Callable[..., Any]:
+    """How a kernel is called that folds so many elements of task vectors."""
+    return kernel.briefly if elements <= BRIEF_ELEMENTS else kernel
 
 
 def _scratch(local: threading.local, *sizes: int) -> FoldScratch:
@@ -200,11 +213,19 @@ def _targets(fold: WindowFold) -> tuple[Numbers, Numbers, Numbers]:
     return choices, factors, rates
 
 
+WRITABLE = 0x200
+"""PyBUF_WRITE of Python's C interface."""
+_memory_at = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)
+"""Memory by its address, without a new ctypes type for every length."""
+
+
 def _spanning(arrays: Sequence[Numbers]) -> tuple[Numbers, Numbers]:
     """Memory from the first of these u16 arrays to the end of the last, and where in it each begins."""
     if not arrays:
         return np.empty(0, np.uint16), np.empty(0, np.int64)
-    places = [array.__array_interface__["data"][0] for array in arrays]
+    places = [address_of(array) or 0 for array in arrays]
     first, end = min(places), max(place + array.nbytes for place, array in zip(places, arrays, strict=True))
-    memory = np.frombuffer((ctypes.c_uint16 * ((end - first) // 2)).from_address(first), np.uint16)
+    memory = np.frombuffer(_memory_at(first, end - first, WRITABLE), np.uint16)
     return memory, np.array([(place - first) // 2 for place in places], np.int64)

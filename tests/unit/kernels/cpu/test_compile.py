@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from anabranch.engine.kernels.cpu import compile as machine_code
-from anabranch.engine.kernels.cpu.compile import CACHE_VARIABLE, _address, announced, folders, jit
+from anabranch.engine.kernels.cpu.compile import CACHE_VARIABLE, address_of, announced, folders, jit
 
 ROOT = Path(__file__).resolve().parents[4]
 SCRIPT = """
@@ -167,7 +167,7 @@ def test_arrays_with_gaps_are_refused() -> None:
 def test_an_array_is_handed_over_by_the_address_that_numpy_says() -> None:
     whole = np.arange(100, dtype=np.float32)
     for array in (whole, whole[17:], whole[:0], whole.reshape(10, 10)[3:], whole[5:].view(np.uint8)):
-        assert _address(array) == array.ctypes.data
+        assert address_of(array) == array.ctypes.data
 
 
 def test_who_waits_for_the_compiler_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
