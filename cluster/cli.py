@@ -108,7 +108,7 @@ def plan(recipes: tuple[str, ...], out: str, workers: int | None, memory: int, a
     except SearchFound:
         if len(recipes) > 1:
             raise
-        space = plan_search(recipes[0], out)
+        space = plan_search(recipes[0], out, memory)
         click.echo(json.dumps(space.as_json()) if as_json else str(space))
         check_report(space)
         return
@@ -340,11 +340,13 @@ def compare(a: str, b: str, workers: int | None, memory: int, report_file: str |
     A and B are outputs or checkpoints, named as in a recipe. Ends with 0 where all tensors have the same dtype, shape
     and bits, with 1 where any differs; how tensors are cut into files does not matter.
     """
+    from ..engine.models import Room
     from ..engine.run import Comparison, open_side, told_kernels
     from .progress import Tally, open_progress
 
     form = check_report_file(report_file) if report_file is not None else None
-    comparison, tally = Comparison(open_side(a), open_side(b), memory, workers), Tally()
+    room = Room(memory)
+    comparison, tally = Comparison(open_side(a, room), open_side(b, room), memory, workers), Tally()
     with open_progress(tally.read, as_json) as progress, told_kernels("cpu", progress) as kernels:
         progress.phase("compare", comparison.total_bytes, 0)
         found = comparison.run(kernels, tally.add)

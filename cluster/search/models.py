@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from ...engine.errors import InputError, IntegrityError, RecipeError, ResourceError
-from ...engine.models import Opened, resolve_file_url, resolve_model
+from ...engine.models import Opened, Room, resolve_file_url, resolve_model
 from ...engine.output import MANIFEST_NAME
 from ...engine.plan import open_inputs
 from ...engine.recipe import Recipe, canonical, recipe_of
@@ -25,20 +25,21 @@ class Cost:
     Args:
         space: the recipes.
         folder: that of the recipe's file.
+        memory_bytes: bounds headers and texts of inputs.
 
     Raises:
         RecipeError: the method writes several outputs, of which none is a model to be evaluated.
         AnabranchError: what a merge of the recipe would refuse.
     """
 
-    def __init__(self, space: Space, folder: Path) -> None:
+    def __init__(self, space: Space, folder: Path, memory_bytes: int) -> None:
         recipes = [recipe_of(corner, folder) for corner in space.corners()]
         for recipe in recipes:
             if recipe.method.writes_tasks:
                 raise RecipeError(
                     f"{recipe.merge_method} writes several outputs, of which none is one model to evaluate"
                 )
-        opened = Opened()
+        opened = Opened(room=Room(memory_bytes))
         # All are planned: a model or a key of the output that is searched may be refused.
         self.read_bytes = self.write_bytes = 0
         for recipe in recipes:

@@ -75,7 +75,7 @@ def read_space(recipe: str) -> SearchSpace:
     return space
 
 
-def plan_search(recipe: str, out: str) -> SpaceReport:
+def plan_search(recipe: str, out: str, memory_bytes: int) -> SpaceReport:
     """The report on a recipe with searches.
 
     Raises:
@@ -83,7 +83,7 @@ def plan_search(recipe: str, out: str) -> SpaceReport:
     """
     space = read_space(recipe)
     place = local_folder(out)
-    return SpaceReport(recipe, place, space, Cost(space, Path(recipe).parent), free_bytes(place))
+    return SpaceReport(recipe, place, space, Cost(space, Path(recipe).parent, memory_bytes), free_bytes(place))
 
 
 def check_report(report: SpaceReport) -> None:

@@ -36,7 +36,7 @@ from .names import with_mapped_names, with_names_of
 from .opening import Opened, open_models
 from .quantised import foreign_format, stays_quantised, unscaled
 from .references import HUB_FOLDER, ModelUrl, public_id, resolve_file_url, resolve_model
-from .room import Room
+from .room import BYTES_PER_TENSOR, Room
 from .row_gather import RowGather
 from .side_files import output_file_names
 from .task_masks import BIT_ORDER, PART_FORMAT, PART_NAME, PART_VERSION, base_files, is_part, parts_below
@@ -56,6 +56,7 @@ from .tokens.tokenizer_json import TOKENIZER_NAME
 
 __all__ = [
     "BIT_ORDER",
+    "BYTES_PER_TENSOR",
     "CARD_NAME",
     "DTYPES",
     "FIRST_READ_BYTES",

@@ -20,10 +20,16 @@ _WIDE_BYTES_PER_BYTE = 9
 _BYTES_PER_COMMA = 40
 _BYTES_PER_BRACKET = 70
 _BYTES_PER_KEY = 260
-_BYTES_PER_TENSOR = 700
+_PARSED_BYTES_PER_TENSOR = 700
 """Of a header, beyond the above, while it is parsed; its four keys within."""
 KEPT_BYTES_PER_TENSOR = 1000
 """Of a header, for as long as the command runs: what it says, and what planning makes of it."""
+BYTES_PER_TENSOR = 2500
+"""Plan entries, receipts and table rows that a process holds for each tensor and source; measured 2400."""
+_BYTES_PER_TOKEN = 150
+"""Of a tokenizer.json, by its colons; measured 135 for a token of the vocabulary, and 625 for an added one of seven."""
+_BYTES_PER_SCORED_TOKEN = 280
+"""Of one whose tokens are pairs with a score, by its brackets; measured 264."""
 
 
 class Room:
@@ -74,11 +80,38 @@ class Room:
         data = data[8:]
         tensors = data.count(b"{")
         other_keys = max(0, data.count(b":") - 4 * tensors)
-        need = _text_bytes(data) + _BYTES_PER_TENSOR * tensors + _BYTES_PER_KEY * other_keys
+        need = _text_bytes(data) + _PARSED_BYTES_PER_TENSOR * tensors + _BYTES_PER_KEY * other_keys
         kept = KEPT_BYTES_PER_TENSOR * tensors
         with self.lock:
             self._check(where, len(data), max(need, kept), f" with up to {tensors} tensors")
             self._kept += kept
+
+    def keep_tokenizer(self, data: bytes, where: str) -> None:
+        """Count a tokenizer.json that will be read and kept; ResourceError when there is no memory for it.
+
+        Its text is taken apart member by member, so that it is never a tree of objects as a whole.
+        """
+        tokens = data.count(b":")
+        kept = _BYTES_PER_TOKEN * tokens
+        if b'"Unigram"' in data:
+            tokens = max(tokens, data.count(b"["))
+            kept += _BYTES_PER_SCORED_TOKEN * data.count(b"[")
+        with self.lock:
+            self._check(where, len(data), len(data) + kept, f" with up to {tokens} tokens")
+            self._kept += kept
+
+    def check_plan(self, tensors: int, sources: int, where: str) -> None:
+        """ResourceError when a plan of so many tensors, each read from so many sources, takes more than there is.
+
+        The memory of a merge is decided later, with better numbers; a plan that cannot fit is not worth the minutes.
+        """
+        need = BYTES_PER_TENSOR * tensors * sources
+        if self._limit is not None and need > self._limit:
+            raise ResourceError(
+                f"{where} has {tensors} tensors: planning to merge them, and what is recorded of them, takes "
+                f"{_mib(need)} MiB with {sources} sources; the limit leaves {_mib(self._limit)} MiB",
+                f"If it is what it should be, give at least --memory {_mib(need + BASE_BYTES)}MiB.",
+            )
 
     def _check(self, where: str, size: int, need: int, what: str = "") -> None:
         if self._limit is None or self._kept + need <= self._limit:

@@ -194,6 +194,9 @@ def open_inputs(recipe: Recipe, recipe_dir: Path, opened: Opened | None = None) 
     found = open_models(merged.values(), opened)
     recipe = _without_base(recipe, urls, opened)
     reference = urls[donor_of(recipe)]
+    if not recipe.slices:  # which may take few of a model's layers
+        checkpoint = found[reference][0]
+        opened.room.check_plan(len(checkpoint.tensors), 1 + len(recipe.models), checkpoint.url)
     folders = Folders(opened.room)
     sources = _sources(recipe, urls, opened, folders)
     writing = _tokenizer_folder(tokenizer_url(keys, urls, reference), opened, folders)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from ..kernels import Kernels, announce_compiling, make_kernels
+from ..models import Opened, Room
 from ..output import OutputDirectory, Verification, open_outputs, verify_inputs, verify_outputs
 from ..plan import Round, SurveyPart, open_inputs
 from ..recipe import load_recipe
@@ -159,7 +160,7 @@ def survey(
         AnabranchError: what a merge of the recipe would refuse.
     """
     path = Path(recipe)
-    inputs = open_inputs(load_recipe(path), path.parent)
+    inputs = open_inputs(load_recipe(path), path.parent, Opened(room=Room(memory_bytes)))
     made = inputs.plan
     shards = [i for i, shard in enumerate(made.shards) if any(made.tasks[j].has_task_vectors for j in shard.tasks)]
     if not shards:
@@ -209,7 +210,9 @@ def compare(
     Raises:
         AnabranchError: one of them cannot be read.
     """
-    comparison = Comparison(open_side(os.fspath(first)), open_side(os.fspath(second)), memory_bytes, workers)
+    room = Room(memory_bytes)
+    sides = open_side(os.fspath(first), room), open_side(os.fspath(second), room)
+    comparison = Comparison(*sides, memory_bytes, workers)
     return comparison.run(make_kernels("cpu"))
 
 

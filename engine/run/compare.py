@@ -14,7 +14,18 @@ import numpy as np
 
 from ..errors import IntegrityError, ResourceError
 from ..kernels import Array, Kernels
-from ..models import DTYPES, Bytes, Checkpoint, Opened, TensorLocation, is_part, open_checkpoint, open_models
+from ..models import (
+    BYTES_PER_TENSOR,
+    DTYPES,
+    Bytes,
+    Checkpoint,
+    Opened,
+    Room,
+    TensorLocation,
+    is_part,
+    open_checkpoint,
+    open_models,
+)
 from ..models import resolve_model as resolve
 from ..output import MANIFEST_NAME, PLAN_NAME, Finished, open_outputs
 from ..storage import Store, crosses_network
@@ -23,7 +34,6 @@ from .element_differences import TILE, TensorDifference, TileDifference, compare
 from .machine import available_cores
 from .manifest_differences import manifest_differences
 from .memory import (
-    BYTES_PER_TENSOR,
     CLIENT_BYTES,
     FIXED_BYTES,
     LARGEST_REMOTE_SLAB,
@@ -65,15 +75,20 @@ class _Memory:
     held_bytes: int
 
 
-def open_side(reference: str) -> Side:
+def open_side(reference: str, room: Room) -> Side:
     """A checkpoint as recipes name it, or a finished output.
+
+    Args:
+        reference: it.
+        room: memory for headers and texts of all sides.
 
     Raises:
         RecipeError: there is none.
         InputError: it is damaged, or of a kind that is not read.
         IntegrityError: it is an output that is not finished.
+        ResourceError: headers and texts do not fit into the room.
     """
-    url, opened = resolve(reference, Path.cwd()), Opened()
+    url, opened = resolve(reference, Path.cwd()), Opened(room=room)
     home = opened.folder(url.base)
     finished = None
     if url.adapter is None and MANIFEST_NAME in home.list():
@@ -81,7 +96,7 @@ def open_side(reference: str) -> Side:
     elif PLAN_NAME in home.list(PLAN_NAME.rpartition("/")[0]):
         raise IntegrityError(f"{home.url} is not finished", "run the same merge again; it goes on where it stopped")
     if url.adapter is None and is_part(home):  # masks or a task vector: compared as they are stored
-        return Side(open_checkpoint(url.base, home), home, finished)
+        return Side(open_checkpoint(url.base, home, room), home, finished)
     checkpoint, store = open_models([url], opened)[url]
     return Side(checkpoint, store, finished)
 

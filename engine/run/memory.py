@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import ResourceError
 from ..fold import Workspace
 from ..kernels import ROW
-from ..models import TensorLocation
+from ..models import BYTES_PER_TENSOR, TensorLocation
 from ..plan import (
     Plan,
     SharedReading,
@@ -28,8 +28,6 @@ from ..plan import (
 FIXED_BYTES = 320 << 20
 """Interpreter, numpy, kernels with their scratch, buffers of the writer, pyarrow for the tables; measured 160 MiB, and
 310 MiB in the first run on a machine, which imports numba and compiles kernels."""
-BYTES_PER_TENSOR = 2500
-"""Plan entries, receipts and table rows that a process holds for each tensor and source; measured 2400."""
 SURVEYED_BYTES_PER_TENSOR = 2500
 """Statistics of each tensor and model, and their place in the manifest; measured 2100."""
 GATHERED_ROW_BYTES = 130

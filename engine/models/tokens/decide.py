@@ -77,7 +77,6 @@ class Folders:
     def _read(self, store: Store, name: str) -> bytes:
         if name != TOKENIZER_NAME:
             return self._room.read(store, name, MAX_TOKENIZER_BYTES)
-        # It is taken apart member by member, so its text is never a tree of objects as a whole.
         self._room.check_size(store.info(name).size, f"{store.url}/{name}")
         return store.read_bytes(name, MAX_TOKENIZER_BYTES)
 
@@ -92,6 +91,7 @@ class Folders:
             data = self.read(store, [TOKENIZER_NAME])[TOKENIZER_NAME]
             digest = hashlib.sha256(data).hexdigest()  # most fine-tuned models share their base's
             if digest not in self._tokenizers:
+                self._room.keep_tokenizer(data, f"{store.url}/{TOKENIZER_NAME}")
                 self._tokenizers[digest] = read_tokenizer(data, f"{store.url}/{TOKENIZER_NAME}")
             return with_declared(self._tokenizers[digest], self.read(store, DECLARING), store.url)
         slow = [name for name in names if any(fnmatchcase(name, pattern) for pattern in _SLOW_TOKENIZERS)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from anabranch.cluster.search.space_report import plan_search
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.models.checkpoint import open_checkpoint
 from anabranch.engine.models.header import parse_header
@@ -16,7 +18,13 @@ from anabranch.engine.models.opening import Opened, open_models
 from anabranch.engine.models.references import ModelUrl
 from anabranch.engine.models.room import BASE_BYTES, Room
 from anabranch.engine.models.tokens.decide import Folders
+from anabranch.engine.models.tokens.tokenizer_json import AddedToken, read_tokenizer
+from anabranch.engine.plan.inputs import open_inputs
+from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run.commands import compare, survey
 from anabranch.engine.storage.memory import MemoryStore
+
+from ...merging import write_recipe
 
 COUNT = 30_000
 TEXTS = {
@@ -113,3 +121,70 @@ def test_other_texts_count_too() -> None:
     url = ModelUrl("memory://m", None)
     with pytest.raises(ResourceError, match=r"/config\.json: \d+ bytes of JSON may take"):
         open_models([url], Opened(stores={url.base: store}, room=room))
+
+
+def tokenizer(kind: str, count: int) -> bytes:
+    """A tokenizer.json of so many tokens."""
+    added = [AddedToken(f"<{i:x}>").flags() | {"id": i} for i in range(count if kind == "added" else 0)]
+    if kind == "scored":
+        model = {"type": "Unigram", "unk_id": 0, "vocab": [[f"t{i:x}", -1.5] for i in range(count)]}
+    else:
+        vocabulary = {f"t{i:x}": i for i in range(0 if kind == "added" else count)}
+        model = {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]] * 10}
+    return json.dumps({"added_tokens": added, "model": model}).encode()
+
+
+@pytest.mark.parametrize("kind", ["plain", "scored", "added"])
+def test_no_tokenizer_takes_more_than_is_estimated(kind: str) -> None:
+    data = tokenizer(kind, COUNT)
+    tracemalloc.start()
+    read = read_tokenizer(data, "t")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(read.vocabulary) + len(read.added) == COUNT
+    room = Room(0)
+    room.keep_header(header(20_000), "first")
+    with pytest.raises(ResourceError, match=r"t: \d+ bytes of JSON with up to \d+ tokens") as caught:
+        room.keep_tokenizer(data + b":" * 400_000, "t")
+    estimated = needed(caught.value) - BASE_BYTES - 20_000 * 1000 - 400_000 * 151
+    assert peak < estimated < 6 * (peak + len(data))
+
+
+def test_a_tokenizer_of_too_many_tokens_is_refused_with_the_memory_that_it_needs() -> None:
+    store = MemoryStore()
+    store.replace("tokenizer.json", tokenizer("plain", 300_000))
+    with pytest.raises(ResourceError, match=r"tokenizer\.json: \d+ bytes of JSON with up to 30\d{4} tokens") as caught:
+        Folders(Room(BASE_BYTES + (64 << 20))).tokenizer(store)
+    found = Folders(Room(needed(caught.value))).tokenizer(store)
+    assert found is not None
+    assert len(found.vocabulary) == 300_000
+
+
+def test_a_plan_of_too_many_tensors_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    content = header(60_000)
+    for name in ("base", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    models = [{"model": str(tmp_path / "model")}]
+    recipe = write_recipe(tmp_path / "r.yml", {"merge_method": "linear", "models": models * 2})
+    Room(BASE_BYTES + (60_000 * 3 * 2500)).check_plan(60_000, 3, "r")
+    with pytest.raises(ResourceError, match=r"has 60000 tensors: planning.* takes 430 MiB with 3 sources"):
+        open_inputs(load_recipe(recipe), tmp_path, Opened(room=Room(BASE_BYTES + (400 << 20))))
+
+
+@pytest.mark.parametrize("command", ["survey", "compare", "search"])
+def test_every_command_that_opens_inputs_counts_their_headers(tmp_path: Path, command: str) -> None:
+    for name in ("base", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(header(60_000))
+    base, model = str(tmp_path / "base"), str(tmp_path / "model")
+    density = {"search": {"from": 0.1, "to": 0.5}} if command == "search" else 0.3
+    content = {"merge_method": "ties", "base_model": base, "models": [{"model": model}]}
+    recipe = write_recipe(tmp_path / "r.yml", {**content, "parameters": {"density": density}})
+    actions = {
+        "survey": lambda: survey(recipe, memory_bytes=BASE_BYTES),
+        "compare": lambda: compare(base, model, memory_bytes=BASE_BYTES),
+        "search": lambda: plan_search(str(recipe), str(tmp_path / "out"), BASE_BYTES),
+    }
+    with pytest.raises(ResourceError, match=r"model\.safetensors: \d+ bytes of JSON with up to 60001 tensors"):
+        actions[command]()

@@ -23,6 +23,7 @@ from anabranch.engine.errors import ResourceError
 from anabranch.engine.fold import sums
 from anabranch.engine.kernels import ROW, row_sums
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
+from anabranch.engine.models import BYTES_PER_TENSOR
 from anabranch.engine.plan.emr_outputs import cut_parts
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.plan.plan import Plan
@@ -39,7 +40,6 @@ from anabranch.engine.run.execution import Execution
 from anabranch.engine.run.local import LocalRunner
 from anabranch.engine.run.memory import (
     AHEAD,
-    BYTES_PER_TENSOR,
     FIXED_BYTES,
     LARGEST_REMOTE_SLAB,
     LARGEST_SLAB,
