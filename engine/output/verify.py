@@ -138,6 +138,8 @@ def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> lis
             data = _read_header(store, name, manifest.files[name].size)
             headers[name] = parse_header(data, manifest.files[name].size, name)
             digests[name] = hashlib.sha256(data).hexdigest()
+        except FileNotFoundError:  # it was there when it was hashed
+            problems.append(Problem(name, "missing"))
         except InputError as error:
             problems.append(Problem(name, f"damaged: {error.message}"))
     if len(headers) < len(shards):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import IntegrityError
 from ..storage import FileInfo, Store
-from .manifest import MANIFEST_NAME, PLAN_ATTRIBUTE, Manifest
+from .manifest import MANIFEST_NAME, PLAN_ATTRIBUTE, PLAN_NAME, Manifest
 from .problems import Problem, check_file
 from .tables import table_problem
 
@@ -43,14 +43,17 @@ class Watch:
     def problems_since(self, manifest: Manifest, shards: Collection[str]) -> list[Problem]:
         """The same for an output that somebody else finished.
 
-        A file system says which files changed after the manifest: these are read. An object store does not, but keeps
-        a plan's id with each of the `shards`, which whatever replaced one does not have; small files are read there.
+        A file system says which files changed after the manifest, or before the plan, which only a clock that was set
+        back does: these are read. An object store does not, but keeps a plan's id with each of the `shards`, which
+        whatever replaced one does not have; small files are read there.
         """
         written = self._store.info(MANIFEST_NAME).changed_ns
+        plan = self._info(PLAN_NAME)
+        begun = 0 if plan is None else plan.changed_ns or 0
 
         def doubted(name: str, info: FileInfo) -> bool:
             if written is not None and info.changed_ns is not None:
-                return info.changed_ns > written
+                return not begun <= info.changed_ns <= written
             if name not in shards:
                 return info.size <= SMALL_BYTES
             attributes = self._store.attributes(name)

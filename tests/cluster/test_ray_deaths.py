@@ -8,8 +8,10 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from anabranch.cluster import supervision
 from anabranch.engine.errors import TemporaryError
 
+from ..s3.servers import free_port
 from .conftest import SHARDS, Case, When, assert_same_output, receipts
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -115,3 +118,106 @@ def test_every_silent_end_is_temporary(code: int | None, news: bytes, text: str)
     outcome = supervision._outcome(code, news, "auto")
     assert isinstance(outcome, TemporaryError)
     assert text in outcome.message
+
+
+# -- the head of a cluster that is not ours --------------------------------------------------------------------------
+
+BOUND_SECONDS = 120.0
+"""For a driver to end after the head of its cluster has died; Ray itself waits for a minute first."""
+
+
+class Head:
+    """A cluster as an operator starts it, `ray start --head` and one more node, in processes of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = secrets.token_hex(8)
+        self.port = free_port()
+        environment = {**os.environ, "ANABRANCH_TEST_MARK": self.mark, "RAY_DISABLE_IMPORT_WARNING": "1"}
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--block"]
+        head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={folder}"]
+        head += [f"--ray-client-server-port={free_port()}"]
+        node = [f"--address={self.address}", "--num-cpus=2", f"--memory={4 << 30}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+        self._started = [subprocess.Popen([*ray, *head], **quiet)]  # type: ignore[call-overload]
+        self._wait(lambda: reachable(self.port) and len(list(marked(self.mark, "raylet/raylet"))) == 1)
+        self._started.append(subprocess.Popen([*ray, *node], **quiet))  # type: ignore[call-overload]
+        self._wait(lambda: len(list(marked(self.mark, "raylet/raylet"))) == 2)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @staticmethod
+    def _wait(ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 90
+        while not ready():
+            assert time.monotonic() < deadline, "the cluster does not start"
+            time.sleep(0.1)
+
+    def kill(self, *titles: str) -> None:
+        for title in titles:
+            for process in marked(self.mark, title):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+    def end(self) -> None:
+        while left := list(marked(self.mark)):
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            for started in self._started:
+                started.poll()
+            time.sleep(0.05)
+        for started in self._started:
+            started.wait()
+
+
+def reachable(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    with tempfile.TemporaryDirectory(prefix="ab-") as folder:  # names of sockets have a limit of 107 characters
+        cluster = Head(Path(folder))
+        yield cluster
+        cluster.end()
+
+
+def test_the_head_of_a_cluster_that_dies_is_told_in_bounded_time(cabs: Case, head: Head, tmp_path: Path) -> None:
+    out, mark = tmp_path / "out", secrets.token_hex(8)
+    driver = subprocess.Popen(
+        cabs.command(out, head.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "ANABRANCH_TEST_MARK": mark},
+    )
+    killed: list[float] = []
+
+    def kill() -> None:
+        head.kill("gcs_server")
+        killed.append(time.monotonic())
+
+    watch = When(out, 2, kill)
+    try:
+        _, words = driver.communicate(timeout=BOUND_SECONDS + 60)
+    finally:
+        driver.kill()
+    watch.join()
+    assert watch.happened, words
+    assert time.monotonic() - killed[0] < BOUND_SECONDS
+    assert not list(marked(mark)), "something of ours is still running"
+    if driver.returncode != 0:  # what was left to do may need no head
+        assert driver.returncode in (6, 75), words
+        assert f"error: --ray {head.address}: " in words
+        assert "goes on where it stopped" in words
+        assert "Traceback" not in words
+        assert not (out / "anabranch.manifest.json").exists()
+    head.end()
+    assert cabs.run(out, "local").returncode == 0
+    assert_same_output(out, cabs.expected)

@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from anabranch.engine.errors import IntegrityError, RecipeError
 from anabranch.engine.output import loading
 from anabranch.engine.output.loading import check_loading
+from anabranch.engine.output.problems import Problem
 from anabranch.engine.output.verify import CHUNK_BYTES, Verification, read_manifest, verify
+from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.memory import MemoryStore
 from anabranch.engine.storage.opening import open_store
+from anabranch.engine.storage.retry import Fault, FaultStore
 
 from ...merging import merge, write_merge
 
@@ -117,6 +120,52 @@ def test_a_truncated_a_missing_and_an_unexpected_file_are_one_problem_each(out: 
         (SHARD, f"damaged: {size - 1} bytes, expected {size}"),
         ("pytorch_model.bin", "unexpected"),
     ]
+
+
+def replace_by_a_copy(path: Path, change: Callable[[bytearray], None] = lambda _: None) -> None:
+    """As another program does it: a whole new file gets the name."""
+    data = bytearray(path.read_bytes())
+    change(data)
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.rename(path)
+
+
+def flip(data: bytearray) -> None:
+    data[-1] ^= 1
+
+
+@pytest.mark.parametrize("name", [SHARD, "config.json"])
+@pytest.mark.parametrize(("verb", "number"), [("read", 1), ("info", 2)])
+def test_a_file_that_is_replaced_while_it_is_read_is_judged_by_what_is_there_then(
+    out: Path, name: str, verb: str, number: int
+) -> None:
+    """Before its bytes are read and after."""
+    for change, problems in ((lambda _: None, []), (flip, [name])):
+        spoil = Fault(verb, number, pattern=name, action=lambda change=change: replace_by_a_copy(out / name, change))
+        found = verify(FaultStore(LocalStore(str(out)), spoil))
+        assert [problem.file for problem in found.problems][:1] == problems
+        assert spoil.calls > number
+
+
+def test_a_file_that_never_stands_still_is_a_problem_and_no_endless_work(out: Path) -> None:
+    spoil = Fault("info", times=1000, pattern=SHARD, action=lambda: replace_by_a_copy(out / SHARD))
+    found = verify(FaultStore(LocalStore(str(out)), spoil))
+    assert [(problem.file, "something else changes it" in problem.text) for problem in found.problems] == [
+        (SHARD, True)
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_file_that_vanishes_while_it_is_read_is_missing(out: Path, number: int) -> None:
+    """Before it is hashed, after it, and before its header is looked at."""
+    for name in (SHARD, TABLE, INDEX):
+        copy = Path(shutil.copytree(out, out.with_name(f"copy-{name}-{number}")))
+        vanish = Fault("info" if number < 3 else "read", number if number < 3 else 2, pattern=name)
+        vanish.action = (copy / name).unlink
+        found = verify(FaultStore(LocalStore(str(copy)), vanish))
+        if vanish.calls >= vanish.number:
+            assert Problem(name, "missing") in found.problems, found.problems
 
 
 def test_an_index_that_does_not_fit_the_shards_is_found(out: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,8 @@ from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.output.manifest import MANIFEST_NAME, TENSORS_NAME
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.memory import MemoryStore
-from anabranch.engine.storage.protocol import Store
-from anabranch.engine.storage.retry import Fault, FaultStore
+from anabranch.engine.storage.protocol import FileInfo, Store
+from anabranch.engine.storage.retry import Fault, FaultStore, WrappedStore
 
 from ...merging import merge, write_merge
 
@@ -129,6 +130,29 @@ def test_a_finished_output_that_lost_a_file_is_not_complete(
         assert outcome.merged_shards == ((SHARDS.index(name),) if name in SHARDS else ())
         assert_whole(store, recipe)
         assert merge(recipe, store).already_complete
+
+
+class SetBack(WrappedStore):
+    """A file system under whose clock one file changed a day before everything else."""
+
+    def __init__(self, inner: Store, name: str) -> None:
+        super().__init__(inner)
+        self._name = name
+
+    def _around(self, verb: str, name: str, operation: Callable[[], Any], /) -> Any:
+        found = operation()
+        if verb == "info" and name == self._name and isinstance(found, FileInfo):
+            return found._replace(changed_ns=found.changed_ns - 86_400 * 10**9)
+        return found
+
+
+def test_a_clock_that_was_set_back_hides_no_damage(recipe: Path, tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path / "out"), create=True)
+    merge(recipe, store)
+    assert merge(recipe, SetBack(store, SHARDS[1])).already_complete
+    flip_in_place(store, SHARDS[1])
+    assert merge(recipe, SetBack(store, SHARDS[1])).merged_shards == (1,)
+    assert_whole(store, recipe)
 
 
 def test_a_copy_of_a_finished_output_is_complete(recipe: Path, tmp_path: Path) -> None:
