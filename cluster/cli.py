@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 from ..engine.errors import AnabranchError, IntegrityError, ResourceError
 from .completion import folders, recipe_files
 from .endings import report
+from .interrupts import handle_signals
 from .mergekit_options import MergeCommand
+from .pushing import add_push
 from .report.options import add_report, check_report_file, report_option, write_merge_reports, write_report
 from .search.options import add_search
 from .streams import guard_streams, note, tell
@@ -425,22 +425,15 @@ def demo(out: str | None, fresh: bool) -> None:
     run_demo(out=out, fresh=fresh)
 
 
+add_push(cli, json_option, reported)
 add_search(cli, memory_option, json_option, reported)
 add_report(cli, json_option, reported)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # one is enough: a second would stop the cleaning up
-    raise KeyboardInterrupt
 
 
 def main() -> None:
     """The console script."""
     guard_streams()
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets
-        signal.signal(signal.SIGHUP, _terminate)
+    handle_signals()
     try:
         cli(prog_name="anabranch")
     except Exception as error:  # noqa: BLE001 - outside of commands: --help that cannot be printed, a module not loaded

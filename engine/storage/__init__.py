@@ -8,8 +8,8 @@ from __future__ import annotations
 from .digests import BLOCK_BYTES, block_digest, read_digest, stretch_digest
 from .joined import JoinedStore
 from .local_files import absolute_path, translate
-from .opening import crosses_network, open_store
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Writer
+from .opening import crosses_network, open_hub_upload, open_store
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Upload, Writer
 
 __all__ = [
     "BLOCK_BYTES",
@@ -18,10 +18,12 @@ __all__ = [
     "JoinedStore",
     "Leftover",
     "Store",
+    "Upload",
     "Writer",
     "absolute_path",
     "block_digest",
     "crosses_network",
+    "open_hub_upload",
     "open_store",
     "read_digest",
     "stretch_digest",

@@ -89,7 +89,7 @@ def _open_hub(parts: list[str], endpoint: str | None = None) -> Store:
     api = HfApi(endpoint=endpoint)
     retry = Retry(attempts=1) if cached else Retry()
     try:
-        info = retry.call(lambda: _translated(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
+        info = retry.call(lambda: in_our_words(f"hf://{text}", lambda: api.model_info(repository, revision=revision)))
     except FileNotFoundError as error:
         raise InputError(
             f"hf://{text}: the hub knows no such model or revision", "Check the name. " + _NO_FOLDER
@@ -278,7 +278,7 @@ class FsspecStore:
         self._do(name, lambda: self._fs.makedirs(parent, exist_ok=True))
 
     def _do(self, name: str, operation: Callable[[], Result]) -> Result:
-        return _translated(self._where(name), operation)
+        return in_our_words(self._where(name), operation)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}" if name else self._root
@@ -297,7 +297,7 @@ class FsspecWriter:
         self._open = True
         try:
             # Not inside `with`: leaving that block by an exception would publish what was written so far.
-            self._file = _translated(where, lambda: file_system.open(path, "wb", autocommit=False))
+            self._file = in_our_words(where, lambda: file_system.open(path, "wb", autocommit=False))
         except NotImplementedError as error:
             raise ResourceError(f"{where}: files of this kind of store cannot be written", "Choose another.") from error
         if getattr(self._file, "autocommit", True) or not hasattr(self._file, "discard"):
@@ -310,7 +310,7 @@ class FsspecWriter:
         """See `Writer.write`."""
         assert self._open, "write after commit or discard"
         view = memoryview(data).cast("B")
-        _translated(self._where, lambda: self._file.write(bytes(view)))
+        in_our_words(self._where, lambda: self._file.write(bytes(view)))
         self._written += len(view)
 
     def commit(self) -> None:
@@ -318,8 +318,8 @@ class FsspecWriter:
         assert self._open, "commit after commit or discard"
         if self._written != self._size:
             raise IntegrityError(f"{self._where}: {self._written} bytes were written, expected {self._size}")
-        _translated(self._where, self._file.close)
-        _translated(self._where, self._file.commit)
+        in_our_words(self._where, self._file.close)
+        in_our_words(self._where, self._file.commit)
         self._open = False
 
     def discard(self) -> None:
@@ -333,7 +333,7 @@ class FsspecWriter:
             self._file.discard()
 
 
-def _translated(where: str, operation: Callable[[], Result]) -> Result:
+def in_our_words(where: str, operation: Callable[[], Result]) -> Result:
     """Run an operation of a foreign library; its failures in our own words only, as theirs may quote URLs."""
     try:
         return operation()

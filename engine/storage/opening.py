@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InputError
-from .protocol import Store
+from .protocol import Store, Upload
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
@@ -38,6 +38,17 @@ def open_store(url: str, *, create: bool = False, own: bool = False) -> Store:
     from .fsspec_store import open_remote_store
 
     return open_remote_store(url)
+
+
+def open_hub_upload(url: str, revision: str) -> Upload:
+    """Where files go that shall become visible together in a repository of the Hugging Face hub.
+
+    Raises:
+        InputError: the URL is not hf://owner/name.
+    """
+    from .hub_upload import HubUpload
+
+    return HubUpload(url, revision)
 
 
 def crosses_network(url: str) -> bool:

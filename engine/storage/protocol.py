@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..errors import InputError
@@ -137,3 +137,37 @@ def check_name(name: str) -> str:
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise InputError(f"{name!r} is no name of a file inside a folder", "Files that name such a file are not ours.")
     return name
+
+
+class Upload(Protocol):
+    """Files on their way to a place where they become visible together."""
+
+    url: str
+    """Of the place."""
+    uploaded_bytes: int
+    """Without what was there already."""
+
+    def open(self, public: bool) -> None:
+        """Make the place where it is missing; `public`: all may see it.
+
+        Raises:
+            ResourceError: no right to; or all may see what is there, and `public` is not set.
+        """
+
+    def head(self) -> tuple[str, list[str]]:
+        """(an id of what is visible there now, names of its files)."""
+
+    def add(self, store: Store, name: str, size: int, sha256: str, progress: Callable[[int], None]) -> None:
+        """Upload a file of a store, unless its content is there; nobody sees it before the commit.
+
+        Raises:
+            IntegrityError: the bytes that were read are not those of the digest.
+        """
+
+    def commit(self, message: str, parent: str, removed: Collection[str] = ()) -> str | None:
+        """Make all added files visible and take the removed ones away, in one step.
+
+        Returns:
+            The new id; None where what is visible is not `parent` any more. Who changed it may have been we, when the
+            answer to a first try was lost.
+        """
