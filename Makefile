@@ -7,17 +7,22 @@ STAMP  := $(VENV)/.anabranch-setup
 DEMO_OUTPUT ?= demo-output
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+SOAK_SEED ?= 1
+SOAK_SECONDS ?= 1800
+SOAK_FAULTS ?= 1000
+SOAK_LOG ?= soak-$(SOAK_SEED).jsonl
 
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo report-pictures test test-slow mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
+.PHONY: help setup setup-s3 demo report-pictures test test-slow soak mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
 	@echo 'make demo       train small models on real data, merge them six ways, print the accuracy of each'
 	@echo 'make test       setup, lint, and the fast tests (under 15 minutes on two cores)'
 	@echo 'make test-slow  the long tests'
+	@echo 'make soak       kills and faults over local folders, S3 and Ray, drawn from a seed (half an hour or more)'
 	@echo 'make mutations  break one promise of the commit protocol at a time: the tests must notice'
 	@echo 'make test-parity  the same recipes through mergekit, in an environment of its own, and through us'
 	@echo 'make lint       ruff and mypy'
@@ -58,6 +63,10 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Goes on with the rounds of $(SOAK_LOG); needs strace.
+soak: setup
+	$(BIN)/python -m tests.soak.soak --seed $(SOAK_SEED) --seconds $(SOAK_SECONDS) --faults $(SOAK_FAULTS) --log $(SOAK_LOG)
 
 mutations: setup
 	$(BIN)/python -m tests.mutations
