@@ -49,6 +49,12 @@ class RayCluster:
         note: Callable[[str], None],
     ) -> Iterator[Runner]:
         """Connect for the time of a merge; arguments as for `Place.open`, errors as for `ray_session`."""
+        for member in members:
+            if member.output.store.url.startswith("hf://"):
+                raise RecipeError(
+                    f"--ray: {member.output.store.url} is made on one machine, where its state lies",
+                    "merge without --ray, or into S3 and `anabranch push` it",
+                )
         with ray_session(self.address, self.insecure):
             from .actor import WorkerOptions
             from .driver import RayRunner

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from ..errors import IntegrityError, OutputConflictError, RecipeError, TemporaryError, some_names
 from ..storage import Store, Upload, open_hub_upload, open_store
@@ -16,8 +15,6 @@ from .verify import MAX_MANIFEST_BYTES
 
 COMMITS = 5
 """Tries while others commit to the same branch."""
-OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "anabranch.*")
-"""Files that would make two models of one where they stayed beside another's."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def push(
         head, present = upload.head()
         if set(files) <= set(present) and _manifest_at(upload, head, present) == data:
             return _pushed(upload, head, files, already_there=not added)
-        others = [name for name in present if name not in files and any(fnmatchcase(name, of) for of in OF_MODELS)]
+        others = upload.others(present, files)
         if (others or _manifest_at(upload, head, present) not in (None, data)) and not replace:
             raise OutputConflictError(
                 f"{upload.url}@{revision} holds another model: {some_names(others or [MANIFEST_NAME])}",

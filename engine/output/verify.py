@@ -32,6 +32,9 @@ MAX_MANIFEST_BYTES = 1 << 30
 UNEXPECTED = "unexpected"
 """What is said of a file that the manifest does not name."""
 
+OF_THE_HUB = ".gitattributes"
+"""A file that the Hugging Face hub adds to every repository, and a download of one brings along."""
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -123,7 +126,7 @@ def _check_structure(store: Store, manifest: Manifest, damaged: set[str]) -> lis
     expected = {*manifest.files, *manifest.tables, MANIFEST_NAME}
     folders = sorted({name.rpartition("/")[0] for name in manifest.files} | {""})
     listed = [name for folder in folders for name in store.list(folder)]
-    problems = [Problem(name, UNEXPECTED) for name in listed if name not in expected]
+    problems = [Problem(name, UNEXPECTED) for name in listed if name not in expected and name != OF_THE_HUB]
     found = [table_problem(store, name, digest) for name, digest in manifest.tables.items()]
     problems += [problem for problem in found if problem is not None]
     if INPUT_RANGES_NAME in manifest.tables and not any(problem.file == INPUT_RANGES_NAME for problem in problems):

@@ -13,10 +13,10 @@ from pathlib import Path
 from ..errors import RecipeError
 from ..kernels import Kernels, announce_compiling, make_kernels
 from ..models import Opened, Room
-from ..output import OutputDirectory, Verification, open_outputs, verify_inputs, verify_outputs
+from ..output import MANIFEST_NAME, OutputDirectory, Verification, open_outputs, verify_inputs, verify_outputs
 from ..plan import Round, SurveyPart, open_inputs
 from ..recipe import load_recipe
-from ..storage import open_store
+from ..storage import open_output
 from .compare import Comparison, open_side
 from .comparison_report import ComparisonReport
 from .execution import DEFAULT_MEMORY_BYTES, Execution
@@ -118,7 +118,10 @@ def merge_reading(
     begin = time.perf_counter() if began is None else began
     stages = Stages(progress, meter, begin)
     members = [
-        Member(job.inputs, OutputDirectory(job.inputs.plan, open_store(job.out, create=True, own=True), progress.note))
+        Member(
+            job.inputs,
+            OutputDirectory(job.inputs.plan, open_output(job.out, MANIFEST_NAME, create=True), progress.note),
+        )
         for job in reading.jobs
     ]
     with open_runner(members, reading.memory, execution, meter, progress) as runner:

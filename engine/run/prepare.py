@@ -13,10 +13,10 @@ from rich.filesize import decimal
 
 from ..errors import RecipeError, ResourceError
 from ..models import Opened, Room
-from ..output import OutputDirectory
+from ..output import MANIFEST_NAME, OutputDirectory
 from ..plan import Inputs, Plan, SharedReading, inputs_of_parts, open_inputs, share_reading, why_apart
 from ..recipe import load_recipe
-from ..storage import open_store
+from ..storage import open_output
 from .execution import Execution, worker_memory
 from .memory import MemoryPlan
 from .plan_report import PlanReport
@@ -72,7 +72,7 @@ def out_of(plan: Plan, out: str | Path) -> str:
 
 
 def _job(recipe: str, out: str, inputs: Inputs, execution: Execution) -> PreparedMerge:
-    output = OutputDirectory(inputs.plan, open_store(out, own=True))
+    output = OutputDirectory(inputs.plan, open_output(out, MANIFEST_NAME))
     state = output.check()
     shards = range(len(inputs.plan.shards))
     finished = frozenset(shards if state == "finished" else output.receipts() if state == "started" else ())

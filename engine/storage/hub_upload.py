@@ -15,10 +15,11 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.lfs import UploadInfo
+from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import disable_progress_bars
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
@@ -33,6 +34,10 @@ SAMPLE_BYTES = 512
 LONGEST_WAIT_SECONDS = 300.0
 """Of what a hub that is too busy may ask for."""
 MAIN = "main"
+BATCH = 100
+"""Contents that are asked for at once."""
+OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.gguf", "anabranch.*")
+"""Files that would make two models of one where they stayed beside another's."""
 
 _AGAIN = "Run the same command again: what is uploaded is not uploaded again."
 _TOKEN = "It needs a token that may write (`hf auth login`, or HF_TOKEN). " + _AGAIN
@@ -43,6 +48,10 @@ Result = TypeVar("Result")
 
 class _MovedError(AnabranchError):
     """The branch is not where it was; asking again does not help."""
+
+
+class _MissingError(ResourceError):
+    """No such repository or branch."""
 
 
 class HubUpload:
@@ -88,10 +97,51 @@ class HubUpload:
         info = self._do(lambda: self._api.model_info(self.repository, revision=self.revision))
         return str(info.sha), sorted(sibling.rfilename for sibling in info.siblings or ())
 
+    def find(self) -> tuple[str, list[str]] | None:
+        """As `head`; None where there is no such repository or branch, or no right to see it."""
+        try:
+            return self.head()
+        except _MissingError:
+            return None
+
+    def others(self, present: Collection[str], own: Collection[str]) -> list[str]:
+        """Files of another model among those that are there."""
+        return [name for name in present if name not in own and any(fnmatchcase(name, of) for of in OF_MODELS)]
+
+    def held(self, files: Collection[tuple[int, str]]) -> set[str]:
+        """Which of these contents, (size, digest) each, the hub has."""
+        if not files:
+            return set()
+        infos = [UploadInfo(size=size, sample=b"", sha256=bytes.fromhex(sha256)) for size, sha256 in files]
+
+        def ask() -> set[str]:
+            found: set[str] = set()
+            for start in range(0, len(infos), BATCH):
+                some = infos[start : start + BATCH]
+                headers = self._api._build_hf_headers()
+                answers, _, _ = post_lfs_batch_info(some, None, "model", self.repository, headers=headers)
+                found |= {answer["oid"] for answer in answers if not answer.get("actions")}
+            return found
+
+        return self._do(ask)
+
+    def adopt(self, name: str, size: int, sha256: str) -> None:
+        """A file that an earlier run uploaded: the commit names it."""
+        addition = _Addition(name, io.BytesIO(), UploadInfo(size=size, sample=b"", sha256=bytes.fromhex(sha256)))
+        addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True
+        self._files[name] = addition
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """As `add`, of a file that is in memory."""
+        addition = CommitOperationAdd(name, data)
+        self._do(lambda: self._api.preupload_lfs_files(self.repository, [addition], revision=self.revision))
+        self._files[name] = addition
+
     def add(self, store: Store, name: str, size: int, sha256: str, progress: Callable[[int], None]) -> None:
         """See `Upload.add`."""
         source = _RawFile(store, name, size, progress)
-        addition = _Addition(name, source, sha256)
+        known = UploadInfo(size=size, sample=source.sample(), sha256=bytes.fromhex(sha256))
+        addition = _Addition(name, io.BufferedReader(source, BUFFER_BYTES), known)
         self._do(lambda: self._api.preupload_lfs_files(self.repository, [addition], revision=self.revision))
         if addition._upload_mode == "regular":  # goes with the commit, as the hub asks for small files of text
             addition.path_or_fileobj = source.readall()
@@ -181,10 +231,10 @@ class _RawFile(io.RawIOBase):
 class _Addition(CommitOperationAdd):
     """A file whose digest is known: the client's own class would read it once more to compute it."""
 
-    def __init__(self, name: str, source: _RawFile, sha256: str) -> None:
+    def __init__(self, name: str, source: io.BufferedIOBase, known: UploadInfo) -> None:
         self.path_in_repo = name
-        self.path_or_fileobj = io.BufferedReader(source, BUFFER_BYTES)
-        self.upload_info = UploadInfo(size=source.size, sample=source.sample(), sha256=bytes.fromhex(sha256))
+        self.path_or_fileobj = source
+        self.upload_info = known
 
 
 def _translated(where: str, operation: Callable[[], Result]) -> Result:
@@ -193,7 +243,7 @@ def _translated(where: str, operation: Callable[[], Result]) -> Result:
         with _quiet():
             return in_our_words(where, lambda: _unwrapped(operation))
     except FileNotFoundError as error:
-        raise ResourceError(f"{where}: no such repository, or no right to see it", _TOKEN) from error
+        raise _MissingError(f"{where}: no such repository, or no right to see it", _TOKEN) from error
     except (ResourceError, TemporaryError) as error:
         response = getattr(error.__cause__, "response", None)
         status = getattr(response, "status_code", None)

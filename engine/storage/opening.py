@@ -51,6 +51,15 @@ def open_hub_upload(url: str, revision: str) -> Upload:
     return HubUpload(url, revision)
 
 
+def open_output(url: str, last: str, *, create: bool = False) -> Store:
+    """As `open_store`, of a folder that is written: on the hub nothing is visible before the file `last` is created."""
+    if not url.lower().startswith("hf://"):
+        return open_store(url, create=create, own=True)
+    from .hub_output import HubOutput
+
+    return HubOutput(url, last, create=create)
+
+
 def crosses_network(url: str) -> bool:
     """Whether a store's URL is neither a local path nor memory of this process."""
     return "://" in url and not url.startswith(("file://", "memory://"))

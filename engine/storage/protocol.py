@@ -157,6 +157,9 @@ class Upload(Protocol):
     def head(self) -> tuple[str, list[str]]:
         """(an id of what is visible there now, names of its files)."""
 
+    def others(self, present: Collection[str], own: Collection[str]) -> list[str]:
+        """Files of another model among those that are there."""
+
     def add(self, store: Store, name: str, size: int, sha256: str, progress: Callable[[int], None]) -> None:
         """Upload a file of a store, unless its content is there; nobody sees it before the commit.
 

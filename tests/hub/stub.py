@@ -223,10 +223,12 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body or b"{}")
             if "faults" in asked:
                 hub.faults, hub.requests = asked["faults"], []
+            hub.contents.pop(asked.get("drop", ""), None)
             for name, text in asked.get("commit", {}).items():  # by somebody else
                 hub.contents[hashlib.sha256(text.encode()).hexdigest()] = text.encode()
                 head = hub.trees[hub.at(asked["repository"], "main") or ""]
-                hub.commit(asked["repository"], "main", {**head, name: hashlib.sha256(text.encode()).hexdigest()})
+                kept = {path: digest for path, digest in head.items() if path not in asked.get("remove", ())}
+                hub.commit(asked["repository"], "main", {**kept, name: hashlib.sha256(text.encode()).hexdigest()})
             self._answer(
                 200,
                 {
