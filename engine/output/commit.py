@@ -90,8 +90,12 @@ class OutputDirectory:
                 "recipe or inputs differ from those of the run that started there: use another output directory, or "
                 "remove this one if you do not need it",
             )
-        if self.manifest() is not None:
-            return "finished"
+        try:
+            if self.manifest() is not None:
+                return "finished"
+        except IntegrityError:
+            if found is None:  # nobody knows whose it was
+                raise
         if found is None and self.store.list():
             raise OutputConflictError(
                 f"{self.store.url} is not empty and holds no plan of a merge", "name an empty or new directory"
@@ -343,12 +347,20 @@ class OutputDirectory:
         """The manifest of an output of this plan that has all its files; None: something is still to be made.
 
         Files that are missing, have another size, or changed after the manifest and are not what it says, take the
-        manifest with them, so that they are made again.
+        manifest with them, so that they are made again. So is a manifest that is damaged, where the plan is there.
 
         Raises:
             OutputConflictError: the directory was finished by another plan.
+            IntegrityError: the manifest is damaged, and nothing says whose it was.
         """
-        manifest = self.manifest()
+        try:
+            manifest = self.manifest()
+        except IntegrityError as error:
+            if owner_of(self.store, self.plan.plan_id) != self.plan.plan_id:
+                raise
+            self._unfit(MANIFEST_NAME, error.message)
+            self.store.delete(MANIFEST_NAME)
+            return None
         if manifest is None:
             return None
         problems = self._watch.problems_since(manifest, [shard.name for shard in self.plan.shards])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from anabranch.engine.errors import OutputConflictError
+from anabranch.engine.errors import IntegrityError, OutputConflictError
 from anabranch.engine.json_text import sealed_json, unsealed
 from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.output.commit import OutputDirectory
@@ -227,6 +227,28 @@ def test_a_damaged_plan_is_made_again_from_the_recipe(finished: Path, killed: Pa
     assert made == ()
     assert [note for note in told.notes if path.name in note]
     assert contents(killed) == contents(finished / "out")
+
+
+@pytest.mark.parametrize("damage", ["empty", "zeros", "half", "list", "deep"])
+def test_a_damaged_manifest_is_made_again(finished: Path, tmp_path: Path, damage: str) -> None:
+    out = Path(shutil.copytree(finished / "out", tmp_path / "out"))
+    path = out / MANIFEST_NAME
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    inputs = open_inputs(load_recipe(finished / "recipe.yml"), finished)
+    assert OutputDirectory(inputs.plan, LocalStore(str(out))).check() == "started"
+    made, told = resume(finished, out)
+    assert made == ()
+    assert [note for note in told.notes if MANIFEST_NAME in note]
+    assert contents(out) == contents(finished / "out")
+
+
+def test_a_damaged_manifest_of_nobody_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / MANIFEST_NAME).write_bytes(b"{")
+    with pytest.raises(IntegrityError, match="is not a manifest"):
+        resume(finished, out)
+    assert contents(out) == {MANIFEST_NAME: b"{"}
 
 
 def test_a_directory_whose_plan_is_damaged_stays_that_of_its_receipts(finished: Path, killed: Path) -> None:
