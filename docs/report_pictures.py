@@ -31,7 +31,7 @@ def main() -> None:
         for name, (width, scheme, (first, last)) in VIEWS.items():
             browser.look(width, 900, scheme)
             browser.open(place / "report.html")
-            browser.wait_for("document.body && document.body.dataset.drawn > 0")
+            browser.wait_for("document.readyState == 'complete' && document.body.dataset.drawn != '0'")
             top, _ = browser.place_of(f"#{first}")
             begin, height = browser.place_of(f"#{last}")
             (HERE / "images").mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
@@ -24,8 +25,21 @@ SHORT_NAME = 10
 HEIGHT = 200
 
 
-def _chart(rows: Sequence[Row]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A chart, and the rows that it draws: Altair would look at each of them against Vega-Lite's schema."""
+
+    chart: alt.Chart | alt.LayerChart
+    rows: Sequence[Row]
+
+    def spec(self, **properties: Any) -> dict[str, Any]:
+        """As Vega-Lite reads it, with more properties of the chart."""
+        found: dict[str, Any] = self.chart.properties(**properties).to_dict()
+        return found | {"data": {"values": list(self.rows)}}
+
+
+def _chart() -> alt.Chart:
+    return alt.Chart(alt.NamedData(name="rows"))
 
 
 def _tooltip(**titles: str) -> list[alt.Tooltip]:
@@ -41,7 +55,7 @@ def heat_map(
     number_format: str = "~%",
     *,
     diverging: bool = False,
-) -> alt.Chart:
+) -> Picture:
     """A rectangle for each row's `column` and `line`, coloured by `value`; null is no rectangle.
 
     Args:
@@ -57,8 +71,8 @@ def heat_map(
     scale = alt.Scale(scheme=SCHEME, domain=[0, most])
     if diverging:
         scale = alt.Scale(scheme=BOTH_WAYS, reverse=True, domain=[-most, most], domainMid=0)
-    return (
-        _chart([row for row in rows if row["value"] is not None])
+    chart = (
+        _chart()
         .mark_rect(cursor="crosshair")
         .encode(
             x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
@@ -73,14 +87,13 @@ def heat_map(
         )
         .properties(height=ROW_HEIGHT * max(2, len(lines)))
     )
+    return Picture(chart, [row for row in rows if row["value"] is not None])
 
 
-def lines_by(
-    rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]
-) -> alt.LayerChart:
+def lines_by(rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]) -> Picture:
     """A line with points for each `series` over ordered columns; rows have column, series, value and shown."""
     across, what = names
-    base = _chart([row for row in rows if row["value"] is not None]).encode(
+    base = _chart().encode(
         x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
         y=alt.Y("value:Q", title=what, axis=alt.Axis(tickCount=5)),
         color=_by_series(series),
@@ -90,7 +103,7 @@ def lines_by(
     lines = base.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("series:N", **which))
     points = base.mark_point(size=36, filled=True).encode(shape=alt.Shape("series:N", **which))
     both: alt.LayerChart = lines + points
-    return both.properties(height=HEIGHT)
+    return Picture(both.properties(height=HEIGHT), [row for row in rows if row["value"] is not None])
 
 
 WIDE_LABEL = 24
@@ -106,7 +119,7 @@ def _domain(number_format: str) -> alt.Scale | alt.UndefinedType:
 
 def bars(
     rows: Sequence[Row], lines: Sequence[str], what: str, number_format: str, series: Sequence[str] = ()
-) -> alt.Chart:
+) -> Picture:
     """A lying bar for each row's `line` and `value`, beside each other where there are several `series`."""
     lines = [fill(line, WIDE_LABEL) for line in lines]
     rows = [{**row, "line": fill(row["line"], WIDE_LABEL)} for row in rows]
@@ -127,10 +140,10 @@ def bars(
             "yOffset": alt.YOffset("series:N", scale=alt.Scale(domain=list(series))),
             "color": _by_series(series),
         }
-    mark = _chart(rows).mark_bar() if series else _chart(rows).mark_bar(color=COLOURS[0])
+    mark = _chart().mark_bar() if series else _chart().mark_bar(color=COLOURS[0])
     deepest = max((line.count("\n") + 1 for line in lines), default=1)
     height = len(lines) * max(BAR_HEIGHT * max(1, len(series)), LINE_HEIGHT * deepest)
-    return mark.encode(**encoded).properties(height=max(2 * BAR_HEIGHT, height))
+    return Picture(mark.encode(**encoded).properties(height=max(2 * BAR_HEIGHT, height)), rows)
 
 
 TENTHS = [i / 10 for i in range(11)]
@@ -139,7 +152,7 @@ TENTHS = [i / 10 for i in range(11)]
 def histogram(rows: Sequence[Row], names: tuple[str, str], number_format: str, series: Sequence[str]) -> alt.Chart:
     """Bars over [0, 1] in equal bins, on top of each other by `series`; rows have begin, end, series, value, shown."""
     across, what = names
-    chart = _chart(rows).mark_bar(binSpacing=0)
+    chart = _chart().mark_bar(binSpacing=0)
     encoded = chart.encode(
         x=alt.X(
             "begin:Q",
@@ -153,14 +166,14 @@ def histogram(rows: Sequence[Row], names: tuple[str, str], number_format: str, s
         color=_by_series(series),
         tooltip=_tooltip(range=across, series="model", shown=what),
     )
-    return encoded.properties(height=HEIGHT)
+    return Picture(encoded.properties(height=HEIGHT), rows)
 
 
-def counts_by(rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]) -> alt.Chart:
+def counts_by(rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str], series: Sequence[str]) -> Picture:
     """A standing bar for each ordered column, on top of each other by `series`; rows as those of `lines_by`."""
     across, what = names
-    return (
-        _chart(rows)
+    chart = (
+        _chart()
         .mark_bar()
         .encode(
             x=alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0)),
@@ -170,12 +183,13 @@ def counts_by(rows: Sequence[Row], columns: Sequence[str], names: tuple[str, str
         )
         .properties(height=HEIGHT)
     )
+    return Picture(chart, rows)
 
 
-def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> alt.Chart:
+def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> Picture:
     """A stretch of time for each row, on the lane of who worked; rows have lane, begin, end, series and shown."""
-    return (
-        _chart(rows)
+    chart = (
+        _chart()
         .mark_bar(height={"band": 0.8})
         .encode(
             x=alt.X("begin:Q", title="seconds since the start", axis=alt.Axis(format="~g", tickCount=6)),
@@ -186,6 +200,7 @@ def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> al
         )
         .properties(height=BAR_HEIGHT * max(2, len(names)))
     )
+    return Picture(chart, rows)
 
 
 def _by_series(series: Sequence[str]) -> alt.Color:

@@ -14,7 +14,9 @@ from ...engine.output import SURVEY_NAME, Finished, read_survey_rows, read_task_
 from .places import Places
 
 MAX_CELLS = 2400
-"""Layers times kinds times models: a page with three pictures of so many has under 3 MB."""
+"""Layers times kinds times models: a page with a table and three pictures of so many has under 3 MB."""
+MAX_PAIRS = 400
+"""Pairs of models in a table and in a matrix; of more models the first ones."""
 MAX_MODELS = 12
 """Models with panels of their own; tables and sums have all."""
 BINS = 40
@@ -153,7 +155,7 @@ def read_facts(output: Finished) -> Facts:
     """
     models = [row["url"] for row in output.manifest.summary]
     names = ((row["tensor"], row["numel"]) for row in read_tensor_rows(output.store))
-    facts = Facts(output, Places(names, MAX_CELLS // max(1, min(len(models), MAX_MODELS))), models)
+    facts = Facts(output, Places(names, MAX_CELLS // max(1, len(models))), models)
     _add_rows(facts)
     _add_actions(facts)
     if SURVEY_NAME in output.manifest.tables:

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
-
 from . import charts
-from .facts import BINS, MAX_MODELS, Facts, Sums, short_name
+from .facts import BINS, MAX_MODELS, MAX_PAIRS, Facts, Sums, short_name
 from .places import NO_LAYER
 from .wording import percent, real, size, whole
 
@@ -21,7 +19,7 @@ class Panel:
     """One picture."""
 
     title: str
-    chart: alt.Chart | alt.LayerChart
+    picture: charts.Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,30 +199,31 @@ MOST_BARS = 10
 def _pairs(facts: Facts) -> Figure:
     names = model_names(facts)
     union, smaller = "|A and B| / |A or B|", "|A and B| / the smaller"
-    labels = [f"{p.first} and {p.second}" for p in facts.pairs]
+    pairs = facts.pairs[:MAX_PAIRS]
+    labels = [f"{p.first} and {p.second}" for p in pairs]
     table = [
-        (names[p.first], names[p.second], whole(p.both), percent(p.jaccard), percent(p.over_smaller))
-        for p in facts.pairs
+        (names[p.first], names[p.second], whole(p.both), percent(p.jaccard), percent(p.over_smaller)) for p in pairs
     ]
-    if len(facts.pairs) <= MOST_BARS:
+    if len(pairs) <= MOST_BARS:
         rows = [
             {"line": label, "series": series, "value": value, "shown": percent(value)}
-            for label, p in zip(labels, facts.pairs, strict=True)
+            for label, p in zip(labels, pairs, strict=True)
             for series, value in ((union, p.jaccard), (smaller, p.over_smaller))
         ]
         panels = [Panel("pairs of models", charts.bars(rows, labels, "share", ".0%", (union, smaller)))]
     else:
         panels = [
-            Panel(union, _matrix(facts, {(p.first, p.second): p.jaccard for p in facts.pairs})),
-            Panel(smaller, _matrix(facts, {(p.first, p.second): p.over_smaller for p in facts.pairs})),
+            Panel(union, _matrix({(p.first, p.second): p.jaccard for p in pairs})),
+            Panel(smaller, _matrix({(p.first, p.second): p.over_smaller for p in pairs})),
         ]
-    text = "How much two models' masks have in common, over all merged tensors."
+    left_out = f" The first {MAX_PAIRS} of {len(facts.pairs)} pairs." if len(facts.pairs) > MAX_PAIRS else ""
+    text = f"How much two models' masks have in common, over all merged tensors.{left_out}"
     columns = ("A", "B", "positions of both", union, smaller)
     return Figure("pairs", "Overlap of pairs of models", text, panels, Table(columns, table))
 
 
-def _matrix(facts: Facts, values: Mapping[tuple[int, int], float]) -> alt.Chart:
-    places = [str(i) for i in range(len(facts.models))]
+def _matrix(values: Mapping[tuple[int, int], float]) -> charts.Picture:
+    places = [str(i) for i in sorted({i for pair in values for i in pair})]
     both = {**values, **{(b, a): value for (a, b), value in values.items()}}
     rows = [
         {"column": str(b), "line": str(a), "value": value, "shown": percent(value)} for (a, b), value in both.items()

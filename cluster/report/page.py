@@ -82,9 +82,7 @@ def render(page: Page) -> bytes:
     import vl_convert
 
     charts = {
-        f"{figure.name}-{i}": panel.chart.properties(
-            width="container", autosize={"type": "fit-x", "contains": "padding"}
-        ).to_dict()
+        f"{figure.name}-{i}": panel.picture.spec(width="container", autosize={"type": "fit-x", "contains": "padding"})
         for figure in page.figures
         for i, panel in enumerate(figure.panels)
     }

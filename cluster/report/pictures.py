@@ -19,13 +19,20 @@ SCALE = 2
 def draw(figures: Sequence[Figure], title: str, kind: Literal["png", "svg"]) -> bytes:
     """The file; colours are those of a light page."""
     charts = [
-        panel.chart.properties(width=WIDTH, title=alt.TitleParams(figure.title, subtitle=panel.title))
+        panel.picture.spec(width=WIDTH, title={"text": figure.title, "subtitle": panel.title})
         for figure in figures
         for panel in figure.panels
     ]
-    whole = alt.vconcat(*charts, title=alt.TitleParams(title, anchor="start", fontSize=18), spacing=28)
-    spec: dict[str, Any] = whole.resolve_scale(color="independent", y="independent", strokeDash="independent").to_dict()
-    spec["config"] = theme("light") | {"background": "white", "font": "sans-serif"}
+    for chart in charts:
+        del chart["$schema"], chart["config"]  # of the whole picture
+    spec: dict[str, Any] = {
+        "$schema": alt.SCHEMA_URL,
+        "title": {"text": title, "fontSize": 18},
+        "vconcat": charts,
+        "spacing": 28,
+        "resolve": {"scale": {"color": "independent", "shape": "independent", "strokeDash": "independent"}},
+        "config": theme("light") | {"background": "white", "font": "sans-serif"},
+    }
     if kind == "svg":
         return str(vl_convert.vegalite_to_svg(spec)).encode()
     return bytes(vl_convert.vegalite_to_png(spec, scale=SCALE))

@@ -95,7 +95,7 @@ def _models(names: Sequence[str], models: Sequence[Mapping[str, Any]], plan_id: 
 
 def _figures(report: SurveyReport, names: Sequence[str]) -> Iterator[Figure]:
     tensors = ((row["tensor"], row["numel"]) for row in report.rows)
-    places = Places(tensors, MAX_CELLS // max(1, min(len(names), MAX_MODELS)))
+    places = Places(tensors, MAX_CELLS // max(1, len(names)))
     cells: dict[tuple[int, str, str], Changes] = {}
     for row in report.rows:
         cells.setdefault((row["model"], *places.find(row["tensor"])), Changes()).add(row)

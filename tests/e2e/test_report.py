@@ -53,11 +53,10 @@ def browser() -> Iterator[Browser]:
 def show(browser: Browser, page: Path, view: tuple[int, int, str] = VIEWS[0]) -> None:
     browser.look(*view)
     browser.open(page)
-    browser.wait_for(
-        "Object.keys(JSON.parse(document.getElementById('charts').textContent)).length == document.body.dataset.drawn"
-    )
+    browser.wait_for(DRAWN)
 
 
+DRAWN = "document.readyState == 'complete' && document.body.dataset.drawn != '0'"
 CLIPPED = """[...document.querySelectorAll('.chart svg')].flatMap(svg => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].filter(text => {

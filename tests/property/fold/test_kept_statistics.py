@@ -61,8 +61,7 @@ def test_every_statistic_of_masks_is_that_of_the_plain_definition(tmp_path: Path
             ]
             assert row["claims"] == claims
             assert (row["l2"], row["kept_l2"]) == (math.sqrt(before), math.sqrt(after))
-            expected = after / before if before else None
-            assert row["energy_kept"] == pytest.approx(expected, rel=1e-12)
+            assert row["energy_kept"] == (pytest.approx(after / before, rel=1e-12) if before else None)
 
 
 def test_what_keeps_no_elements_has_no_such_statistics(tmp_path: Path) -> None:
