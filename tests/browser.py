@@ -9,11 +9,11 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT_SECONDS = 60.0
@@ -28,51 +28,51 @@ class Browser:
     """One browser with one page; what the page asks of a network and what it complains of is kept."""
 
     def __init__(self) -> None:
-        program = find_chromium()
-        assert program is not None, "Chromium is not installed"
-        self._profile = tempfile.TemporaryDirectory(prefix="anabranch-chromium-", ignore_cleanup_errors=True)
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
-        options += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-        self._process = subprocess.Popen(
-            [program, *options, f"--user-data-dir={self._profile.name}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
         self.requests: list[str] = []
         """URLs that the page asked for, but for its own."""
         self.complaints: list[str] = []
         """Errors, and what the console shows as one or as a warning."""
         self._number = 0
-        self._socket = self._connect()
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
+        self._all = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as started:
+            self._socket = started.enter_context(connect(self._start(started), max_size=None, proxy=None))
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.call(f"{domain}.enable")
+            self._all = started.pop_all()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._all.close()
+
+    def _start(self, started: ExitStack) -> str:
+        """Start it; returns where its page listens."""
+        program = find_chromium()
+        assert program is not None, "Chromium is not installed"
+        # It may write to its folder until its last process is gone.
+        folder = tempfile.TemporaryDirectory(prefix="anabranch-chromium-", ignore_cleanup_errors=True)
+        profile = Path(started.enter_context(folder))
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--hide-scrollbars"]
+        options += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+        command = [program, *options, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started.enter_context(process)
+        started.callback(process.terminate)
+        told, end = profile / "DevToolsActivePort", time.monotonic() + WAIT_SECONDS
+        while not (told.exists() and len(told.read_text().splitlines()) == 2):
+            assert time.monotonic() < end and process.poll() is None, "Chromium did not start"
+            time.sleep(0.05)
+        port = told.read_text().splitlines()[0]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=WAIT_SECONDS) as answer:
+            [page] = [each for each in json.load(answer) if each["type"] == "page"]
+        return str(page["webSocketDebuggerUrl"])
 
     def look(self, width: int, height: int, scheme: str) -> None:
         """Be a screen of so many pixels, a phone's where it is narrow, of a reader who likes "light" or "dark"."""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(30)
-        self._profile.cleanup()
-
-    def _connect(self) -> ClientConnection:
-        told, end = Path(self._profile.name) / "DevToolsActivePort", time.monotonic() + WAIT_SECONDS
-        while not (told.exists() and len(told.read_text().splitlines()) == 2):
-            assert time.monotonic() < end and self._process.poll() is None, "Chromium did not start"
-            time.sleep(0.05)
-        port = told.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=WAIT_SECONDS) as answer:
-            [page] = [each for each in json.load(answer) if each["type"] == "page"]
-        return connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol and return its result."""
