@@ -16,7 +16,7 @@ from ..models import Opened, Room
 from ..output import MANIFEST_NAME, OutputDirectory, Verification, open_outputs, verify_inputs, verify_outputs
 from ..plan import Round, SurveyPart, open_inputs
 from ..recipe import load_recipe
-from ..storage import open_output
+from ..storage import client_bytes, open_output
 from .compare import Comparison, open_side
 from .comparison_report import ComparisonReport
 from .execution import DEFAULT_MEMORY_BYTES, Execution
@@ -169,7 +169,8 @@ def survey(
     if not shards:
         raise RecipeError(f"{recipe}: {made.terms.method} merges no task vectors, so there is nothing to survey")
     execution = Execution(workers, memory_bytes)
-    around = Surroundings(remote_inputs=inputs.is_remote, quantiles=True)
+    client = client_bytes(store.url for store in inputs.stores)
+    around = Surroundings(remote_inputs=inputs.is_remote, client_bytes=client, quantiles=True)
     memory = plan_memory(made, memory_bytes, execution.threads, around)
     meter, progress = meter or Meter(), progress or Silent()
     total = sum(round_bytes(made, shard, "quantiles") for shard in shards)

@@ -28,13 +28,12 @@ from ..models import (
 )
 from ..models import resolve_model as resolve
 from ..output import MANIFEST_NAME, PLAN_NAME, Finished, open_outputs
-from ..storage import Store, crosses_network
+from ..storage import Store, client_bytes, crosses_network
 from .comparison_report import ComparedTensor, ComparisonReport
 from .element_differences import TILE, TensorDifference, TileDifference, compare_floats, compare_units, differing_bits
 from .machine import available_cores
 from .manifest_differences import manifest_differences
 from .memory import (
-    CLIENT_BYTES,
     FIXED_BYTES,
     LARGEST_REMOTE_SLAB,
     LARGEST_SLAB,
@@ -163,7 +162,7 @@ class Comparison:
         held = 2 * sum(sorted((d.held_bytes for d in derived), reverse=True)[:2])
         scratch = 2 * max((d.held_bytes + d.scratch_bytes for d in derived), default=0)
         tensors = sum(len(side.checkpoint.tensors) for side in self._sides)
-        fixed = FIXED_BYTES + CLIENT_BYTES * remote + held + BYTES_PER_TENSOR * tensors
+        fixed = FIXED_BYTES + client_bytes(side.store.url for side in self._sides) + held + BYTES_PER_TENSOR * tensors
         per_thread = 2 * window + TILE_BYTES + scratch
         wanted = workers or (max(REMOTE_READERS, available_cores()) if remote else available_cores())
         threads = min(wanted, (limit_bytes - fixed) // per_thread)

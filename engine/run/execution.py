@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..plan import share_reading
-from ..storage import crosses_network
+from ..storage import client_bytes, crosses_network
 from .machine import available_cores
 from .memory import MemoryPlan, Surroundings, plan_shared_memory
 from .meter import Meter
@@ -70,9 +70,11 @@ def worker_memory(members: Sequence[Member], execution: Execution) -> MemoryPlan
     Raises:
         ResourceError: the limit cannot hold the smallest worker.
     """
+    outputs = [member.output.store.url for member in members]
     around = Surroundings(
         remote_inputs=any(member.inputs.is_remote for member in members),
-        remote_output=any(crosses_network(member.output.store.url) for member in members),
+        remote_output=any(map(crosses_network, outputs)),
+        client_bytes=client_bytes([*outputs, *(store.url for member in members for store in member.inputs.stores)]),
         place_bytes=execution.place.worker_bytes if execution.place is not None else 0,
         cuda=execution.device == "cuda",
     )

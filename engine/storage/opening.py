@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..errors import InputError
 from .protocol import Store, Upload
+
+_CLIENT_BYTES = {"s3": 64 << 20, "gs": 64 << 20, "az": 96 << 20}
+_OTHER_CLIENT_BYTES = 64 << 20
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 
@@ -63,3 +67,13 @@ def open_output(url: str, last: str, *, create: bool = False) -> Store:
 def crosses_network(url: str) -> bool:
     """Whether a store's URL is neither a local path nor memory of this process."""
     return "://" in url and not url.startswith(("file://", "memory://"))
+
+
+def client_bytes(urls: Iterable[str]) -> int:
+    """Memory of the clients that serve some URLs, with their libraries, connections and answers on the way; 0 if local.
+
+    Measured with sixteen readers of 8 MiB: S3 40 MiB, Google 48 MiB, Azure 47 MiB, and 33 MiB more where its
+    credentials come from a login or a managed identity.
+    """
+    schemes = {url.partition("://")[0] for url in urls if crosses_network(url)}
+    return sum(_CLIENT_BYTES.get(scheme, _OTHER_CLIENT_BYTES) for scheme in schemes)

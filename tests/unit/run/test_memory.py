@@ -52,6 +52,7 @@ from anabranch.engine.run.memory import (
 from anabranch.engine.run.meter import Meter
 from anabranch.engine.run.prepare import prepare, share_readings
 from anabranch.engine.run.protocols import Silent
+from anabranch.engine.storage import client_bytes
 
 from ...merging import MIB, merge, write_checkpoint, write_recipe
 
@@ -165,11 +166,20 @@ def test_what_surrounds_a_merge_is_counted(folder: Path) -> None:
         return plan_memory(plan, 8192 * MIB, 1, Surroundings(**around)).fixed_bytes
 
     assert fixed() >= FIXED_BYTES
-    assert fixed(remote_inputs=True) > fixed()
+    assert fixed(client_bytes=client_bytes(["gs://b/x"])) == fixed() + client_bytes(["gs://b/x"]) > fixed()
     assert fixed(remote_inputs=True, remote_output=True) > fixed(remote_inputs=True)
     assert fixed(place_bytes=64 * MIB) == fixed() + 64 * MIB
     assert fixed(cuda=True) > fixed() + (1 << 30)
     assert plan_memory(plan, 8192 * MIB, 1, Surroundings(remote_inputs=True)).slab_bytes == LARGEST_REMOTE_SLAB
+
+
+def test_each_cloud_s_client_is_counted_once(folder: Path) -> None:
+    assert client_bytes(["/a", "file:///b", "memory://c"]) == 0
+    assert client_bytes(["s3://a/x", "s3://b/y", "/c"]) == client_bytes(["s3://a/x"])
+    assert client_bytes(["az://a", "gs://b", "s3://c"]) == sum(
+        client_bytes([f"{kind}://a"]) for kind in ("az", "gs", "s3")
+    )
+    assert min(client_bytes([f"{kind}://a/b"]) for kind in ("az", "gs", "s3", "hf")) >= 48 * MIB
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
