@@ -57,7 +57,7 @@ class AzureBucket:
 
     def __init__(self, name: str, connection: AzureConnection) -> None:
         self.client = connection.client
-        self.url = f"az://{name}"
+        self.url = connection.url(name)
         self._container = connection.container(name)
         self._once = connection.once
 
@@ -206,8 +206,13 @@ class AzureConnection:
     """Azure's client for the account that adlfs finds in the environment and fsspec's configuration."""
 
     def __init__(
-        self, limits: ObjectLimits | None = None, retry: Retry | None = None, options: Mapping[str, Any] | None = None
+        self,
+        limits: ObjectLimits | None = None,
+        retry: Retry | None = None,
+        options: Mapping[str, Any] | None = None,
+        account: str | None = None,
     ) -> None:
+        self._account = account
         self.client = ObjectClient(translate, limits or ObjectLimits(), retry or Retry())
         self.once: dict[str, Any] = {
             "retry_total": 0,  # one place retries
@@ -216,9 +221,19 @@ class AzureConnection:
         }
         """Arguments of every request."""
         try:
-            self._fs: Any = adlfs.AzureBlobFileSystem(skip_instance_cache=True, **(options or {}))
+            named = {} if account is None else {"account_name": account}
+            self._fs: Any = adlfs.AzureBlobFileSystem(skip_instance_cache=True, **named, **(options or {}))
         except ValueError as error:
             raise ResourceError("az://…: no credentials, or not even the name of the account", _CREDENTIALS) from error
+        found = self._fs.service_client.account_name
+        if account not in (None, found):
+            raise ResourceError(
+                f"az://…: the credentials are of the account {found}, the URL names {account}", _CREDENTIALS
+            )
+
+    def url(self, name: str) -> str:
+        """Of a container: with the account where a URL named it."""
+        return f"az://{name}" if self._account is None else f"abfss://{name}@{self._account}.dfs.core.windows.net"
 
     def container(self, name: str) -> Any:
         """Azure's client of a container."""
@@ -226,9 +241,9 @@ class AzureConnection:
 
 
 @functools.cache
-def shared_connection() -> AzureConnection:
-    """The connection of this process."""
-    return AzureConnection()
+def shared_connection(account: str | None = None) -> AzureConnection:
+    """The connection of this process to an account; None: to that of the environment."""
+    return AzureConnection(account=account)
 
 
 def _version(etag: str) -> str:

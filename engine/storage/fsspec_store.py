@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
-from .clouds import CLOUDS, open_cloud_store
+from .clouds import ACCOUNT, CLOUDS, open_cloud_store
 from .coalesce import Coalescer
 from .file_systems import is_no_outage, lacks_credentials, open_file_system
 from .hub_cache import COMMIT, HubCacheStore, cached_snapshot
@@ -61,7 +61,8 @@ def _split_url(url: str) -> tuple[str, list[str]]:
     scheme, rest = match["scheme"].lower(), match["rest"]
     shown = f"{scheme}://…"
     parts = [part for part in rest.split("/") if part]
-    if "?" in rest or "#" in rest or (parts and "@" in parts[0] and scheme != "hf"):
+    named = CLOUDS.get(scheme) == "azure" and parts and ACCOUNT.fullmatch(parts[0])
+    if "?" in rest or "#" in rest or (parts and "@" in parts[0] and scheme != "hf" and not named):
         raise InputError(
             f"{shown}: a URL may not hold a user name, password or query",
             "Configure credentials through the environment or the configuration of AWS or fsspec.",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..errors import InputError
 from .protocol import Store, Upload
 
-_CLIENT_BYTES = {"s3": 64 << 20, "gs": 64 << 20, "az": 96 << 20}
+_CLIENT_BYTES = {"s3": 64 << 20, "gs": 64 << 20, "az": 96 << 20, "abfss": 96 << 20}
 _OTHER_CLIENT_BYTES = 64 << 20
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
