@@ -15,7 +15,7 @@ SOAK_LOG ?= soak-$(SOAK_SEED).jsonl
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 demo report-pictures test test-slow soak mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
+.PHONY: help setup setup-s3 setup-azurite demo report-pictures test test-slow soak mutations test-parity lint format docs deploy-check architectures bench bench-peer clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -31,6 +31,7 @@ help:
 	@echo 'make report-pictures  the pictures of docs/report.md, as Chromium shows a report'
 	@echo 'make deploy-check  the files of deploy/ against the code, and hadolint where it is installed'
 	@echo 'make setup-s3   a real S3 server for the tests (Debian packages of Ceph; needs root)'
+	@echo 'make setup-azurite  an emulator of Azure for the tests (from npm, into .azurite)'
 	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
@@ -54,6 +55,10 @@ setup-s3:
 	  apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(CEPH); \
 	  exit $$?; \
 	done; echo 'setup-s3: radosgw is here'
+
+# 3.37.0 says that it wants Node 22 and runs on 20, which is what the tests were run with.
+setup-azurite:
+	test -x .azurite/node_modules/.bin/azurite-blob || npm install --no-audit --no-fund --loglevel=error --prefix .azurite azurite@3.37.0
 
 demo: setup
 	$(BIN)/anabranch demo --out $(DEMO_OUTPUT)
@@ -104,5 +109,5 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench
+	rm -rf $(VENV) $(DEMO_OUTPUT) .azurite build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench
 	find engine cluster anabranch tests -name __pycache__ -type d -prune -exec rm -rf {} +
