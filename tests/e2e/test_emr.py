@@ -132,15 +132,16 @@ def test_all_parts_are_verified_together(workplace: Workplace, emr: Path, anabra
     assert anabranch("verify", workplace.out).exit_code == 3
 
 
-def test_a_kill_is_survived(workplace: Workplace, emr: Path, anabranch: Command) -> None:
-    """kill -9 as soon as any part has a finished shard, again and again, until a run comes to its end."""
+@pytest.mark.parametrize("shards", [pytest.param(3, marks=pytest.mark.slow), 9])
+def test_a_kill_is_survived(workplace: Workplace, emr: Path, anabranch: Command, shards: int) -> None:
+    """kill -9 as soon as a few more shards of any part are finished, again and again, until a run comes to its end."""
     whole = workplace.folder / "whole"
     assert anabranch("merge", emr, whole).exit_code == 0
     command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(emr), str(workplace.out), "--workers", "1"]
     kills = 0
     for attempt in range(20):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while run.poll() is None and len(list(workplace.out.glob("*/.anabranch/receipts/*"))) <= 3 * attempt:
+        while run.poll() is None and len(list(workplace.out.glob("*/.anabranch/receipts/*"))) <= shards * attempt:
             time.sleep(0.001)
         run.send_signal(signal.SIGKILL)
         if run.wait() == 0:

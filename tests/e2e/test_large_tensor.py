@@ -43,6 +43,9 @@ def write_tensor(folder: Path, tile: np.ndarray) -> Path:
     block = np.tile(tile, BLOCK_TILES).tobytes()
     with open(folder / "model.safetensors", "wb", buffering=0) as file:
         file.write(header)
+        if not tile.any():
+            file.truncate(len(header) + 2 * SHAPE[0] * SHAPE[1])  # zeros that take no place on the disk
+            return folder
         for _ in range(SHAPE[0] * SHAPE[1] // (TILE * BLOCK_TILES)):
             file.write(block)
     return folder
