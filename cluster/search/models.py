@@ -88,7 +88,7 @@ class Models:
 
     def write_recipe(self, name: str, recipe: Recipe) -> str:
         """The plain recipe of a trial, which makes the same bytes wherever it is merged."""
-        text = yaml.safe_dump(canonical(recipe, _Absolute(self._folder)), sort_keys=False, width=120)
+        text = yaml.safe_dump(canonical(recipe, AbsoluteReferences(self._folder)), sort_keys=False, width=120)
         path = self.recipe_path(name)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
@@ -124,7 +124,7 @@ class Models:
                 shutil.rmtree(path)
 
 
-class _Absolute(Mapping[str, str]):
+class AbsoluteReferences(Mapping[str, str]):
     """What to write instead of each reference, so that a recipe says the same in another folder."""
 
     def __init__(self, folder: Path) -> None:

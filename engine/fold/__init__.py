@@ -12,6 +12,7 @@ from .inputs import WindowData
 from .passes import OptionalPass, Pass
 from .statistics import HistogramPass, StatisticsPass
 from .tally import Target
+from .task_vectors import Sums, passes_to_kept_sums
 from .tensor import TensorState, set_thresholds
 from .tensor_fold import fold_of_tensor
 from .workspace import Real, Workspace
@@ -22,6 +23,7 @@ __all__ = [
     "Pass",
     "Real",
     "StatisticsPass",
+    "Sums",
     "Target",
     "TensorFold",
     "TensorState",
@@ -29,6 +31,7 @@ __all__ = [
     "Workspace",
     "fold_of_tensor",
     "order_passes",
+    "passes_to_kept_sums",
     "quantile_orders",
     "set_thresholds",
 ]

@@ -79,6 +79,15 @@ class TaskVectorFold(TensorFold):
         return merged_row(self.state, target, tally.kept, tally.overlaps, claims)
 
 
+def passes_to_kept_sums(state: TensorState, then: Callable[[Sums], None]) -> list[Pass]:
+    """The passes of a merge by task vectors up to its masks and, in place of the one that writes, sums over what they
+    keep; `then` gets these when divisors are known, too.
+    """
+    method = state.task.method
+    assert isinstance(method, TaskVectorMerge), "no other method has masks whose sums are wanted"
+    return [*TaskVectorFold(state, method).passes[:-1], KeptSumsPass(state, then)]
+
+
 def edge_passes(state: TensorState) -> list[Pass]:
     """Passes that find the edges of masks."""
     selection = state.masks.selection

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .commands import compare, merge, merge_all, merge_reading, plan, survey, told_kernels, verify
 from .compare import Comparison, open_side
 from .comparison_report import ComparedTensor, ComparisonReport
+from .energies import ModelEnergy, take_energies
 from .execution import Execution
 from .lanes import Lanes, Stretch
 from .machine import available_cores, process_began
@@ -34,6 +35,7 @@ __all__ = [
     "MemoryPlan",
     "MergeReport",
     "Meter",
+    "ModelEnergy",
     "Phase",
     "PreparedMerge",
     "R",
@@ -62,6 +64,7 @@ __all__ = [
     "repair",
     "share_readings",
     "survey",
+    "take_energies",
     "told_kernels",
     "verify",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .digests import BLOCK_BYTES, block_digest, read_digest, stretch_digest
 from .joined import JoinedStore
 from .local_files import absolute_path, translate
+from .memory import MemoryStore
 from .opening import client_bytes, crosses_network, open_hub_upload, open_output, open_store
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Upload, Writer
 
@@ -17,6 +18,7 @@ __all__ = [
     "FileInfo",
     "JoinedStore",
     "Leftover",
+    "MemoryStore",
     "Store",
     "Upload",
     "Writer",
