@@ -203,6 +203,32 @@ def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> Pi
     return Picture(chart, rows)
 
 
+def scatter(rows: Sequence[Row], columns: Sequence[str] | None, names: tuple[str, str]) -> alt.Chart:
+    """A point for each row's `column` and `value`; rows have `label` and `shown`, too.
+
+    Args:
+        rows: as above; `column` is a number where no columns are given.
+        columns: all columns in their order.
+        names: what columns and values are.
+    """
+    across, what = names
+    x = alt.X("column:Q", title=across, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=6))
+    if columns is not None:
+        x = alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0))
+    y = alt.Y("value:Q", title=what, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=5))
+    points = _chart(rows).mark_point(size=40, filled=True, opacity=0.7, color=COLOURS[0])
+    tooltip = _tooltip(label="trial", place=across, shown=what)
+    return points.encode(x=x, y=y, tooltip=tooltip).properties(height=HEIGHT)
+
+
+def history(rows: Sequence[Row], best: Sequence[Row], what: str) -> alt.LayerChart:
+    """The points of `scatter` over the numbers of trials, and the best so far as a stair."""
+    stair = _chart(best).mark_line(interpolate="step-after", strokeWidth=2, color=COLOURS[1])
+    line = stair.encode(x="column:Q", y="value:Q", tooltip=_tooltip(label="best until trial", shown=what))
+    both: alt.LayerChart = scatter(rows, None, ("trial", what)) + line
+    return both.properties(height=HEIGHT)
+
+
 def _by_series(series: Sequence[str]) -> alt.Color:
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(series))]
     scale = alt.Scale(domain=list(series), range=colours)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Trials in the terminal."""
+NO_PICTURES = "none, as what draws them is not installed: pip install 'anabranch[report]'"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Results:
     parameters: Mapping[str, Domain]
     trials: Sequence[Tried]
     kept: Sequence[str]
+    page: Path | None = None
+    """Where its pictures are; None where what draws them is not installed."""
 
     @property
     def values(self) -> dict[int, tuple[float, ...]]:
@@ -99,6 +102,7 @@ class Results:
             "kept": list(self.kept),
             "recipe": str(self.out / "best.yml"),
             "table": str(self.out / "trials.parquet"),
+            "page": None if self.page is None else str(self.page),
         }
 
     def _json(self, number: int) -> dict[str, Any]:
@@ -130,3 +134,4 @@ class Results:
         yield f"{len(self.values)} trials have scores, {len(self.failed)} failed; all in {self.out / 'trials.parquet'}"
         if self.best:
             yield f"best recipe: {self.out / 'best.yml'}; kept: {', '.join(f'models/{name}' for name in self.kept)}"
+        yield f"pictures: {self.page or NO_PICTURES}"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...engine.errors import InputError, OutputConflictError, RecipeError
@@ -154,7 +155,19 @@ class _Search:
         if not results.values:
             failed = results.failed[0].outcome
             raise InputError(f"no trial has scores, the first one: {failed.failure if failed is not None else ''}")
-        return results
+        return replace(results, page=self._draw(results))
+
+    def _draw(self, results: Results) -> Path | None:
+        """Write OUT/search.html, where what draws it is installed."""
+        if find_spec("altair") is None or find_spec("vl_convert") is None:
+            return None
+        from ..report.options import write_report
+        from .pictures import search_page
+
+        page = self._settings.out / "search.html"
+        importances = [self._study.importances(place) for place in range(len(results.objectives))]
+        write_report(search_page(results, importances), str(page), "html")
+        return page
 
     # -- the reference -----------------------------------------------------------------------------------------------
 

@@ -122,6 +122,9 @@ def test_a_grid_tries_every_recipe_once_and_the_best_makes_the_same_bytes_again(
     assert sorted(place.evaluated) == [f"{i:05d}" for i in range(9)]
     assert "9 of 9 trials" in found.stderr
     assert "models[0].parameters.weight=0.6, models[1].parameters.weight=1.4" in found.stdout
+    page = place.out / "search.html"
+    assert f"pictures: {page}" in found.stdout
+    assert all(f"<section id={name}" in page.read_text() for name in ("history", "importance", "slices"))
     kept = sorted(path.name for path in (place.out / "models").iterdir())
     assert len(kept) == 2
     again = anabranch("merge", place.out / "best.yml", place.folder / "again")
