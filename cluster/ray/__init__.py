@@ -3,6 +3,6 @@
 Held by tests/cluster, tests/unit/cluster/ray and tests/property/cluster.
 """
 
-from .session import RayCluster
+from .session import RayCluster, ray_session
 
-__all__ = ["RayCluster"]
+__all__ = ["RayCluster", "ray_session"]

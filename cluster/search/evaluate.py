@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...engine.errors import RecipeError
 
@@ -24,6 +24,8 @@ LAST_LINES = 3
 """Of what a failing command wrote, for the message."""
 TAIL_BYTES = 64 << 10
 """Of what a command wrote, that are looked at: it may write without end."""
+ANY_TIME_SECONDS = 1e9
+"""A wait that has an end polls, and only so it can be interrupted in a task of Ray."""
 HARNESS = "lm-eval:"
 METRICS = ("acc_norm,none", "acc,none", "exact_match,strict-match", "exact_match,none", "f1,none", "pass@1,none")
 """Of lm-evaluation-harness, in the order in which one is taken for a task; failing these, the first that it reports."""
@@ -36,6 +38,16 @@ class Outcome:
     scores: Mapping[str, float] | None
     failure: str = ""
     seconds: float = 0.0
+
+
+class Evaluations(Protocol):
+    """Where models are evaluated."""
+
+    def run(self, name: str, model: Path) -> Outcome:
+        """Evaluate a model, in any thread; `name` is that of its files among the logs."""
+
+    def stop(self) -> None:
+        """End every evaluation that runs, and start no more."""
 
 
 class Failed(Exception):
@@ -51,12 +63,15 @@ class Evaluator:
         more: further arguments, for lm-evaluation-harness.
         logs: folder for what commands print.
         timeout_seconds: of one evaluation; None: any time.
+        folder: where commands run; None: where this process does.
 
     Raises:
         RecipeError: the command names no `{model}` or is no command.
     """
 
-    def __init__(self, command: str, more: str, logs: Path, timeout_seconds: float | None) -> None:
+    def __init__(
+        self, command: str, more: str, logs: Path, timeout_seconds: float | None, folder: Path | None = None
+    ) -> None:
         self._harness = command.startswith(HARNESS)
         if more and not self._harness:
             raise RecipeError(f"--evaluate-args goes with --evaluate {HARNESS}TASKS; write them into the command")
@@ -71,6 +86,7 @@ class Evaluator:
             )
         self._logs = logs
         self._timeout_seconds = timeout_seconds
+        self._folder = folder
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._stopped = False
@@ -106,13 +122,18 @@ class Evaluator:
                     if self._stopped:
                         raise Failed("the search was stopped")
                     process = subprocess.Popen(
-                        words, stdin=subprocess.DEVNULL, stdout=out_file, stderr=err_file, start_new_session=True
+                        words,
+                        stdin=subprocess.DEVNULL,
+                        stdout=out_file,
+                        stderr=err_file,
+                        start_new_session=True,
+                        cwd=self._folder,
                     )
                     self._running.add(process)
             except OSError as error:
                 raise Failed(f"cannot run {words[0]}: {error.strerror or error}") from None
             try:
-                code = process.wait(self._timeout_seconds)
+                code = process.wait(self._timeout_seconds or ANY_TIME_SECONDS)
             except subprocess.TimeoutExpired:
                 raise Failed(f"took longer than {self._timeout_seconds:g} s{_last_lines(out, err)}") from None
             finally:

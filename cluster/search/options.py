@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ...engine.errors import ResourceError
+from ..supervision import supervise
 
 CABS_PLUS = "cabs+"
 """The search of CABS+ (arXiv 2608.12842): what gets worse counts 100 times; CMA-ES from weights of 1, six at a time."""
@@ -46,6 +47,9 @@ SEARCH_OPTIONS: Sequence[Decorator] = (
     click.option("--trials", type=click.IntRange(min=1), help="Default: 100; with a grid all."),
     click.option("--together", type=click.IntRange(min=1), help="Candidates merged in one reading; default: 1."),
     click.option("--evaluators", type=click.IntRange(min=1), default=1, show_default=True, help="Side by side."),
+    click.option("--ray", metavar="local|auto|ADDRESS", default="", help="Evaluate on a Ray cluster."),
+    click.option("--insecure-cluster", is_flag=True, help="Use a cluster without token authentication."),
+    click.option("--evaluator-gpus", type=click.FloatRange(min=0), default=0.0, help="Of each evaluation with --ray."),
     click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Best merges that stay."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds of one evaluation."),
@@ -67,11 +71,14 @@ def _search(
     A recipe spans a space with {search: {from: 0.2, to: 2, step: 0.1}} or {search: {choice: [...]}} in place of values.
     Each candidate is merged and handed to COMMAND, which prints {"task": score, ...} as its last line.
     """
+    if options["ray"]:
+        supervise(options["ray"])
     try:
         import optuna  # noqa: F401
     except ImportError:
         raise ResourceError("a search needs optuna", "pip install 'anabranch[search]'") from None
     from ...engine.run import Execution
+    from ..ray import RayCluster
     from .models import local_folder
     from .objectives import read_objective
     from .search import Settings, search
@@ -97,6 +104,8 @@ def _search(
         max_failures=options["max_failures"],
         timeout_seconds=options["timeout"],
         reference=options["reference"],
+        cluster=RayCluster(options["ray"], options["insecure_cluster"]) if options["ray"] else None,
+        evaluator_gpus=options["evaluator_gpus"],
     )
 
     def say(line: str) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from ...engine.errors import InputError, OutputConflictError, RecipeError
 from ...engine.recipe import Domain, Option, SearchSpace, load_recipe, recipe_of
 from ...engine.run import Execution, duration
-from .evaluate import Evaluator, Outcome
+from ..ray import RayCluster, ray_session
+from .evaluate import Evaluations, Evaluator, Outcome
 from .models import Cost, Models, check_space
 from .objectives import Objective, Scores, check_reference
 from .results import Results
@@ -49,6 +50,9 @@ class Settings:
     max_failures: int = 10
     timeout_seconds: float | None = None
     reference: str | None = None
+    cluster: RayCluster | None = None
+    """Where models are evaluated; None: on this machine."""
+    evaluator_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         relative = any(objective.relative for objective in self.objectives)
@@ -56,6 +60,8 @@ class Settings:
             raise RecipeError("the asymmetric objective compares with a recipe", "name it with --reference RECIPE")
         if not relative and self.reference is not None:
             raise RecipeError("--reference has an effect only with --objective asymmetric")
+        if self.evaluator_gpus and self.cluster is None:
+            raise RecipeError("--evaluator-gpus has an effect only with --ray")
         if self.sampling.sampler == "cmaes" and len(self.objectives) > 1:
             raise RecipeError("the cmaes sampler takes one objective", "use --sampler tpe for several")
 
@@ -79,8 +85,22 @@ def search(settings: Settings, execution: Execution, say: Callable[[str], None])
     cost = Cost(space, Path(settings.recipe).parent, execution.memory_bytes)
     check_space(settings.out, cost, settings.keep + settings.sampling.together)
     settings.out.mkdir(parents=True, exist_ok=True)
-    with _locked(settings.out):
-        return _Search(settings, execution, space, evaluator, say).run(trials)
+    with _locked(settings.out), _evaluations(settings, evaluator) as evaluations:
+        return _Search(settings, execution, space, evaluations, say).run(trials)
+
+
+@contextmanager
+def _evaluations(settings: Settings, here: Evaluator) -> Iterator[Evaluations]:
+    """The evaluator of this machine, or one for the time of a session with Ray."""
+    if settings.cluster is None:
+        yield here
+        return
+    with ray_session(settings.cluster.address, settings.cluster.insecure):
+        from .ray_evaluator import RayEvaluator
+
+        logs = settings.out / "logs"
+        arguments = (settings.command, settings.command_args, logs, settings.timeout_seconds, Path.cwd())
+        yield RayEvaluator(*arguments, settings.evaluator_gpus)
 
 
 def _number_of_trials(settings: Settings, space: SearchSpace) -> int:
@@ -113,7 +133,7 @@ class _Search:
         settings: Settings,
         execution: Execution,
         space: SearchSpace,
-        evaluator: Evaluator,
+        evaluator: Evaluations,
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
