@@ -203,30 +203,34 @@ def lanes(rows: Sequence[Row], names: Sequence[str], kinds: Sequence[str]) -> Pi
     return Picture(chart, rows)
 
 
-def scatter(rows: Sequence[Row], columns: Sequence[str] | None, names: tuple[str, str]) -> alt.Chart:
-    """A point for each row's `column` and `value`; rows have `label` and `shown`, too.
+def scatter(rows: Sequence[Row], columns: Sequence[str] | None, names: tuple[str, str]) -> Picture:
+    """A point for each row's `column` and `value`; rows have trial, place and shown, too.
 
     Args:
         rows: as above; `column` is a number where no columns are given.
         columns: all columns in their order.
         names: what columns and values are.
     """
+    return Picture(_points(columns, names).properties(height=HEIGHT), rows)
+
+
+def history(rows: Sequence[Row], what: str) -> Picture:
+    """The points of `scatter` over numbers of trials, and as a stair the `best` so far; rows have best_shown, too."""
+    tooltip = _tooltip(trial="best until trial", best_shown=what)
+    stair = _chart().mark_line(interpolate="step-after", strokeWidth=2, color=COLOURS[1])
+    line = stair.encode(x="column:Q", y="best:Q", tooltip=tooltip)
+    both: alt.LayerChart = _points(None, ("trial", what)) + line
+    return Picture(both.properties(height=HEIGHT), rows)
+
+
+def _points(columns: Sequence[str] | None, names: tuple[str, str]) -> alt.Chart:
     across, what = names
     x = alt.X("column:Q", title=across, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=6))
     if columns is not None:
         x = alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0))
     y = alt.Y("value:Q", title=what, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=5))
-    points = _chart(rows).mark_point(size=40, filled=True, opacity=0.7, color=COLOURS[0])
-    tooltip = _tooltip(label="trial", place=across, shown=what)
-    return points.encode(x=x, y=y, tooltip=tooltip).properties(height=HEIGHT)
-
-
-def history(rows: Sequence[Row], best: Sequence[Row], what: str) -> alt.LayerChart:
-    """The points of `scatter` over the numbers of trials, and the best so far as a stair."""
-    stair = _chart(best).mark_line(interpolate="step-after", strokeWidth=2, color=COLOURS[1])
-    line = stair.encode(x="column:Q", y="value:Q", tooltip=_tooltip(label="best until trial", shown=what))
-    both: alt.LayerChart = scatter(rows, None, ("trial", what)) + line
-    return both.properties(height=HEIGHT)
+    points = _chart().mark_point(size=40, filled=True, opacity=0.7, color=COLOURS[0])
+    return points.encode(x=x, y=y, tooltip=_tooltip(trial="trial", place=across, shown=what))
 
 
 def _by_series(series: Sequence[str]) -> alt.Color:

@@ -52,16 +52,18 @@ def _history(results: Results, names: Sequence[str]) -> Iterator[Figure]:
     panels = []
     for place, name in enumerate(names):
         values = {number: value[place] for number, value in results.values.items()}
-        points = [_row(number, number, value) for number, value in values.items()]
-        best = [_row(n, n, value) for n, value in zip(values, accumulate(values.values(), max), strict=True)]
-        panels.append(Panel(name, charts.history(points, best, name)))
+        points = [
+            _row(number, number, value) | {"best": best, "best_shown": real(best)}
+            for (number, value), best in zip(values.items(), accumulate(values.values(), max), strict=True)
+        ]
+        panels.append(Panel(name, charts.history(points, name)))
     rows = [(str(number), *map(real, value)) for number, value in results.values.items()]
     text = "A point for each trial that has scores; larger is better. The line is the best until then."
     yield Figure("history", "History", text, panels, Table(("trial", *names), rows))
 
 
 def _row(number: int, column: Any, value: float) -> dict[str, Any]:
-    return {"column": column, "value": value, "label": str(number), "place": str(column), "shown": real(value)}
+    return {"column": column, "value": value, "trial": str(number), "place": str(column), "shown": real(value)}
 
 
 def _importance(importances: Sequence[Mapping[str, float]], names: Sequence[str]) -> Iterator[Figure]:
@@ -82,7 +84,9 @@ def _importance(importances: Sequence[Mapping[str, float]], names: Sequence[str]
 
 def _slices(results: Results, names: Sequence[str]) -> Iterator[Figure]:
     """Of the first objective where there are several: one picture per parameter."""
-    name, panels, table = names[0], [], []
+    name = names[0]
+    panels: list[Panel] = []
+    table: list[tuple[str, ...]] = []
     points = {number: _point(results, number) for number in results.values}
     for parameter, domain in results.parameters.items():
         columns = [str(label) for label in domain.labels] if isinstance(domain, Choice) else None

@@ -61,10 +61,9 @@ def test_the_page_of_a_search_has_history_importance_and_slices(tmp_path: Path, 
     page = search_page(results, [study.importances(0)])
     history, importance, slices = page.figures
     assert [figure.name for figure in page.figures] == ["history", "importance", "slices"]
-    points, best = (
-        [row["value"] for row in layer["data"]["values"]] for layer in history.panels[0].chart.to_dict()["layer"]
-    )
+    rows = history.panels[0].picture.rows
+    points = [row["value"] for row in rows]
     assert points == [results.values[number][0] for number in range(12)]
-    assert best == [max(points[: i + 1]) for i in range(12)]
+    assert [row["best"] for row in rows] == [max(points[: i + 1]) for i in range(12)]
     assert [panel.title for panel in slices.panels] == [FIRST, SECOND]
     assert {row[1] for row in importance.table.rows} == {FIRST, SECOND}
