@@ -83,5 +83,5 @@ def _evaluate(arguments: tuple[str, str, Path, float | None, Path], name: str, m
     """Runs on a node: the outcome, or the name of the node where it does not see the model."""
     if not (model / MANIFEST_NAME).is_file():
         return socket.gethostname()
-    *first, folder = arguments
-    return Evaluator(*first, folder if folder.is_dir() else None).run(name, model)
+    command, more, logs, timeout_seconds, folder = arguments
+    return Evaluator(command, more, logs, timeout_seconds, folder if folder.is_dir() else None).run(name, model)
