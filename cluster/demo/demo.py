@@ -27,8 +27,8 @@ DENSITY = 0.1
 """Four masks of this density fit beside each other (4 x 0.1 < 1), so conflict-aware masks need not overlap."""
 LAMBDAS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0, 22.0, 32.0)
 """Factors of the summed task vectors; each method gets the one that is best on the validation samples."""
-FIRST = slice(0, 6)
-"""The factors that every method is tried with; more follow until its best has a worse one on either side."""
+FIRST = 6
+"""Every method is tried with so many factors; more follow until its best has a worse one on either side."""
 MORE = 2
 """Factors that are tried at once, where the largest so far was the best."""
 MEMORY = "1GiB"
@@ -227,7 +227,7 @@ class Demo:
         """Merge by every method with growing lambda, and keep what answers most validation samples."""
         begin = time.perf_counter()
         means: dict[Method, list[float]] = {method: [] for method in METHODS}
-        waiting = {method: list(LAMBDAS[FIRST]) for method in METHODS}
+        waiting = {method: list(LAMBDAS[:FIRST]) for method in METHODS}
         while waiting:
             for method, found in self.try_factors(waiting).items():
                 means[method] += found

@@ -52,9 +52,7 @@ def prepare_torch() -> None:
 
 def load_model(folder: Path, **changes: Any) -> Any:
     """An encoder through `from_pretrained`, in fp32."""
-    return BertModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, add_pooling_layer=False, **changes
-    )
+    return BertModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **changes)
 
 
 def make_base(folder: Path, training: Training) -> None:
@@ -124,7 +122,8 @@ def _batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Tokens and classes, texts of like length together."""
     tokens, classes = _tokens(split.texts), torch.tensor(split.classes)
     order = (tokens != 0).sum(1).argsort(stable=True)
-    for part in order.split(BATCH):
+    for first in range(0, len(order), BATCH):
+        part = order[first : first + BATCH]
         yield tokens[part], classes[part]
 
 
