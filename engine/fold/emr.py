@@ -1,7 +1,8 @@
 """EMR-Merging (arXiv 2405.17461): from task vectors to the unified one, and to a mask per task.
 
-For each element: the sign of the sum of all task vectors (that of 0 is -), the largest value that has this sign (0
-without one), and for each model whether its own value has it, too. See section 2.10 of docs/algorithms.md.
+Where there are densities, task vectors are first cut down to their largest elements. For each element: the sign of the
+sum of all task vectors (that of 0 is -), the largest value that has this sign (0 without one), and for each model
+whether its own value has it, too. See section 2.10 of docs/algorithms.md.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from .passes import CountingPass
 from .rounding import write_values
 from .sums import RowSums
 from .tally import Target, WindowTally
+from .task_vectors import density_passes, edge_passes
 from .tensor import TensorState, method_of
-from .tile_work import count_masks
+from .tile_work import TileMasks, count_masks, keep_masked
+from .window_work import masks_of
 from .workspace import Workspace
 
 
 class ElectFold(TensorFold):
-    """One look that makes all parts."""
+    """Looks that find what is left of task vectors, if not all, and one that makes all parts."""
 
     def __init__(self, state: TensorState, method: Elect) -> None:
-        del method  # each target has its own
         self._elected = ElectPass(state)
-        super().__init__(state, [self._elected])
+        trimmed = [*density_passes(state, method, lambda: None), *edge_passes(state)]
+        super().__init__(state, [*trimmed, self._elected])
 
     def row(self, target: Target) -> TensorRow:
         """What the receipt of a part says. Masks of a task speak of their own model alone."""
@@ -41,7 +44,8 @@ class ElectFold(TensorFold):
             if moments is not None and own is not None and method.task in (None, i):
                 l1, l2 = float(moments[0]), float(moments[1]) ** 0.5
                 kept = state.tally.kept[i]
-                models[i] = ElectedRow(density=1.0, kept=kept, l1=l1, l2=l2, selected=float(own[0]))
+                density = state.masks.densities[i]
+                models[i] = ElectedRow(density=density, kept=kept, l1=l1, l2=l2, selected=float(own[0]))
         overlaps = sorted(state.tally.overlaps.items())
         return TensorRow(
             name=target.task.name,
@@ -66,9 +70,14 @@ class ElectPass(CountingPass):
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         state = self._state
+        rules = masks_of(state, data, workspace, state.present)
+        trims = None if rules.keeps_all else TileMasks(state, state.present, rules)
         for begin, end in tiles(data.window.own_begin, data.window.own_end, state.tile):
             length = end - begin
             state.inputs.load(data, workspace, begin, end, tally.nonfinite)
+            if trims is not None:
+                trims.make(workspace, begin, end)
+                keep_masked(state, workspace, length)
             self._changes.add(workspace, begin, end)
             self._elect(workspace, length)
             for place in range(len(state.targets)):

@@ -29,6 +29,7 @@ from ..methods import (
     Band,
     Beyond,
     Blocks,
+    Elect,
     ModelThreshold,
     Random,
     RankedRandom,
@@ -94,10 +95,12 @@ class Masks:
         self._factors: list[Array | None] = [None] * models
         """Per model, real [row]: what magnitudes are multiplied by to order them; None: magnitude alone orders."""
         method = task.method
-        if isinstance(method, TaskVectorMerge):
-            self.selection = selection = method.selection
+        if isinstance(method, TaskVectorMerge | Elect):
+            self.selection = method.selection
             if method.densities:
                 self.densities = [d if isinstance(d, float) else 0.0 for d in method.densities]
+        if isinstance(method, TaskVectorMerge):
+            selection = method.selection
             if isinstance(selection, Variance):
                 self.densities = [selection.share] * models
             self.divides = isinstance(selection, RankedRandom) and method.rescale == "density"

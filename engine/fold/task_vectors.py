@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..methods import All, Band, Selection, TadropDensity, TaskVectorMerge, Top, TopInTurn, Variance, tadrop
+from ..methods import All, Band, Elect, Selection, TadropDensity, TaskVectorMerge, Top, TopInTurn, Variance, tadrop
 from ..plan import TensorRow, tiles
 from .brackets import order_passes
 from .family import TensorFold, merged_row
@@ -32,7 +32,8 @@ class TaskVectorFold(TensorFold):
 
     def __init__(self, state: TensorState, method: TaskVectorMerge[Selection]) -> None:
         self._rescale = method.rescale
-        passes = [*self._density_passes(state, method), *edge_passes(state)]
+        decided = partial(self._divide_by_density, state)
+        passes = [*density_passes(state, method, decided, method.restores_norm), *edge_passes(state)]
         if method.restores_norm:
             passes.append(KeptSumsPass(state, partial(divide_by_norms, state, 0 if method.rescale == "l1" else 1)))
         if method.weighting == "energy":
@@ -43,29 +44,6 @@ class TaskVectorFold(TensorFold):
         summed = isinstance(method.selection, All) or any(isinstance(each, KeptSumsPass) for each in passes)
         fold = FoldPass(state, None if known else RowSums(state), None if summed else KeptSquares(state))
         super().__init__(state, [*passes, fold])
-        self._divide_by_density(state)
-
-    def _density_passes(self, state: TensorState, method: TaskVectorMerge[Selection]) -> list[Pass]:
-        """Passes that decide densities from the tensor alone (`tadrop` without a target) or take moments for norms."""
-        wanted = {i: density for i, density in method.local_densities.items() if i in state.present}
-        by_moments = {i: d for i, d in wanted.items() if d.statistic != "quantile"}
-        passes: list[Pass] = []
-        if by_moments or method.restores_norm:
-            passes.append(MomentsPass(state, partial(self._densities_from_moments, state, by_moments)))
-        quantiles = [i for i in wanted if i not in by_moments]
-        if quantiles:
-            found = partial(self._density_from_quantiles, state)
-            passes += order_passes(state, [order for i in quantiles for order in quantile_orders(state, i, found)])
-        return passes
-
-    def _densities_from_moments(self, state: TensorState, models: dict[int, TadropDensity]) -> None:
-        for i, wanted in models.items():
-            statistic = tadrop.kurtosis if wanted.statistic == "kurtosis" else tadrop.participation
-            state.masks.densities[i] = tadrop.local_density(statistic(state.task.numel, check_moments(state, i)))
-        self._divide_by_density(state)
-
-    def _density_from_quantiles(self, state: TensorState, i: int, median: float, high: float, all_zero: bool) -> None:
-        state.masks.densities[i] = tadrop.local_density(tadrop.quantile(median, high, all_zero))
         self._divide_by_density(state)
 
     def _divide_by_density(self, state: TensorState) -> None:
@@ -86,6 +64,43 @@ def passes_to_kept_sums(state: TensorState, then: Callable[[Sums], None]) -> lis
     method = state.task.method
     assert isinstance(method, TaskVectorMerge), "no other method has masks whose sums are wanted"
     return [*TaskVectorFold(state, method).passes[:-1], KeptSumsPass(state, then)]
+
+
+def density_passes(
+    state: TensorState, method: TaskVectorMerge[Selection] | Elect, decided: Callable[[], None], moments: bool = False
+) -> list[Pass]:
+    """Passes that decide densities from the tensor alone (`tadrop` without a target), or take moments for norms.
+
+    Args:
+        state: gets the densities.
+        method: says which follow from the tensor.
+        decided: called whenever some densities are known.
+        moments: whether moments are wanted in any case.
+    """
+    wanted = {i: density for i, density in method.local_densities.items() if i in state.present}
+    by_moments = {i: d for i, d in wanted.items() if d.statistic != "quantile"}
+    passes: list[Pass] = []
+    if by_moments or moments:
+        passes.append(MomentsPass(state, partial(_densities_from_moments, state, by_moments, decided)))
+    quantiles = [i for i in wanted if i not in by_moments]
+    if quantiles:
+        found = partial(_density_from_quantiles, state, decided)
+        passes += order_passes(state, [order for i in quantiles for order in quantile_orders(state, i, found)])
+    return passes
+
+
+def _densities_from_moments(state: TensorState, models: dict[int, TadropDensity], decided: Callable[[], None]) -> None:
+    for i, wanted in models.items():
+        statistic = tadrop.kurtosis if wanted.statistic == "kurtosis" else tadrop.participation
+        state.masks.densities[i] = tadrop.local_density(statistic(state.task.numel, check_moments(state, i)))
+    decided()
+
+
+def _density_from_quantiles(
+    state: TensorState, decided: Callable[[], None], i: int, median: float, high: float, all_zero: bool
+) -> None:
+    state.masks.densities[i] = tadrop.local_density(tadrop.quantile(median, high, all_zero))
+    decided()
 
 
 def edge_passes(state: TensorState) -> list[Pass]:

@@ -181,8 +181,51 @@ class Sharing:
     """... of which no more count than this many times its own: 1 + r * min(max(shared / own, 0), alpha) times."""
 
 
+class _Selecting(MethodDemands):
+    """A method that selects from task vectors, by densities where its selection has any."""
+
+    __slots__ = ()
+
+    selection: Any
+
+    @property
+    def densities(self) -> tuple[Density, ...]:
+        return self.selection.densities if isinstance(self.selection, _ByDensity) else ()
+
+    def with_densities(self, densities: Sequence[Density]) -> Self:
+        made: Any = self
+        made = replace(made, selection=replace(self.selection, densities=tuple(densities)))
+        assert isinstance(made, type(self))
+        return made
+
+    @property
+    def local_densities(self) -> dict[int, TadropDensity]:
+        """By model, densities that follow from the tensor alone."""
+        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is None}
+
+    @property
+    def target_densities(self) -> dict[int, TadropDensity]:
+        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is not None}
+
+    @property
+    def survey(self) -> SurveyKind:
+        if self.selection.spans_model:
+            return "threshold"
+        wanted = {density.statistic for density in self.target_densities.values()}
+        return "quantiles" if "quantile" in wanted else "moments" if wanted else ""
+
+    @property
+    def searches(self) -> int:
+        return int(self.selection.searches) + any(d.statistic == "quantile" for d in self.local_densities.values())
+
+    @property
+    def histograms(self) -> int:
+        quantiles = any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in self.densities)
+        return 2 if quantiles else int(self.selection.cuts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskVectorMerge(MethodDemands, Generic[Selected_co]):
+class TaskVectorMerge(_Selecting, Generic[Selected_co]):
     """W0 + lambda * consensus(rescale(select(W_i - W0)))."""
 
     selection: Selected_co
@@ -206,23 +249,6 @@ class TaskVectorMerge(MethodDemands, Generic[Selected_co]):
     merges_task_vectors: ClassVar[bool] = True
 
     @property
-    def densities(self) -> tuple[Density, ...]:
-        return self.selection.densities if isinstance(self.selection, _ByDensity) else ()
-
-    def with_densities(self, densities: Sequence[Density]) -> Self:
-        selection: Any = self.selection
-        return replace(self, selection=replace(selection, densities=tuple(densities)))
-
-    @property
-    def local_densities(self) -> dict[int, TadropDensity]:
-        """By model, densities that follow from the tensor alone."""
-        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is None}
-
-    @property
-    def target_densities(self) -> dict[int, TadropDensity]:
-        return {i: d for i, d in enumerate(self.densities) if isinstance(d, TadropDensity) and d.mean is not None}
-
-    @property
     def counts_owners(self) -> bool:
         """Whether elements that one model alone keeps are counted before anything is merged."""
         return self.sharing is not None and self.sharing.r != 0
@@ -238,26 +264,10 @@ class TaskVectorMerge(MethodDemands, Generic[Selected_co]):
         return self.rescale in ("l1", "l2")
 
     @property
-    def survey(self) -> SurveyKind:
-        if self.selection.spans_model:
-            return "threshold"
-        wanted = {density.statistic for density in self.target_densities.values()}
-        return "quantiles" if "quantile" in wanted else "moments" if wanted else ""
-
-    @property
     def looks(self) -> int:
         sums = self.restores_norm or any(d.statistic != "quantile" for d in self.local_densities.values())
         kept_sums = self.restores_norm + (self.weighting == "energy")
         return sums + kept_sums + self.counts_owners
-
-    @property
-    def searches(self) -> int:
-        return self.selection.searches + any(d.statistic == "quantile" for d in self.local_densities.values())
-
-    @property
-    def histograms(self) -> int:
-        quantiles = any(isinstance(d, TadropDensity) and d.statistic == "quantile" for d in self.densities)
-        return 2 if quantiles else self.selection.cuts
 
     @property
     def sees(self) -> Sight:
@@ -353,20 +363,26 @@ class Fusion(MethodDemands):
 
 
 @dataclass(frozen=True, slots=True)
-class Elect(MethodDemands):
+class Elect(_Selecting):
     """One part of what EMR-Merging (arXiv 2405.17461) makes of a tensor; all parts look at it alike."""
 
     task: int | None = None
     """Whose mask is written, by position in the recipe; None: the unified task vector is."""
+    selection: All | Top = All()
+    """What is left of each task vector before the election."""
 
     merges_task_vectors: ClassVar[bool] = True
     block: ClassVar[int] = 8
     keeps: ClassVar[Literal["masks"]] = "masks"
 
     @property
+    def looks(self) -> int:
+        return int(any(density.statistic != "quantile" for density in self.local_densities.values()))
+
+    @property
     def selecting(self) -> Hashable:
         """The same for all parts."""
-        return "elect"
+        return "elect", self.selection
 
 
 Method = TaskVectorMerge[Selection] | CombinationMerge | NearSwap | Fusion | Elect

@@ -87,14 +87,15 @@ def kept_bytes(task: TensorTask) -> int:
     if needs_columns(task):  # sums that wait for others, their total, and the coefficients
         pairs, waiting = _column_sums(task)
         return 8 * task.column_count * (pairs * (waiting + 1) + len(task.models))
+    held = min(task.numel, sample_elements(task.numel) + FOUND_PER_TENSOR)
+    samples = 4 * held * len(task.models) * histograms_per_model(task.method)
     match task.method.keeps:
         case "masks":
-            return 24 * len(task.models) * (task.numel // ROW + 1)
+            return 24 * len(task.models) * (task.numel // ROW + 1) + (samples if task.method.searches else 0)
         case "rows":
             return 8 * (task.numel // task.row_elements)
         case "samples":
-            held = min(task.numel, sample_elements(task.numel) + FOUND_PER_TENSOR)
-            return 4 * held * len(task.models) * histograms_per_model(task.method)
+            return samples
         case "nothing":
             return 0
 

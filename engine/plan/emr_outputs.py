@@ -60,9 +60,10 @@ def _left_out(task: TensorTask) -> TensorTask:
 
 def _task(unified: Plan, position: int, name: str) -> Plan:
     """The masks of one task, in files that are cut and ordered as those of the unified task vector."""
-    own, tasks = Elect(position), []
+    tasks = []
     for task in unified.tasks:
-        if task.method is not None:
+        if isinstance(task.method, Elect):
+            own = replace(task.method, task=position)
             task = replace(task, method=own, stored="bits", out_dtype="U8")
         tasks.append(task)
     shards = []

@@ -8,7 +8,7 @@ from typing import Any
 from ..methods import TadropDensity
 from .groups import ModelGroup, activations_of, donor_of, groups_of, may_be, names_of, rules_of
 from .parameters import Setting, Value
-from .schema import Recipe, Slice, task_name
+from .schema import ModelEntry, Recipe, Slice, task_name
 
 
 def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -59,17 +59,24 @@ def canonical(recipe: Recipe, urls: Mapping[str, str] | None = None) -> dict[str
 
 def _entries(recipe: Recipe, group: ModelGroup, url: Callable[[str], str]) -> list[dict[str, Any]]:
     """Every model with all parameters of its own, from wherever the recipe gives them."""
-    names = recipe.method.per_model
     return [
         {
             "model": url(entry.model),
-            "parameters": {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in names},
+            "parameters": _own(recipe, group, entry),
         }
         | _activations(activations_of(recipe, entry), url)
         | ({"names": names_of(recipe, entry)} if names_of(recipe, entry) else {})
         | ({"name": task_name(entry)} if recipe.method.writes_tasks else {})
         for entry in group.entries
     ]
+
+
+def _own(recipe: Recipe, group: ModelGroup, entry: ModelEntry) -> dict[str, Any]:
+    """The parameters of one model; that EMR-Merging keeps everything is not said, as its plans are older."""
+    found = {name: _plain_setting(rules_of(recipe, name, entry, group)) for name in recipe.method.per_model}
+    if recipe.method.writes_tasks and found.get("density") == 1.0:
+        del found["density"]
+    return found
 
 
 def _activations(reference: str | None, url: Callable[[str], str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 
-from .merge_oracle import SAFETENSORS_TYPES, ordered_sum, round_once
+from .merge_oracle import SAFETENSORS_TYPES, budget, magnitude_order, ordered_sum, redundancy, round_once
 
 
 @dataclass
@@ -30,15 +30,17 @@ def emr(base, models, recipe):
     Args:
         base: tensors by name.
         models: the same, per model; a model may lack some.
-        recipe: a recipe without models.
+        recipe: a recipe without models; `parameters` may give one density for all, a number or `tadrop`, or rules by
+            tensor name.
     """
+    kept = _densities(base, models, recipe)
     unified, masks = {}, [{} for _ in models]
     changes, selected = [[] for _ in models], [[] for _ in models]
     for name, weight in base.items():
-        excluded = any(fnmatchcase(name, pattern) for pattern in recipe.get("exclude", ()))
-        if excluded or not weight.is_floating_point() or not weight.numel() or not any(name in m for m in models):
+        if not _is_merged(name, weight, models, recipe):
             continue
         vectors = [_difference(model.get(name), weight, recipe) for model in models]
+        vectors = [_trimmed(t, kept[i][name]) if name in models[i] else t for i, t in enumerate(vectors)]
         total = np.zeros(weight.numel(), np.float32)
         for t in vectors:
             total = total + t
@@ -57,6 +59,42 @@ def emr(base, models, recipe):
             selected[i].append(ordered_sum(np.where(mask, elected, np.float32(0)), 1))
     sums = [(math.fsum(a), math.fsum(b)) for a, b in zip(changes, selected, strict=True)]
     return Parts(unified, masks, [a / b if b else 1.0 for a, b in sums])
+
+
+def _is_merged(name, weight, models, recipe):
+    excluded = any(fnmatchcase(name, pattern) for pattern in recipe.get("exclude", ()))
+    return not excluded and weight.is_floating_point() and weight.numel() and any(name in m for m in models)
+
+
+def _densities(base, models, recipe):
+    """Per model and tensor, the share that is left before the election."""
+    rules = recipe.get("parameters", {}).get("density", 1.0)
+    rules = rules if isinstance(rules, list) else [{"value": rules}]
+    found = []
+    for model in models:
+        merged = [n for n, w in base.items() if _is_merged(n, w, models, recipe) and n in model]
+        wanted = {n: next(r["value"] for r in rules if r.get("filter", "") in n) for n in merged}
+        vectors = {n: _difference(model[n], base[n], recipe) for n in merged}
+        own = {n: d for n, d in wanted.items() if not isinstance(d, dict)}
+        for options in (r["value"]["tadrop"] for r in rules if isinstance(r["value"], dict)):
+            names = [n for n in merged if wanted[n] == {"tadrop": options}]
+            u = {n: redundancy(vectors[n], options) for n in names}
+            known = [n for n in names if not math.isnan(u[n])]
+            if "mean" in options:
+                sparsity = budget([u[n] for n in known], [vectors[n].size for n in known], options)
+            else:
+                sparsity = [min(u[n], 0.99) for n in known]
+            own |= dict.fromkeys(names, 0.0) | {n: 1.0 - s for n, s in zip(known, sparsity, strict=True)}
+        found.append(own)
+    return found
+
+
+def _trimmed(t, density):
+    """The int(d N) largest; of equal ones those that come first."""
+    kept = magnitude_order(t, np.zeros(t.size))[: int(density * t.size)]
+    left = np.zeros_like(t)
+    left[kept] = t[kept]
+    return left
 
 
 def _difference(tensor, weight, recipe):

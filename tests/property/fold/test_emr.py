@@ -79,6 +79,41 @@ def test_parts_and_models_are_those_of_the_definition(tmp_path: Path, dtype: str
         assert_same_bytes(load_output(tmp_path / f"model-of-task{m}"), task_model(base, expected, m))
 
 
+DENSITIES: dict[str, Any] = {
+    "number": 0.3,
+    "nothing of some": [{"filter": "layers.0", "value": 0.0}, {"value": 0.3}],
+    "filters": [{"filter": "layers.1", "value": 0.05}, {"filter": "norm", "value": 1.0}, {"value": 0.6}],
+    "own": {"tadrop": {}},
+    "quantile": {"tadrop": {"statistic": "quantile"}},
+    "target": {"tadrop": {"mean": 0.4, "spread": 0.2}},
+    "mixed": [{"filter": "layers", "value": {"tadrop": {"statistic": "kurtosis", "mean": 0.3}}}, {"value": 0.5}],
+}
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_task_vectors_are_trimmed_before_the_election(tmp_path: Path, density: str) -> None:
+    base, models = tensors_of(torch.bfloat16, seed=21)
+    keys = {"parameters": {"density": DENSITIES[density]}}
+    merge_parts(write(tmp_path, base, models, **keys), tmp_path / "out")
+    expected = emr(base, models, keys)
+    assert_same_bytes(load_output(tmp_path / "out" / "unified"), expected.unified)
+    for m in range(MODELS):
+        part = tmp_path / "out" / f"task{m}"
+        assert_same_bytes(load_output(part), expected.masks[m])
+        assert scale_of(part) == expected.scales[m]
+        content = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path / 'base'}+{part}"}]}
+        merge(write_recipe(tmp_path / "task.yml", content), tmp_path / f"model-of-task{m}")
+        assert_same_bytes(load_output(tmp_path / f"model-of-task{m}"), task_model(base, expected, m))
+
+
+def test_a_density_of_one_is_none(tmp_path: Path) -> None:
+    """Bytes, plans and receipts are those of a recipe that gives no density."""
+    base, models = tensors_of(torch.bfloat16, seed=22)
+    merge_parts(write(tmp_path, base, models), tmp_path / "without")
+    merge_parts(write(tmp_path, base, models, parameters={"density": 1.0}), tmp_path / "with")
+    assert everything(tmp_path / "with") == everything(tmp_path / "without")
+
+
 def test_bad_values_leave_the_base(tmp_path: Path) -> None:
     base, models = tensors_of(torch.bfloat16, seed=9)
     models[0]["layers.1.w"][5] = torch.nan
@@ -107,8 +142,9 @@ def run(
     return everything(out)
 
 
-def test_no_execution_changes_a_byte(tmp_path: Path) -> None:
-    recipe = write(tmp_path, *tensors_of(torch.bfloat16, seed=3))
+@pytest.mark.parametrize("density", [1.0, 0.2, {"tadrop": {}}])
+def test_no_execution_changes_a_byte(tmp_path: Path, density: Any) -> None:
+    recipe = write(tmp_path, *tensors_of(torch.bfloat16, seed=3), parameters={"density": density})
     expected = run(recipe, tmp_path / "out")
     assert sum(file.endswith(".safetensors") for file in expected) > 2 * (MODELS + 1)
     for number, (execution, options) in enumerate(EXECUTIONS.items()):
