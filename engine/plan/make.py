@@ -12,6 +12,7 @@ from ..methods import METHODS, Method, find_method
 from ..models import DTYPES, Activations, Checkpoint, Config, TensorInfo, buffer_kind
 from ..recipe import ModelGroup, Recipe, activations_of, canonical, donor_of, task_name
 from .blueprint import Blueprint, OutputTensor, make_blueprint
+from .cautions import check_densities
 from .checks import (
     check_activations,
     check_models,
@@ -71,6 +72,7 @@ def make_plan(
     check_activations(tasks, noticed)
     check_whole_models(tasks)
     check_models(tasks, blueprint.models)
+    check_densities(tasks, noticed)
     cut = cut_shards(
         [(task.name, task.out_dtype, task.base.info.shape) for task in tasks], recipe.output.shard_size_bytes
     )
