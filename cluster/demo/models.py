@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, embedding
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +21,8 @@ LENGTH = 16
 """Tokens of a text at most; longer ones are cut."""
 BATCH = 100
 """Texts that are answered at once."""
+WORDS = "embeddings.word_embeddings.weight"
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Training:
 
     layers: int = 2
     steps: int = 60
-    batch: int = 16
-    rate: float = 1e-4
+    batch: int = 32
+    rate: float = 2e-4
     head_rate: float = 3e-3
     seed: int = 0
 
@@ -43,8 +45,8 @@ def published() -> Path:
 
 
 def prepare_torch() -> None:
-    """Two threads and deterministic algorithms: the same bits on every run."""
-    torch.set_num_threads(2)
+    """One thread and deterministic algorithms: the same bits on every run, and no threads that wait for each other."""
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -53,6 +55,11 @@ def prepare_torch() -> None:
 def load_model(folder: Path, **changes: Any) -> Any:
     """An encoder through `from_pretrained`, in fp32."""
     return BertModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **changes)
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whatever files they lie in."""
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
 def make_base(folder: Path, training: Training) -> None:
@@ -66,29 +73,38 @@ def make_base(folder: Path, training: Training) -> None:
 def train_specialist(task: Task, base: Path, folder: Path, head: Path, training: Training) -> None:
     """Fine-tune every weight of the base on one task; the encoder becomes a checkpoint, the head a file elsewhere.
 
-    Minimises cross entropy without weight decay, so embeddings of words that do not occur stay as they are.
+    Minimises cross entropy without weight decay and without dropout. Only embeddings of words that occur can change,
+    so the optimiser sees these rows alone.
     """
     prepare_torch()
-    model = load_model(base).eval()  # no dropout: fewer steps are enough
-    classes = torch.tensor(task.train.classes)
+    model = load_model(base).eval()
+    tokens, classes = _tokens(task.train.texts), torch.tensor(task.train.classes)
+    table = model.get_input_embeddings().weight
+    used, places = torch.unique(tokens, return_inverse=True)
+    words = table.detach()[used].requires_grad_()
+    table.requires_grad_(False)
     weight = torch.zeros(len(task.labels), model.config.hidden_size, requires_grad=True)
     bias = torch.zeros(len(task.labels), requires_grad=True)
     groups = [
-        {"params": list(model.parameters()), "lr": training.rate},
+        {"params": [words, *(p for p in model.parameters() if p.requires_grad)], "lr": training.rate},
         {"params": [weight, bias], "lr": training.head_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     rates = [training.rate, training.head_rate]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=training.steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(training.seed)
-    tokens = _tokens(task.train.texts)
     for _ in range(training.steps):
         chosen = torch.randint(0, len(classes), (training.batch,), generator=generator)
-        loss = cross_entropy(_features(model, tokens[chosen]) @ weight.T + bias, classes[chosen])
+        mask = _shortened(tokens[chosen] != 0)
+        states = model(
+            inputs_embeds=embedding(places[chosen][:, : mask.shape[1]], words), attention_mask=mask.long()
+        ).last_hidden_state
+        loss = cross_entropy(_mean(states, mask) @ weight.T + bias, classes[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    table[used] = words.detach()
     model.save_pretrained(folder, max_shard_size="25MB")  # cut into other shards than the base
     head.parent.mkdir(parents=True, exist_ok=True)
     save_file({"weight": weight.detach(), "bias": bias.detach()}, head)
@@ -108,14 +124,49 @@ def _tokens(texts: tuple[str, ...]) -> torch.Tensor:
     return found
 
 
-def _features(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean of the last hidden states over each text's tokens, [n, hidden]."""
-    mask = tokens != 0
-    longest = int(mask.sum(1).max())
-    tokens, mask = tokens[:, :longest], mask[:, :longest]
-    states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+def _shortened(mask: torch.Tensor) -> torch.Tensor:
+    """A mask [n, tokens] as long as its longest text."""
+    return mask[:, : int(mask.sum(1).max())]
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of hidden states [n, tokens, hidden] over each text's tokens, [n, hidden]."""
     weights = mask.unsqueeze(-1).to(states.dtype)
     return torch.as_tensor((states * weights).sum(1) / weights.sum(1))
+
+
+class Judge:
+    """Answers tasks with an encoder's tensors and each task's own head, on "validation" or "test".
+
+    Args:
+        base: the checkpoint whose architecture all encoders have.
+        heads: folder with `<task>.safetensors`.
+        tasks: what is asked.
+        split: which of their texts.
+    """
+
+    def __init__(self, base: Path, heads: Path, tasks: Sequence[Task], split: str) -> None:
+        self._model = load_model(base).eval()
+        self._tasks = tasks
+        self._split = split
+        self._heads = {task.name: load_file(heads / f"{task.name}.safetensors") for task in tasks}
+
+    @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+    def accuracies(self, tensors: Tensors, only: str | None = None) -> dict[str, float]:
+        """Fraction of right answers, by task."""
+        wanted = [task for task in self._tasks if only in (None, task.name)]
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        return {task.name: self._accuracy(tensors, task) for task in wanted}
+
+    def _accuracy(self, tensors: dict[str, torch.Tensor], task: Task) -> float:
+        part: Split = getattr(task, self._split)
+        head, right = self._heads[task.name], 0
+        for tokens, classes in _batches(part):
+            mask = _shortened(tokens != 0)
+            inputs = {"input_ids": tokens[:, : mask.shape[1]], "attention_mask": mask.long()}
+            states = torch.func.functional_call(self._model, tensors, kwargs=inputs, args=()).last_hidden_state
+            right += int(((_mean(states, mask) @ head["weight"].T + head["bias"]).argmax(1) == classes).sum())
+        return right / len(part.classes)
 
 
 def _batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -125,19 +176,3 @@ def _batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for first in range(0, len(order), BATCH):
         part = order[first : first + BATCH]
         yield tokens[part], classes[part]
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
-def accuracies(folder: Path, heads: Path, tasks: Sequence[Task], split: str) -> dict[str, float]:
-    """Fraction of right answers of an encoder with each task's head, on "validation" or "test"."""
-    model = load_model(folder).eval()
-    found = {}
-    for task in tasks:
-        part: Split = getattr(task, split)
-        head = load_file(heads / f"{task.name}.safetensors")
-        right = sum(
-            int(((_features(model, tokens) @ head["weight"].T + head["bias"]).argmax(1) == classes).sum())
-            for tokens, classes in _batches(part)
-        )
-        found[task.name] = right / len(part.classes)
-    return found
