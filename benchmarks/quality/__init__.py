@@ -1,0 +1,1 @@
+"""Accuracy of merged models on text tasks: what methods, densities and factors are worth."""

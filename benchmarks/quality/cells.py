@@ -1,0 +1,113 @@
+"""What is compared: one cell is one way to merge some models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .tasks import FOUR, RELATED_FOUR, SIX, TWO
+
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
+CHOSEN = 0.1
+"""The density of comparisons that have one only."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to merge, for any seed."""
+
+    group: str
+    title: str
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = FOUR
+    dtype: str = "float32"
+    energy: bool = False
+    """Weights that give every task vector the same norm."""
+    alone: bool = False
+    """Every model is merged by itself, and what comes of it is added: masks without regard to each other."""
+
+    @property
+    def key(self) -> str:
+        """Tells cells apart, whatever they are called."""
+        text = json.dumps({**asdict(self), "group": "", "title": ""}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tadrop(**settings: Any) -> dict[str, Any]:
+    return {"density": {"tadrop": settings}}
+
+
+def cells() -> Iterator[Cell]:
+    """What matters most first: a run that is stopped has it for every seed that it began."""
+    yield Cell("main", "task arithmetic", "task_arithmetic")
+    for density in (0.1, 0.05, 0.2, 0.5, 0.02):
+        yield from _at(density)
+    yield from _ablation()
+    yield from _tadrop()
+    yield from _own_masks()
+    for group, models in (("2 models", TWO), ("6 models", SIX), ("related", RELATED_FOUR)):
+        yield Cell(group, "task arithmetic", "task_arithmetic", models=models)
+        yield from (_with(cell, group, models) for cell in _at(CHOSEN))
+    yield from _orders()
+    yield from _others()
+
+
+def _at(density: float) -> Iterator[Cell]:
+    plain = {"density": density}
+    yield Cell("main", f"magnitude {density:g}", "magnitude", plain)
+    yield Cell("main", f"CABS {density:g}", "cabs", plain)
+    yield Cell("main", f"CABS + TADrop {density:g}", "cabs", tadrop(mean=density))
+    yield Cell("main", f"TIES {density:g}", "ties", plain)
+    yield Cell("main", f"DARE {density:g}", "dare_linear", plain)
+
+
+def _with(cell: Cell, group: str, models: tuple[str, ...]) -> Cell:
+    return Cell(group, cell.title, cell.method, cell.parameters, models)
+
+
+def _ablation() -> Iterator[Cell]:
+    """Conflict-aware masks, balanced masks, both (above) and neither (magnitude, above)."""
+    yield Cell("ablation", f"CA only {CHOSEN:g}", "magnitude", {"density": CHOSEN, "conflict": "sequential"})
+    yield Cell("ablation", f"BS only {CHOSEN:g}", "cabs", {"density": CHOSEN}, alone=True)
+    yield Cell("ablation", f"CABS {CHOSEN:g}, block 32", "cabs", {"density": CHOSEN, "block": 32})
+
+
+def _tadrop() -> Iterator[Cell]:
+    for statistic in ("quantile", "kurtosis"):
+        title = f"CABS + TADrop {CHOSEN:g}, {statistic}"
+        yield Cell("tadrop", title, "cabs", tadrop(mean=CHOSEN, statistic=statistic))
+    for name, method in (("magnitude", "magnitude"), ("TIES", "ties"), ("DARE", "dare_linear")):
+        yield Cell("tadrop", f"{name} + TADrop {CHOSEN:g}", method, tadrop(mean=CHOSEN))
+    yield Cell("tadrop", "CABS + TADrop, no target", "cabs", tadrop())
+    yield Cell("tadrop", "magnitude + TADrop, no target", "magnitude", tadrop())
+
+
+def _own_masks() -> Iterator[Cell]:
+    yield Cell("emr", "EMR", "emr")
+    for density in (0.5, 0.25, CHOSEN):
+        yield Cell("emr", f"EMR {density:g}", "emr", {"density": density})
+    yield Cell("emr", "EMR + TADrop, no target", "emr", tadrop())
+    yield Cell("emr", f"EMR + TADrop {CHOSEN:g}", "emr", tadrop(mean=CHOSEN))
+
+
+def _orders() -> Iterator[Cell]:
+    """The paper's study of the order in which models choose."""
+    turned = (FOUR[::-1], FOUR[1:] + FOUR[:1], FOUR[2:] + FOUR[:2])
+    for models in turned:
+        yield Cell("order", f"CABS {CHOSEN:g}, order {'-'.join(models)}", "cabs", {"density": CHOSEN}, models)
+
+
+def _others() -> Iterator[Cell]:
+    for title, method, plain in (
+        ("task arithmetic", "task_arithmetic", {}),
+        (f"magnitude {CHOSEN:g}", "magnitude", {"density": CHOSEN}),
+        (f"CABS {CHOSEN:g}", "cabs", {"density": CHOSEN}),
+    ):
+        yield Cell("equal norms", title, method, plain, energy=True)
+        yield Cell("bf16", title, method, plain, dtype="bfloat16")
+    yield Cell("other", f"DELLA {CHOSEN:g}", "della_linear", {"density": CHOSEN, "epsilon": CHOSEN / 2})
+    yield Cell("other", f"Breadcrumbs {CHOSEN:g}", "breadcrumbs", {"density": CHOSEN, "gamma": 0.01})

@@ -1,0 +1,166 @@
+"""Results as Parquet, tables and drawings: python -m benchmarks.quality.report
+
+Per-seed results are read from what `run` kept; tables go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import t as student
+
+FOLDER = Path(".bench/quality")
+RESULTS = Path(__file__).parent / "results"
+REFERENCE = "task arithmetic"
+GROUPS = (
+    "main",
+    "ablation",
+    "tadrop",
+    "emr",
+    "order",
+    "2 models",
+    "6 models",
+    "related",
+    "equal norms",
+    "bf16",
+    "other",
+)
+OWN_REFERENCE = ("2 models", "6 models", "related", "equal norms", "bf16")
+"""Groups with other models or weights, and task arithmetic of their own."""
+GROUPS = ("main", "ablation", "tadrop", "emr", "order", *OWN_REFERENCE, "other")
+CONFIDENCE = 0.95
+
+Row = Mapping[str, Any]
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Every cell that is done, of every seed, with its mean over tasks."""
+    rows = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/cells/*.json"))]
+    return [row | {"mean": statistics.fmean(row["accuracy"].values())} for row in rows]
+
+
+def write_results(folder: Path, results: Path) -> None:
+    """Parquet files of what is done, tables on standard output, and drawings."""
+    rows = read_cells(folder)
+    results.mkdir(parents=True, exist_ok=True)
+    per_task = [
+        {key: row.get(key) for key in ("seed", "group", "title", "dtype", "factor", "kept", "overlap", "at_edge")}
+        | {"models": " ".join(row["models"]), "task": task, "accuracy": accuracy}
+        for row in rows
+        for task, accuracy in row["accuracy"].items()
+    ]
+    curves = [
+        {key: row[key] for key in ("seed", "group", "title")} | {"factor": float(factor), "validation": score}
+        for row in rows
+        for factor, score in row.get("curve", {}).items()
+    ]
+    own = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/specialists.json"))]
+    specialists = [
+        {"seed": each["seed"], "task": task, "accuracy": value}
+        for each in own
+        for task, value in each["accuracy"].items()
+    ]
+    for name, table in (("cells", per_task), ("curves", curves), ("specialists", specialists)):
+        if table:
+            pq.write_table(pa.Table.from_pylist(table), results / f"{name}.parquet")
+    for line in tables(rows):
+        print(line)
+    if rows:
+        draw(rows, curves, results)
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown, a table per group."""
+    for group in GROUPS:
+        of_group: dict[str, dict[int, Row]] = defaultdict(dict)
+        for row in rows:
+            if row["group"] == group:
+                of_group[row["title"]][row["seed"]] = row
+        if not of_group:
+            continue
+        reference = by_seed(rows, group if group in OWN_REFERENCE else "main")
+        yield f"\n**{group}**\n"
+        yield "| | seeds | accuracy % | to task arithmetic | lambda | kept % | overlap |"
+        yield "|---|---|---|---|---|---|---|"
+        for title, found in of_group.items():
+            yield "| " + " | ".join((title, *cells_of(found, reference))) + " |"
+
+
+def by_seed(rows: Sequence[Row], group: str) -> dict[int, float]:
+    """Task arithmetic's mean in a group, by seed."""
+    return {row["seed"]: row["mean"] for row in rows if row["group"] == group and row["title"] == REFERENCE}
+
+
+def cells_of(found: Mapping[int, Row], reference: Mapping[int, float]) -> Iterator[str]:
+    """What a table says of one way to merge, beside its title."""
+    rows = [found[seed] for seed in sorted(found)]
+    yield str(len(rows))
+    yield with_interval([100 * row["mean"] for row in rows], "{:.1f}")
+    gaps = [100 * (row["mean"] - reference[row["seed"]]) for row in rows if row["seed"] in reference]
+    yield "" if rows[0]["title"] == REFERENCE or not gaps else with_interval(gaps, "{:+.1f}")
+    factors = [row["factor"] for row in rows if "factor" in row]
+    yield "" if not factors else f"{min(factors):g} to {max(factors):g}" if len(set(factors)) > 1 else f"{factors[0]:g}"
+    kept = [100 * row["kept"] for row in rows if "kept" in row]
+    yield f"{statistics.fmean(kept):.1f}" if kept else ""
+    overlap = [row["overlap"] for row in rows if "overlap" in row and math.isfinite(row["overlap"])]
+    yield f"{statistics.fmean(overlap):.3f}" if overlap else ""
+
+
+def with_interval(values: Sequence[float], form: str) -> str:
+    """Mean and half the width of its confidence interval over seeds; one seed has none."""
+    mean = form.format(statistics.fmean(values))
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {half_width(values):.1f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the interval that Student's t gives for the mean of independent values."""
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def draw(rows: Sequence[Row], curves: Sequence[Row], results: Path) -> None:
+    """Accuracy by density, and the lambda curves of density 0.1."""
+    import altair
+
+    points = []
+    for row in rows:
+        name, _, density = row["title"].rpartition(" ")
+        if row["group"] == "main" and name and density.replace(".", "").isdigit():
+            points.append(
+                {"method": name, "density": float(density), "accuracy": 100 * row["mean"], "seed": row["seed"]}
+            )
+    if points:
+        scale = altair.Scale(zero=False)
+        density_axis = altair.X("density:Q", scale=altair.Scale(type="log"), title="density")
+        accuracy_axis = altair.Y("mean(accuracy):Q", scale=scale, title="test accuracy, %, mean of seeds")
+        chart = altair.Chart(altair.Data(values=points)).mark_line(point=True)
+        chart.encode(x=density_axis, y=accuracy_axis, color="method:N").save(results / "density.svg")
+    wanted = [c for c in curves if c["group"] == "main" and (c["title"] == REFERENCE or c["title"].endswith(" 0.1"))]
+    if wanted:
+        factor_axis = altair.X("factor:Q", scale=altair.Scale(type="log"), title="lambda")
+        score_axis = altair.Y("mean(validation):Q", scale=altair.Scale(zero=False), title="validation accuracy")
+        chart = altair.Chart(altair.Data(values=wanted)).mark_line(point=True)
+        chart.encode(x=factor_axis, y=score_axis, color="title:N").save(results / "lambda.svg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    write_results(options.folder, options.results)
+
+
+if __name__ == "__main__":
+    main()
