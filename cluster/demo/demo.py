@@ -48,7 +48,7 @@ METHODS = (
     Method("CABS", "cabs", {"density": DENSITY}, ours=True),
     Method("CABS + TADrop", "cabs", {"density": {"tadrop": {"mean": DENSITY}}}, ours=True),
 )
-OWN_MASKS = (Method("EMR", "emr"),)
+OWN_MASKS = (Method("EMR", "emr"), Method("EMR, density 0.25", "emr", {"density": 0.25}))
 """A model per task instead of one for all, so these are no competitors of the others."""
 SPECIALISTS = "specialists"
 """Each on its own task; what a merge would like to reach."""
