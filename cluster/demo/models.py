@@ -30,7 +30,7 @@ class Training:
     """How long and how fast each specialist learns."""
 
     layers: int = 2
-    steps: int = 60
+    steps: int = 80
     batch: int = 32
     rate: float = 2e-4
     head_rate: float = 3e-3

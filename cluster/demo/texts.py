@@ -31,9 +31,9 @@ class Sizes:
     """Samples of each task."""
 
     trained: int = 600
-    validated: int = 100
+    validated: int = 50
     """To choose factors with."""
-    tested: int = 300
+    tested: int = 200
 
 
 SIZES = Sizes()
