@@ -10,7 +10,6 @@ from typing import Any
 
 from .tasks import FOUR, RELATED_FOUR, SIX, TWO
 
-DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.5)
 CHOSEN = 0.1
 """The density of comparisons that have one only."""
 
@@ -44,11 +43,13 @@ def tadrop(**settings: Any) -> dict[str, Any]:
 def cells() -> Iterator[Cell]:
     """What matters most first: a run that is stopped has it for every seed that it began."""
     yield Cell("main", "task arithmetic", "task_arithmetic")
-    for density in (0.1, 0.05, 0.2, 0.5, 0.02):
+    for density in (CHOSEN, 0.05):
         yield from _at(density)
+    yield from _own_masks()
     yield from _ablation()
     yield from _tadrop()
-    yield from _own_masks()
+    for density in (0.5, 0.2, 0.02):
+        yield from _at(density)
     for group, models in (("2 models", TWO), ("6 models", SIX), ("related", RELATED_FOUR)):
         yield Cell(group, "task arithmetic", "task_arithmetic", models=models)
         yield from (_with(cell, group, models) for cell in _at(CHOSEN))

@@ -29,8 +29,9 @@ from .tasks import load
 
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
-BLOCKS = (11, 26)
-"""Cells of the first blocks: the densities 0.1 and 0.05, then the other densities; what is left comes last."""
+BLOCKS = (17, 42)
+"""Cells of the first blocks: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
+other models."""
 
 
 class Seed:

@@ -285,7 +285,7 @@ OTHERS = [
     # outputs per task
     (
         EMR + "models: [{model: m, parameters: {weight: 1}}]",
-        "models[0].parameters.weight: emr takes no weight; it takes no parameters",
+        "models[0].parameters.weight: emr takes no weight; it takes density",
     ),
     (
         EMR + "models: [{model: a/m}, {model: b/m}]",
