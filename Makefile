@@ -116,8 +116,17 @@ report-pictures: setup
 bench-peer:
 	benchmarks/peers/setup.sh
 
-deploy-check: setup
-	$(BIN)/python -m pytest tests/unit/cluster/test_deploy.py $(PYTEST_ARGS)
+# The platforms' parsers pin other versions than Ray needs, so they have an environment of their own.
+LAUNCHERS := .bench/launchers/bin/python
+
+$(LAUNCHERS): deploy/check-requirements.txt
+	$(PYTHON) -m venv .bench/launchers
+	$(LAUNCHERS) -m pip install --quiet -r deploy/check-requirements.txt
+	touch $(LAUNCHERS)
+
+deploy-check: setup $(LAUNCHERS)
+	$(BIN)/python -m pytest tests/unit/cluster/test_deploy.py tests/unit/cluster/test_launchers.py $(PYTEST_ARGS)
+	$(LAUNCHERS) deploy/check_launchers.py
 	if command -v hadolint > /dev/null; then hadolint deploy/Dockerfile; fi
 
 architectures: setup

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = f"registry.example.com/anabranch:{PROJECT['version']}"
-FILES = sorted(DEPLOY.glob("*.yaml"))
+LAUNCHERS = {".json", ".sbatch", ".sh", ".yaml"}
+FILES = sorted(path for path in DEPLOY.iterdir() if path.suffix in LAUNCHERS)
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 RETRIED = {errors.TemporaryError.exit_code, errors.Interrupted.exit_code}
 GIB = 1 << 30
@@ -79,7 +80,9 @@ def merges(path: Path) -> list[list[str]]:
     """The arguments of every `anabranch merge` in a file, also in comments."""
     lists = re.findall(r"\[anabranch, merge, ([^\]]+)\]", path.read_text())
     text = re.sub(r"(?m)^#\s*", "", path.read_text()).replace("\\\n", " ")
-    lines = re.findall(r"anabranch merge ([^\n]*)", text)
+    if path.suffix == ".json":
+        text = "\n".join(words for words in values(json.loads(text), "commands") for words in words)
+    lines = re.findall(r"anabranch merge ([^\n']*)", text)
     return [yaml.safe_load(f"[{words}]") for words in lists] + [shlex.split(line) for line in lines]
 
 
@@ -88,10 +91,11 @@ def merges(path: Path) -> list[list[str]]:
 
 @every_file
 def test_images_and_versions_are_those_of_the_project(path: Path) -> None:
-    found = list(yaml.safe_load_all(path.read_text()))
-    assert set(values(found, "image")) <= {IMAGE}
-    assert set(values(found, "rayVersion")) <= {ray.__version__}
-    assert set(re.findall(r"anabranch-(\d[\w.]*)-py3", path.read_text())) <= {PROJECT["version"]}
+    text = path.read_text()
+    images = re.findall(r"\S*\bregistry\.example\.com/[^\s\"]+", text)
+    assert {image.removeprefix("docker:").strip('"') for image in images} <= {IMAGE}
+    assert set(re.findall(r"rayVersion: (\S+)", text)) <= {ray.__version__}
+    assert set(re.findall(r"anabranch-(\d[\w.]*)-py3", text)) <= {PROJECT["version"]}
 
 
 @every_file
@@ -105,7 +109,8 @@ def test_commands_exist(path: Path) -> None:
 
 @every_file
 def test_recipes_are_right(path: Path) -> None:
-    for text in re.findall(r"^( +)(merge_method: .*\n(?:\1.*\n)+)", path.read_text(), flags=re.MULTILINE):
+    written = path.read_text().replace("\\n", "\n  ") if path.suffix == ".json" else path.read_text()
+    for text in re.findall(r"^( *)(merge_method: .*\n(?:\1.*\n)+)", written, flags=re.MULTILINE):
         parse_recipe(text[0] + text[1], path.name)
 
 
