@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from ..engine.errors import ResourceError
+from ..engine.errors import AnabranchError, ResourceError
 
 PIECE_BYTES = 512
 """Written at once: a terminal or pipe that says it is ready takes as much without waiting."""
@@ -132,7 +132,7 @@ def tell(text: str) -> None:
         note(error)
 
 
-def note(error: OSError) -> None:
+def note(error: OSError | AnabranchError) -> None:
     """Say on standard error that something besides the work itself could not be written."""
     if not isinstance(error, ReaderLeft):
-        click.echo(f"note: {error.message if isinstance(error, ResourceError) else error}", err=True)
+        click.echo(f"note: {error.message if isinstance(error, AnabranchError) else error}", err=True)

@@ -31,7 +31,7 @@ def verification_json(
     read: InputsVerification | None,
 ) -> dict[str, Any]:
     """Everything; `repaired` and `inputs` are there where they were asked for, and were not kept from being done."""
-    answer = {
+    answer: dict[str, Any] = {
         "outcome": "damaged" if problems else "whole",
         "plan_id": found.plan_id,
         "files": found.files,

@@ -151,8 +151,8 @@ def _by_layer(cells: Mapping[tuple[str, str], Differences], places: Places) -> F
         if total.tensors:
             table.append((label, whole(total.tensors), real(total.relative)))
         if total.tensors and label != NO_LAYER:
-            shown = {"value": total.relative, "shown": real(total.relative)}
-            rows.append({"column": label, "series": "relative difference"} | shown)
+            shown = real(total.relative)
+            rows.append({"column": label, "series": "relative difference", "value": total.relative, "shown": shown})
     numbered = [label for label in places.layers if label != NO_LAYER]
     chart = charts.lines_by(rows, numbered, ("layer", "|a - b| / |a|"), ("relative difference",))
     text = "The norm of the difference over the norm of A, all tensors of a layer together."

@@ -68,7 +68,7 @@ def output_figures(facts: Facts) -> Iterator[Figure]:
 
 LEAST_SCALE = 0.01
 """The end of a scale of colours where all shares are smaller."""
-_MEASURES = (
+_MEASURES: tuple[tuple[str, str, str, Callable[[Sums], float]], ...] = (
     ("density", "Density", "the share of its elements that the recipe asks a model to give", lambda s: s.density),
     ("kept", "Kept share", "the share of elements that a model's mask keeps", lambda s: s.kept_share),
     (

@@ -87,6 +87,7 @@ def render(page: Page) -> bytes:
         for i, panel in enumerate(figure.panels)
     }
     assets = files(__package__ or "")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its types forget the defaults
     parts = [
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>",
         f'<meta http-equiv=Content-Security-Policy content="{POLICY}">',
@@ -96,7 +97,7 @@ def render(page: Page) -> bytes:
         *_body(page),
         _data("charts", charts),
         _data("themes", {scheme: theme(scheme) for scheme in INK}),
-        f"<script>{_script(vl_convert.javascript_bundle())}</script>",
+        f"<script>{_script(bundle)}</script>",
         f"<script>{assets.joinpath('page.js').read_text()}</script></body></html>\n",
     ]
     return "".join(parts).encode()

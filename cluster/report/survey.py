@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,14 @@ class Changes:
     @property
     def statistic(self) -> float | None:
         return self.redundancy / self.known if self.known else None
+
+
+_Measure = tuple[str, str, str, Callable[[Changes], float | None], Callable[[float | None], str], str]
+_MEASURES: tuple[_Measure, ...] = (
+    ("changes", "root mean square", "Size of changes", lambda c: c.size, real, "~g"),
+    ("redundancy", "statistic", "TADrop's statistic", lambda c: c.statistic, real, "~g"),
+    ("density", "density", "Density", lambda c: c.density, percent, "~%"),
+)
 
 
 def survey_page(report: SurveyReport) -> Page:
@@ -117,12 +125,7 @@ def _heat_maps(cells: Mapping[tuple[int, str, str], Changes], places: Places, na
             for (i, layer, kind), c in cells.items()
         ],
     )
-    measures = (
-        ("changes", "root mean square", "Size of changes", lambda c: c.size, real, "~g"),
-        ("redundancy", "statistic", "TADrop's statistic", lambda c: c.statistic, real, "~g"),
-        ("density", "density", "Density", lambda c: c.density, percent, "~%"),
-    )
-    for name, what, title, measure, spelled, number_format in measures:
+    for name, what, title, measure, spelled, number_format in _MEASURES:
         values = {key: measure(c) for key, c in cells.items()}
         most = max([1e-9, *(value or 0.0 for value in values.values())])
         panels = []

@@ -101,8 +101,8 @@ class _ShardSurvey:
     def add(self, job: TensorJob) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
         [part] = job.parts
-        for taken in job.taken.values():
-            self._read |= input_ranges(self._plan, taken.stretches())
+        for read in job.taken.values():
+            self._read |= input_ranges(self._plan, read.stretches())
         if isinstance(taken := part.passes[0], StatisticsPass):
             for i in part.state.present:
                 model = part.state.task.model_of(i)

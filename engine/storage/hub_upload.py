@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ..errors import AnabranchError, InputError, IntegrityError, ResourceError, TemporaryError
 from .fsspec_store import in_our_words
@@ -81,8 +81,7 @@ class HubUpload:
 
     def open(self, public: bool) -> None:
         """See `Upload.open`; the branch is made, too."""
-        ask = {"repo_id": self.repository}
-        self._do(lambda: self._api.create_repo(**ask, private=not public, exist_ok=True))
+        self._do(lambda: self._api.create_repo(self.repository, private=not public, exist_ok=True))
         info = self._do(lambda: self._api.model_info(self.repository))
         if not public and not info.private:
             raise ResourceError(
@@ -157,7 +156,10 @@ class HubUpload:
 
     def commit(self, message: str, parent: str, removed: Collection[str] = ()) -> str | None:
         """See `Upload.commit`."""
-        operations = [*self._files.values(), *(CommitOperationDelete(name) for name in sorted(removed))]
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *self._files.values(),
+            *(CommitOperationDelete(name) for name in sorted(removed)),
+        ]
 
         def send() -> str:
             for addition in self._files.values():
@@ -233,7 +235,7 @@ class _Addition(CommitOperationAdd):
 
     def __init__(self, name: str, source: io.BufferedIOBase, known: UploadInfo) -> None:
         self.path_in_repo = name
-        self.path_or_fileobj = source
+        self.path_or_fileobj = cast("BinaryIO", source)
         self.upload_info = known
 
 

@@ -9,7 +9,8 @@ import re
 from typing import NamedTuple
 
 from ..errors import ResourceError
-from .local_files import create_file, sync_folder, unlink
+from .local_files import FILE_MODE, sync_folder
+from .local_folders import NEW_FILE
 
 _CANNOT = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EXDEV, errno.ENOTTY}
 """What a file system answers to what it does not know; full disks, quotas and rights have other numbers."""
@@ -46,7 +47,7 @@ def probe_folder(root: str, probe: str, renamed: str) -> None:
         ResourceError: it is a mount that cannot do this; the message has the URL to use instead, where that is known.
         OSError: anything else that goes wrong.
     """
-    descriptor = create_file(probe)
+    descriptor = os.open(probe, NEW_FILE, FILE_MODE)
     step = "written"
     try:
         try:
@@ -73,7 +74,7 @@ def _remove(*paths: str) -> None:
     """Leave nothing, as far as the mount lets us."""
     for path in paths:
         with contextlib.suppress(OSError):
-            unlink(path)
+            os.unlink(path)
 
 
 def _refusal(root: str, mount: Mount, step: str, error: OSError) -> ResourceError:

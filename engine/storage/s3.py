@@ -100,7 +100,7 @@ class S3Store:
         where, arguments = self._where(name), {**self._object(name), "body": bytes(data)}
         if self._exists(name):
             return False
-        condition = {"IfNoneMatch": "*"}
+        condition: dict[str, Any] = {"IfNoneMatch": "*"}
 
         async def attempt() -> None:
             try:
