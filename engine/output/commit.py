@@ -315,10 +315,10 @@ class OutputDirectory:
         if per_tensor := [row for row in survey.rows if "tensor" in row] if survey is not None else []:
             arrow, tables[SURVEY_NAME] = survey_table(per_tensor)
             self._publish(SURVEY_NAME, write_table(arrow))
-        if len(ordered) > 1:
-            files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
         self._publish(INPUT_RANGES_NAME, write_table(ranges.arrow))
         tables[INPUT_RANGES_NAME] = ranges.digest
+        if len(ordered) > 1:
+            files[INDEX_NAME] = self._publish(INDEX_NAME, index_json(self.plan))
         summary = with_scale(self.plan, ordered, table.summary)
         manifest = self._manifest(ordered, files, survey, summary, tables, ranges.files)
         self._check_published(manifest)

@@ -14,6 +14,7 @@ from anabranch.engine.models import INDEX_NAME
 from anabranch.engine.models.config_json import patch_config
 from anabranch.engine.output.commit import OutputDirectory, index_json
 from anabranch.engine.output.manifest import (
+    INPUT_RANGES_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
@@ -89,6 +90,7 @@ def leftovers(store: Store) -> object:
         TASKS_NAME,
         TENSORS_NAME,
         SURVEY_NAME,
+        INPUT_RANGES_NAME,
         MANIFEST_NAME,
         INDEX_NAME,
         "config.json",
@@ -109,7 +111,8 @@ def test_everything_is_published_in_the_one_order(recipe: Path) -> None:
         for event in (("commit", shard), ("replace", table), ("replace", receipt))
     ]
     assert events[9:18] == shards
-    last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", TENSORS_NAME, SURVEY_NAME, INDEX_NAME]
+    tables = [TENSORS_NAME, SURVEY_NAME, INPUT_RANGES_NAME]
+    last = ["README.md", "config.json", "mergekit_config.yml", "tokenizer.json", *tables, INDEX_NAME]
     assert events[18:] == [("replace", name) for name in last] + [("create", MANIFEST_NAME)]
 
 

@@ -91,6 +91,7 @@ def test_what_is_not_merged_stays_with_the_base(tmp_path: Path) -> None:
         assert {path.name for path in folder.iterdir() if path.is_file()} == {
             "README.md",
             "anabranch.emr.json",
+            "anabranch.inputs.parquet",
             "anabranch.manifest.json",
             "anabranch.tensors.parquet",
             "model.safetensors",
