@@ -9,7 +9,6 @@ from .commit import OutputDirectory
 from .finished import Finished, check_is_model, check_manifest_is, open_outputs, verify_outputs
 from .loading import Loading, check_loading
 from .manifest import (
-    INPUT_RANGES_NAME,
     INPUTS_NAME,
     MANIFEST_NAME,
     PLAN_ATTRIBUTE,
@@ -32,7 +31,6 @@ from .verify_inputs import InputsVerification, inputs_bytes, verify_inputs
 
 __all__ = [
     "INPUTS_NAME",
-    "INPUT_RANGES_NAME",
     "MANIFEST_NAME",
     "PLAN_ATTRIBUTE",
     "PLAN_NAME",
