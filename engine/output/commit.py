@@ -148,7 +148,7 @@ class OutputDirectory:
         if found.get("host") == host and found.get("files") != record["files"]:
             self.start_over("inputs were replaced by other files, or were changed")
         self.store.replace(INPUTS_NAME, sealed_json(record))
-        return found.get("host") == host
+        return host == found.get("host")
 
     def start_over(self, reason: str) -> None:
         """Give up all that was made so far but the files themselves, which are written over."""
