@@ -65,7 +65,8 @@ class Hub:
             "HF_HOME": str(self.folder / "home"),
             "ANABRANCH_HUB_STATE": str(self.folder / "state"),
         }
-        return {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | own
+        offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # both stop the hub's client
+        return {name: value for name, value in os.environ.items() if name not in offline} | own
 
     @staticmethod
     def command(*arguments: object) -> list[str]:
