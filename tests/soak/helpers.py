@@ -40,9 +40,7 @@ class Helper:
         raise RuntimeError(f"a helper ended with {self._process.wait()}")
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
+        self._process.communicate(timeout=60)
 
 
 def tell(**answer: Any) -> None:
