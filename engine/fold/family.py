@@ -49,7 +49,7 @@ def merged_row(
             kept=kept[i],
             l1=None if moments is None else _writable(float(moments[0])),
             l2=l2,
-            kept_l2=None if l2 is None or squares is None else _writable(math.sqrt(squares)),
+            kept_l2=_kept_norm(l2, squares),
         )
     return TensorRow(
         name=state.task.name,
@@ -60,6 +60,17 @@ def merged_row(
         overflowed=target.overflowed,
         claims=claims,
     )
+
+
+SMALLEST_NORM = 1e-10
+"""Squares of fp32 numbers lose nothing that counts in a sum of which this is the root."""
+
+
+def _kept_norm(l2: float | None, squares: float | None) -> float | None:
+    """The root of what masks keep; None where it is not known well. What is added less precisely exceeds no whole."""
+    if l2 is None or squares is None or 0 < l2 < SMALLEST_NORM or not math.isfinite(squares):
+        return None
+    return min(math.sqrt(squares), l2)
 
 
 def _writable(value: float) -> float | None:

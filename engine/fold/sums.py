@@ -94,12 +94,12 @@ class RowSums:
 
 
 class KeptSquares(RowSums):
-    """The sum of t^2 alone, of task vectors that are 0 where their masks are: the same bits as that of `RowSums`."""
+    """The sum of t^2 alone, of task vectors that are 0 where their masks are (see `Kernels.squares`)."""
 
     numbers = 1
 
     def _sum(self, t: Array, rows: Array) -> None:
-        self._state.kernels.dots(t, t, rows.reshape(-1))
+        self._state.kernels.squares(t, rows.reshape(-1))
 
 
 @dataclass(slots=True)

@@ -28,8 +28,8 @@ class ModelRow(Record):
     """Sum of |t| over the whole task vector; None without task vectors, or beyond fp64."""
     l2: float | None
     kept_l2: float | None = None
-    """Root of the sum of t^2 over what is kept, before it is rescaled; None where `l2` is, and where no mask chooses
-    from task vectors as they are."""
+    """Root of the sum of t^2 over what is kept, before it is rescaled, to some seven digits; None where it is not
+    known: where `l2` is not or is below 1e-10, where squares are beyond fp32, and without task vectors."""
 
 
 class ElectedRow(ModelRow):

@@ -64,31 +64,28 @@ def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
 
 
 @jit
-def kept_squares(t: Any, mask: Any, rows: Any, squares: Any) -> None:
-    """Sums of t^2 of each row where mask, folded as in `moments`. Scratch: squares f64 [ROW]."""
-    wide, nothing = np.float64, np.float64(0)
+def squares(t: Any, rows: Any, padded: Any, narrow: Any, sums: Any) -> None:
+    """Sums of t^2 of each row. The first three foldings happen in registers, as numbers of t's type.
+
+    Scratch: padded [ROW] and narrow [EIGHTH] of t's type, sums f64 [EIGHTH].
+    """
     for row in range(rows.size):
-        x, m = t[row * ROW : (row + 1) * ROW], mask[row * ROW : (row + 1) * ROW]
+        x = t[row * ROW : (row + 1) * ROW]
         if x.size < ROW:
             for j in range(x.size):
-                squares[j] = wide(x[j]) * wide(x[j]) if m[j] else nothing
+                padded[j] = x[j]
             for j in range(x.size, ROW):
-                squares[j] = nothing
-            rows[row] = fold(squares)
-            continue
+                padded[j] = 0
+            x = padded
         x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
         x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
-        m0, m1, m2, m3 = m[:EIGHTH], m[EIGHTH:], m[2 * EIGHTH :], m[3 * EIGHTH :]
-        m4, m5, m6, m7 = m[4 * EIGHTH :], m[5 * EIGHTH :], m[6 * EIGHTH :], m[7 * EIGHTH :]
         for j in range(EIGHTH):
-            a0, a1, a2, a3 = wide(x0[j]), wide(x1[j]), wide(x2[j]), wide(x3[j])
-            a4, a5, a6, a7 = wide(x4[j]), wide(x5[j]), wide(x6[j]), wide(x7[j])
-            b0, b1 = a0 * a0 if m0[j] else nothing, a1 * a1 if m1[j] else nothing
-            b2, b3 = a2 * a2 if m2[j] else nothing, a3 * a3 if m3[j] else nothing
-            b4, b5 = a4 * a4 if m4[j] else nothing, a5 * a5 if m5[j] else nothing
-            b6, b7 = a6 * a6 if m6[j] else nothing, a7 * a7 if m7[j] else nothing
-            squares[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
-        rows[row] = fold(squares[:EIGHTH])
+            b0, b1, b2, b3 = x0[j] * x0[j], x1[j] * x1[j], x2[j] * x2[j], x3[j] * x3[j]
+            b4, b5, b6, b7 = x4[j] * x4[j], x5[j] * x5[j], x6[j] * x6[j], x7[j] * x7[j]
+            narrow[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
+        for j in range(EIGHTH):
+            sums[j] = narrow[j]
+        rows[row] = fold(sums)
 
 
 @jit
@@ -221,6 +218,36 @@ def score(t: Any, factors: Any, column: int, out: Any) -> None:
             result[i] = abs(part[i]) * factor[i]
         begin += length
         column = 0
+
+
+@jit
+def count_both(a: Any, b: Any, lanes: Any) -> int:
+    """Number of elements of both masks, which have at most 255 times as many as `lanes`, u8 scratch."""
+    for j in range(lanes.size):
+        lanes[j] = 0
+    for begin in range(0, a.size, lanes.size):
+        x, y = a[begin : begin + lanes.size], b[begin : begin + lanes.size]
+        for j in range(x.size):
+            lanes[j] += x[j] & y[j]
+    total = 0
+    for j in range(lanes.size):
+        total += lanes[j]
+    return total
+
+
+@jit
+def count_number(claims: Any, number: Any, lanes: Any) -> int:
+    """Number of claims that are `number`; otherwise as `count_both`."""
+    for j in range(lanes.size):
+        lanes[j] = 0
+    for begin in range(0, claims.size, lanes.size):
+        x = claims[begin : begin + lanes.size]
+        for j in range(x.size):
+            lanes[j] += np.uint8(x[j] == number)
+    total = 0
+    for j in range(lanes.size):
+        total += lanes[j]
+    return total
 
 
 @jit

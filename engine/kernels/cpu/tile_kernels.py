@@ -73,6 +73,10 @@ class CpuKernels:
         assert rows.shape == (-(-t.size // ROW), 3)
         sums.moments(t, rows, np.empty((3, sums.EIGHTH)), np.empty(ROW, t.dtype))
 
+    def squares(self, t: Numbers, rows: Numbers) -> None:
+        assert rows.shape == (-(-t.size // ROW),)
+        sums.squares(t, rows, np.empty(ROW, t.dtype), np.empty(sums.EIGHTH, t.dtype), np.empty(sums.EIGHTH))
+
     def dots(self, a: Numbers, b: Numbers, rows: Numbers) -> None:
         assert a.size == b.size and rows.shape == (-(-a.size // ROW),)
         sums.dots(a, b, rows, np.empty(sums.EIGHTH), np.empty((2, ROW), a.dtype))

@@ -34,6 +34,8 @@ from .compile import Kernel, address_of
 
 PIECE_ELEMENTS = 1 << 13
 """Elements at once: an fp32 array of them is 32 KiB, and those of a few models stay in a level-2 cache."""
+LANES = 1 << 9
+"""Masks are counted in so many bytes at once, each of which holds the count of a largest piece."""
 LARGEST_PIECE = 1 << 16
 """Pieces are whole rows and blocks; where these only meet in larger ones, windows are folded tile by tile."""
 
@@ -182,7 +184,8 @@ class FoldScratch(NamedTuple):
     packed: Numbers
     sums: Numbers
     padded: Numbers
-    squares: Numbers
+    narrow_sums: Numbers
+    lanes: Numbers
 
 
 def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
@@ -197,7 +200,8 @@ def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
         np.empty(philox.COUNTERS, np.uint32),
         np.empty((3, sums.EIGHTH)),
         np.empty(ROW, np.float32),
-        np.empty(ROW),
+        np.empty(sums.EIGHTH, np.float32),
+        np.empty(LANES, np.uint8),
     )
 
 

@@ -22,12 +22,13 @@ from .sums import (
     accumulate_agreeing,
     add,
     add_square_of_difference,
+    count_both,
+    count_number,
     divide,
     divide_by,
-    kept_squares,
     moments,
-    pair_overlap,
     scale,
+    squares,
 )
 
 BASE, SUM, SIGNS, WEIGHTS, REALS = range(5)
@@ -112,17 +113,17 @@ def combine(masked: int, choices: Any, factors: Any, rates: Any, reals: Any, fla
 
 
 @jit
-def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any) -> None:
+def count_masks(flags: Any, models: int, length: int, kept: Any, shared: Any, lanes: Any) -> None:
     """kept[i] += ones of mask i; shared[i, j] += ones of masks i and j, i < j."""
     for i in range(models):
         mask = flags[FLAGS + i, :length]
-        kept[i] += pair_overlap(mask, mask)
+        kept[i] += count_both(mask, mask, lanes)
         for j in range(i + 1, models):
-            shared[i, j] += pair_overlap(mask, flags[FLAGS + j, :length])
+            shared[i, j] += count_both(mask, flags[FLAGS + j, :length], lanes)
 
 
 @jit
-def count_claims(flags: Any, models: int, length: int, claimed: Any) -> None:
+def count_claims(flags: Any, models: int, length: int, claimed: Any, lanes: Any) -> None:
     """claimed[n] += elements that n masks have, for n of at least 3: smaller numbers follow from other counts."""
     if models < claimed.size:
         claims = flags[CLAIMS, :length]
@@ -132,10 +133,7 @@ def count_claims(flags: Any, models: int, length: int, claimed: Any) -> None:
             for j in range(length):
                 claims[j] += mask[j]
         for n in range(3, claimed.size):
-            wanted, count = np.uint8(n), 0
-            for j in range(length):
-                count += claims[j] == wanted
-            claimed[n] += count
+            claimed[n] += count_number(claims, np.uint8(n), lanes)
 
 
 @jit
@@ -204,10 +202,10 @@ def select_by_variance(reals: Any, flags: Any, rule: Any, models: int, length: i
 
 
 @jit
-def keep_masked(t: Any, mask: Any) -> None:
-    """t *= mask."""
+def keep_masked(t: Any, mask: Any, out: Any) -> None:
+    """out = t * mask."""
     for i in range(t.size):
-        t[i] *= np.float32(mask[i])
+        out[i] = t[i] * np.float32(mask[i])
 
 
 @jit
@@ -311,7 +309,8 @@ def fold_window(
     packed: Any,
     sums: Any,
     padded: Any,
-    squares: Any,
+    narrow_sums: Any,
+    lanes: Any,
 ) -> None:
     """Decode, take moments, select; combine and round for each output.
 
@@ -319,7 +318,7 @@ def fold_window(
     element, `outs` and `out_starts` i64 [outputs] are the same for outputs. `rules` are i64 [models, 2 * RULE]: of
     blocks n, m, never, drop; of a cut level, key, share of equals, equals before; of random drops two key words and a
     threshold. `choices` i64 and `factors` f32 have a row per output; `rates` are f32 [outputs, models, RATES]. `rows`
-    are f64 [models, rows, 3], as `moments` gives them, `kept_rows` f64 [models, rows] as `kept_squares` does, without
+    are f64 [models, rows, 3], as `moments` gives them, `kept_rows` f64 [models, rows] as `squares` does, without
     rows where none are wanted. To the counts i64 nonfinite [1 + models], kept [models], shared [models, models],
     claimed [1 + models, empty where it is not wanted] and overflowed [outputs] is added. `narrow` is the format of
     bf16. The rest is scratch, see `window.FoldScratch`.
@@ -346,13 +345,14 @@ def fold_window(
             select_by_variance(reals, flags, rules[0], models, length)
         for i in range(models if way.kept else 0):
             t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
-            keep_masked(t, mask)
+            keep_masked(t, mask, t)
             moments(t, rows[i, row:row_end], sums, padded)
         for i in range(models if kept_rows.shape[1] else 0):
-            t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
-            kept_squares(t, mask, kept_rows[i, row:row_end], squares)
-        count_masks(flags, models, length, kept, shared)
-        count_claims(flags, models, length, claimed)
+            t, kept_part = reals[REALS + i, :length], reals[SIGNS, :length]
+            keep_masked(t, flags[FLAGS + i, :length], kept_part)
+            squares(kept_part, kept_rows[i, row:row_end], padded, narrow_sums, sums[0])
+        count_masks(flags, models, length, kept, shared, lanes)
+        count_claims(flags, models, length, claimed, lanes)
         masked = length if way.selection != ALL else 0
         total, active = reals[SUM, :length], flags[ACTIVE, :length]
         for target in range(out_starts.size):

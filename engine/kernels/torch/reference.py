@@ -86,9 +86,17 @@ class TorchKernels:
         for column, term in enumerate((x.abs(), square, square * square)):
             rows[:, column] = rowwise.fold(term)
 
-    def _rows(self, t: Tensor) -> Tensor:
-        """float64 [rows, 4096], padded with +0.0."""
-        x = torch.zeros(-(-t.numel() // ROW) * ROW, dtype=torch.float64, device=t.device)
+    def squares(self, t: Tensor, rows: Tensor) -> None:
+        """Square and halve three times as numbers of t's type, then nine times in float64."""
+        x = self._rows(t, t.dtype)
+        x = x * x
+        for half in (ROW // 2, ROW // 4, ROW // 8):
+            x = x[:, :half] + x[:, half:]
+        rows.copy_(rowwise.fold(x.double()))
+
+    def _rows(self, t: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """[rows, 4096] of that dtype, padded with +0.0."""
+        x = torch.zeros(-(-t.numel() // ROW) * ROW, dtype=dtype, device=t.device)
         x[: t.numel()] = t
         return x.view(-1, ROW)
 

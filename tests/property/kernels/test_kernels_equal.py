@@ -154,6 +154,18 @@ def test_shorten(t, bound):
 
 @examples(40)
 @given(arrays=tiles(max_size=9000, count=2))
+def test_squares(arrays):
+    for t in arrays:
+        rows = np.empty(-(-t.size // 4096))
+        [*_, found] = assert_same(lambda k, t, rows: k.squares(t, rows), t, rows)
+        with np.errstate(over="ignore"):
+            exact = np.add.reduceat(t.astype(np.float64) ** 2, range(0, t.size, 4096))
+        sure = (exact > 1e-20) & (exact < 1e38)
+        np.testing.assert_allclose(np.asarray(found)[sure], exact[sure], rtol=1e-6)
+
+
+@examples(40)
+@given(arrays=tiles(max_size=9000, count=2))
 def test_dots(arrays):
     with np.errstate(over="ignore", invalid="ignore"):
         assert_same(lambda k, a, b, rows: k.dots(a, b, rows), *arrays, np.empty(-(-arrays[0].size // 4096)))
