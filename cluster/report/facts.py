@@ -36,8 +36,8 @@ class Sums:
     """Of each tensor, its elements times the mean over the other models of |A and B| / |A or B|."""
     squares: float = 0.0
     kept_squares: float = 0.0
-    known: bool = True
-    """Whether all of them have norms."""
+    known: bool = False
+    """Whether any of them has norms; squares are those of the ones that have."""
 
     def add(self, row: Mapping[str, Any], shared: float) -> None:
         self.tensors += 1
@@ -45,9 +45,8 @@ class Sums:
         self.wanted += row["density"] * row["numel"]
         self.kept += row["kept"]
         self.shared += shared * row["numel"]
-        if row["l2"] is None or row.get("kept_l2") is None:
-            self.known = False
-        else:
+        if row["l2"] is not None and row.get("kept_l2") is not None:
+            self.known = True
             self.squares += row["l2"] ** 2
             self.kept_squares += row["kept_l2"] ** 2
 
@@ -138,7 +137,7 @@ def added(parts: Iterable[Sums]) -> Sums:
         total.shared += part.shared
         total.squares += part.squares
         total.kept_squares += part.kept_squares
-        total.known = total.known and part.known
+        total.known = total.known or part.known
     return total
 
 

@@ -53,6 +53,7 @@ def output_figures(facts: Facts) -> Iterator[Figure]:
     """All that the tables of an output give."""
     if facts.cells:
         yield from _heat_maps(facts)
+    if any(sums.known for sums in facts.cells.values()):
         yield _norms(facts)
         yield _energy(facts)
     if facts.claims:

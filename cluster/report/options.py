@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ...engine.errors import RecipeError, ResourceError
+from ..completion import folders
 from ..streams import tell
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def add_report(cli: click.Group, json_option: Decorator, reported: Decorator) ->
     command.__doc__ = _DOC
     decorators = [
         cli.command(name="report"),
-        click.argument("out"),
+        click.argument("out", shell_complete=folders),
         report_option("--out", "Where the report goes (default: anabranch.report.html here)"),
         click.option("--format", "form", type=click.Choice(FORMATS), help="Instead of what the file's ending says."),
         json_option,
