@@ -5,6 +5,7 @@ https://learn.microsoft.com/rest/api/storageservices/put-block-list
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -121,10 +122,8 @@ class AzureBucket:
             await self._container.get_blob_client(key).delete_blob(**self._once)
 
     async def begin(self, key: str, size: int, attributes: Mapping[str, str]) -> AzureUpload:
-        """See `Bucket.begin`: there is nothing to ask, but a missing container should show at once."""
+        """See `Bucket.begin`: there is nothing to ask."""
         del size
-        with _answers():
-            await self._container.get_container_properties(**self._once)
         return AzureUpload(self._container.get_blob_client(key), attributes, self._once)
 
     async def unfinished(self, prefix: str) -> list[Unfinished]:
@@ -179,7 +178,8 @@ class AzureUpload:
 
     async def part(self, offset: int, body: bytes) -> None:
         """See `Upload.part`."""
-        name = f"{offset:016x}{hashlib.sha256(body).hexdigest()[:24]}"
+        digest = await asyncio.to_thread(hashlib.sha256, body)
+        name = f"{offset:016x}{digest.hexdigest()[:24]}"
         with _answers():
             await self._blob.stage_block(name, io.BytesIO(body), len(body), **self._once)
         self._blocks[offset] = name

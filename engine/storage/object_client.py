@@ -87,18 +87,21 @@ class ObjectClient:
         """`repeat`, awaited by an ordinary thread."""
         return self.run(self.repeat(where, operation, size))
 
-    async def repeat(self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0) -> Result:
+    async def repeat(
+        self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0, *, is_read: bool = False
+    ) -> Result:
         """Await `operation()` within its deadline, and again after temporary errors.
 
         Args:
             where: our URL of the file or folder, for messages.
             operation: one request.
             size: bytes that it moves; adds to the deadline.
+            is_read: whether it takes one of the slots for reads; waiting for it does not count.
         """
         attempt = 1
         while True:
             try:
-                async with self.bounded(where, size):
+                async with self._slots if is_read else contextlib.nullcontext(), self._bounded(where, size):
                     result = await operation()
             except TemporaryError:
                 delay_seconds = self.retry.next_delay_seconds(attempt)
@@ -110,17 +113,8 @@ class ObjectClient:
                 self.retry.budget.earn()
                 return result
 
-    async def read(self, where: str, operation: Callable[[], Awaitable[Result]], size: int) -> Result:
-        """`repeat` in one of the slots for reads, which is free again while a repetition waits."""
-
-        async def in_slot() -> Result:
-            async with self._slots:
-                return await operation()
-
-        return await self.repeat(where, in_slot, size)
-
     @contextlib.asynccontextmanager
-    async def bounded(self, where: str, size: int = 0) -> AsyncIterator[None]:
+    async def _bounded(self, where: str, size: int = 0) -> AsyncIterator[None]:
         """A time limit, and errors in our own words."""
         try:
             async with asyncio.timeout(self.limits.deadline_seconds(size)):

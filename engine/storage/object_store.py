@@ -143,7 +143,9 @@ class ObjectStore:
 
         async def piece(begin: int) -> None:
             part = into[begin : begin + step]
-            await self._client.read(where, lambda: self._bucket.get(key, offset + begin, part, version), len(part))
+            await self._client.repeat(
+                where, lambda: self._bucket.get(key, offset + begin, part, version), len(part), is_read=True
+            )
 
         async def all_pieces() -> None:
             tasks = [asyncio.create_task(piece(begin)) for begin in range(0, len(into), step)]

@@ -83,7 +83,8 @@ class CloudContract(StoreContract):
 
     def test_a_missing_bucket_is_a_resource_error(self, server):
         absent = store(server.bucket("no-such-bucket-here"), "x")
-        for ask in (absent.list, lambda: absent.replace("a", b"1"), lambda: absent.writer("a", 9 * PART, {}, RUN_ID)):
+        writes = (lambda: absent.replace("a", b"1"), lambda: self.write(absent, "a", bytes(9 * PART)))
+        for ask in (absent.list, *writes):
             with pytest.raises(ResourceError, match="no-such-bucket-here"):
                 ask()
 
