@@ -159,7 +159,7 @@ class AzureBucket:
 
 
 class AzureUpload:
-    """Blocks of one blob; see `Upload`.
+    """Blocks of one blob; see `PartedUpload`.
 
     A block is called by where it lies and what it holds, so sending it twice is sending it once, also for twins:
     whoever commits first has all blocks, and the other one commits the same list again.
@@ -177,7 +177,7 @@ class AzureUpload:
         self._blocks: dict[int, str] = {}
 
     async def part(self, offset: int, body: bytes) -> None:
-        """See `Upload.part`."""
+        """See `PartedUpload.part`."""
         digest = await asyncio.to_thread(hashlib.sha256, body)
         name = f"{offset:016x}{digest.hexdigest()[:24]}"
         with _answers():
@@ -185,7 +185,7 @@ class AzureUpload:
         self._blocks[offset] = name
 
     async def finish(self, offset: int, body: bytes) -> None:
-        """See `Upload.finish`: one request commits the list of all blocks."""
+        """See `PartedUpload.finish`: one request commits the list of all blocks."""
         await self.part(offset, body)
         blocks = [BlobBlock(self._blocks[offset]) for offset in sorted(self._blocks)]
         with _answers():
@@ -199,7 +199,7 @@ class AzureUpload:
                 raise
 
     async def abort(self) -> None:
-        """See `Upload.abort`: nothing; a twin may be using the same blocks, and Azure drops them after a week."""
+        """See `PartedUpload.abort`: nothing; a twin may be using the same blocks, and Azure drops them after a week."""
 
 
 class AzureConnection:

@@ -173,7 +173,7 @@ class GcsBucket:
 
 
 class GcsUpload:
-    """A session of a resumable upload; see `Upload`. Its address is a secret and stays in memory."""
+    """A session of a resumable upload; see `PartedUpload`. Its address is a secret and stays in memory."""
 
     most_parts_at_once = 1
 
@@ -185,17 +185,17 @@ class GcsUpload:
         """Whether a request was lost, so that the server has to say what it has."""
 
     async def part(self, offset: int, body: bytes) -> None:
-        """See `Upload.part`."""
+        """See `PartedUpload.part`."""
         begin = await self._begin_at(offset, offset + len(body))
         while begin < offset + len(body):
             begin = await self._send(begin, body[begin - offset :])
 
     async def finish(self, offset: int, body: bytes) -> None:
-        """See `Upload.finish`: the last byte shows the object."""
+        """See `PartedUpload.finish`: the last byte shows the object."""
         await self.part(offset, body)
 
     async def abort(self) -> None:
-        """See `Upload.abort`: the session ends."""
+        """See `PartedUpload.abort`: the session ends."""
         async with self._connection.request("DELETE", self._address, {}):
             return  # 499 means that it was taken back; anything else, that there is nothing more to do
 

@@ -28,7 +28,7 @@ class Unfinished(NamedTuple):
     """Bytes."""
 
 
-class Upload(Protocol):
+class PartedUpload(Protocol):
     """One object on its way, invisible before `finish`."""
 
     most_parts_at_once: int
@@ -78,7 +78,7 @@ class Bucket(Protocol):
     async def delete(self, key: str) -> None:
         """Remove an object; FileNotFoundError where there is none."""
 
-    async def begin(self, key: str, size: int, attributes: Mapping[str, str]) -> Upload:
+    async def begin(self, key: str, size: int, attributes: Mapping[str, str]) -> PartedUpload:
         """Start to upload an object of `size` bytes."""
 
     async def unfinished(self, prefix: str) -> list[Unfinished]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
-from .object_bucket import Bucket, Upload
+from .object_bucket import Bucket, PartedUpload
 from .object_client import GoneError
 
 IDENTITY_ATTRIBUTE = "anabranch_upload"
@@ -44,7 +44,7 @@ class ObjectWriter:
         self._filled = 0
         self._sent = 0
         self._pending: deque[Future[None]] = deque()
-        self._upload: Upload | None = None
+        self._upload: PartedUpload | None = None
         self._open = True
         if size > self._part_bytes:
             self._upload = self._client.request(where, lambda: bucket.begin(key, size, self._metadata))
