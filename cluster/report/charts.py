@@ -211,25 +211,26 @@ def scatter(rows: Sequence[Row], columns: Sequence[str] | None, names: tuple[str
         columns: all columns in their order.
         names: what columns and values are.
     """
-    return Picture(_points(columns, names).properties(height=HEIGHT), rows)
+    return Picture(_points(_chart(), columns, names).properties(height=HEIGHT), rows)
 
 
 def history(rows: Sequence[Row], what: str) -> Picture:
     """The points of `scatter` over numbers of trials, and as a stair the `best` so far; rows have best_shown, too."""
     tooltip = _tooltip(trial="best until trial", best_shown=what)
-    stair = _chart().mark_line(interpolate="step-after", strokeWidth=2, color=COLOURS[1])
+    base = _chart()  # of both layers, so that the rows are the picture's and not a layer's
+    stair = base.mark_line(interpolate="step-after", strokeWidth=2, color=COLOURS[1])
     line = stair.encode(x="column:Q", y="best:Q", tooltip=tooltip)
-    both: alt.LayerChart = _points(None, ("trial", what)) + line
+    both: alt.LayerChart = _points(base, None, ("trial", what)) + line
     return Picture(both.properties(height=HEIGHT), rows)
 
 
-def _points(columns: Sequence[str] | None, names: tuple[str, str]) -> alt.Chart:
+def _points(base: alt.Chart, columns: Sequence[str] | None, names: tuple[str, str]) -> alt.Chart:
     across, what = names
     x = alt.X("column:Q", title=across, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=6))
     if columns is not None:
         x = alt.X("column:O", title=across, scale=alt.Scale(domain=list(columns)), axis=alt.Axis(labelAngle=0))
     y = alt.Y("value:Q", title=what, scale=alt.Scale(zero=False), axis=alt.Axis(format="~g", tickCount=5))
-    points = _chart().mark_point(size=40, filled=True, opacity=0.7, color=COLOURS[0])
+    points = base.mark_point(size=40, filled=True, opacity=0.7, color=COLOURS[0])
     return points.encode(x=x, y=y, tooltip=_tooltip(trial="trial", place=across, shown=what))
 
 

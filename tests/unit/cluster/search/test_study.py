@@ -65,5 +65,7 @@ def test_the_page_of_a_search_has_history_importance_and_slices(tmp_path: Path, 
     points = [row["value"] for row in rows]
     assert points == [results.values[number][0] for number in range(12)]
     assert [row["best"] for row in rows] == [max(points[: i + 1]) for i in range(12)]
+    layers = history.panels[0].picture.spec()["layer"]
+    assert len(layers) == 2 and not any("data" in layer for layer in layers), "both draw the picture's rows"
     assert [panel.title for panel in slices.panels] == [FIRST, SECOND]
     assert {row[1] for row in importance.table.rows} == {FIRST, SECOND}
