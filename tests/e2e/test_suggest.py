@@ -45,7 +45,7 @@ def change(folder: Path, name: str) -> torch.Tensor:
         ("cabs", {"density": 0.3, "block": 256}),
         ("cabs", {"density": {"tadrop": {"mean": 0.3}}, "block": 64}),
         ("ties", {"density": 0.3, "lambda": 0.5}),
-        ("magnitude", {"density": 0.3, "scope": "model"}),
+        ("ties", {"density": 0.3, "scope": "model"}),
         ("dare_linear", {"density": 0.5}),
         ("della_linear", {"density": 0.5, "epsilon": 0.1}),
         ("breadcrumbs", {"density": 0.3, "gamma": 0.1, "rescale": True, "rescale_norm": "l2"}),
