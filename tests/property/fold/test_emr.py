@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from anabranch.engine.kernels.cpu.tile_kernels import CpuKernels
 from anabranch.engine.kernels.protocol import Kernels
@@ -109,8 +110,10 @@ def test_task_vectors_are_trimmed_before_the_election(tmp_path: Path, density: s
 def test_a_density_of_one_is_none(tmp_path: Path) -> None:
     """Bytes, plans and receipts are those of a recipe that gives no density."""
     base, models = tensors_of(torch.bfloat16, seed=22)
-    merge_parts(write(tmp_path, base, models), tmp_path / "without")
-    merge_parts(write(tmp_path, base, models, parameters={"density": 1.0}), tmp_path / "with")
+    recipe = write(tmp_path, base, models)
+    merge_parts(recipe, tmp_path / "without")
+    content = yaml.safe_load(recipe.read_text()) | {"parameters": {"density": 1.0}}
+    merge_parts(write_recipe(tmp_path / "with.yml", content), tmp_path / "with")
     assert everything(tmp_path / "with") == everything(tmp_path / "without")
 
 
