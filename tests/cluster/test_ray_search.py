@@ -21,7 +21,7 @@ EVALUATE = """
 import os, sys, time
 model = os.path.basename(sys.argv[1])
 with open(f"/proc/{os.getppid()}/cmdline") as file:
-    print("begun by", file.read().split("\\0")[0])
+    print("begun by", file.read().split("\\0")[0], flush=True)
 open("evaluated", "a").write(f"{model} {os.getpid()}\\n")
 if model == "00001":
     time.sleep(60)
