@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t as student
 
+from .cells import cells
+
 FOLDER = Path(".bench/quality")
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "task arithmetic"
@@ -43,8 +45,10 @@ Row = Mapping[str, Any]
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """Every cell that is done, of every seed, with its mean over tasks."""
+    """Every cell that is done, in the order of `cells`, of every seed, with its mean over tasks."""
+    order = {(cell.group, cell.title): place for place, cell in enumerate(cells())}
     rows = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/cells/*.json"))]
+    rows.sort(key=lambda row: (order.get((row["group"], row["title"]), len(order)), row["seed"]))
     return [row | {"mean": statistics.fmean(row["accuracy"].values())} for row in rows]
 
 
@@ -140,7 +144,7 @@ def draw(rows: Sequence[Row], curves: Sequence[Row], results: Path) -> None:
             points.append(
                 {"method": name, "density": float(density), "accuracy": 100 * row["mean"], "seed": row["seed"]}
             )
-    if points:
+    if len({point["density"] for point in points}) > 1:
         scale = altair.Scale(zero=False)
         density_axis = altair.X("density:Q", scale=altair.Scale(type="log"), title="density")
         accuracy_axis = altair.Y("mean(accuracy):Q", scale=scale, title="test accuracy, %, mean of seeds")

@@ -1,0 +1,53 @@
+"""Tables of benchmarks/quality: differences are paired by seed, and intervals are Student's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.quality.cells import Cell, cells
+from benchmarks.quality.report import half_width, read_cells, tables, with_interval, write_results
+
+
+def keep(folder: Path, seed: int, title: str, accuracy: float, **more: Any) -> None:
+    """A cell that is done."""
+    row = {"seed": seed, "group": "main", "title": title, "models": ["a", "b"], "dtype": "float32"}
+    row |= {"accuracy": {"a": accuracy - 0.1, "b": accuracy + 0.1}, **more}
+    file = folder / f"seed-{seed}" / "cells" / f"{title}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row))
+
+
+def test_intervals_are_those_of_student() -> None:
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(2.484, abs=1e-3)  # 4.303 / sqrt(3)
+    assert with_interval([1.0, 2.0, 3.0], "{:.1f}") == "2.0 ± 2.5"
+    assert with_interval([1.0], "{:+.1f}") == "+1.0"
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    for seed, level in enumerate((0.5, 0.7, 0.9)):  # seeds differ much, the methods in each by two points
+        keep(tmp_path, seed, "CABS 0.1", level + 0.02, factor=1.41, kept=0.1, overlap=0.0, curve={"1.0": 0.5})
+        keep(tmp_path, seed, "task arithmetic", level, factor=0.5, kept=1.0, overlap=1.0)
+    keep(tmp_path, 3, "CABS 0.1", 0.6, factor=2.0, kept=0.1, overlap=0.0)  # without its reference
+    lines = list(tables(read_cells(tmp_path)))
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == ["| task arithmetic", "| CABS 0.1"]
+    assert "| 4 | 69.0 ± 27.7 | +2.0 ± 0.0 | 1.41 to 2 | 10.0 | 0.000 |" in lines[-1]
+
+
+def test_results_are_kept_per_seed_and_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(tmp_path / "run", 0, "task arithmetic", 0.5, factor=0.5, kept=1.0, overlap=1.0)
+    write_results(tmp_path / "run", tmp_path / "results")
+    assert "| task arithmetic | 1 | 50.0 |" in capsys.readouterr().out
+    rows = pq.read_table(tmp_path / "results" / "cells.parquet").to_pylist()
+    assert [(row["seed"], row["task"], row["accuracy"]) for row in rows] == [(0, "a", 0.4), (0, "b", 0.6)]
+
+
+def test_cells_are_told_apart_by_what_they_do() -> None:
+    every = list(cells())
+    assert len({cell.key for cell in every}) == len(every)
+    assert Cell("a", "b", "cabs", {"density": 0.1}).key == Cell("c", "d", "cabs", {"density": 0.1}).key
+    assert Cell("a", "b", "cabs", {"density": 0.1}).key != Cell("a", "b", "cabs", {"density": 0.2}).key
