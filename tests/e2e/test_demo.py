@@ -193,6 +193,21 @@ def test_factors_go_on_until_the_best_has_a_worse_one_on_either_side(best: float
     assert len(chosen.tried) <= 15
 
 
+def test_a_small_rise_before_a_large_one_is_no_end() -> None:
+    answers = {
+        0.5: 0.735,
+        0.707: 0.74,
+        1.0: 0.745,
+        1.41: 0.745,
+        2.0: 0.74,
+        2.83: 0.75,
+        4.0: 0.77,
+        5.66: 0.76,
+        8.0: 0.75,
+    }
+    assert choose_factor(answers.__getitem__).factor == 4.0
+
+
 def test_of_factors_that_are_as_good_the_smallest_is_chosen() -> None:
     flat = choose_factor(lambda factor: 0.5)
     assert flat.factor == nth_factor(LEAST)
