@@ -59,9 +59,6 @@ C_CONTIGUOUS, ALIGNED = 0x1, 0x100
 NUMBER, NUMPY_NUMBER, NUMBERS = 0, -1, -2
 """How arguments are handed over that are not arrays."""
 
-BRIEF_BYTES = 32 << 10
-"""A kernel that is handed arrays of so many bytes together is done with them in some microseconds."""
-
 Native = Callable[..., int]
 Kind = Any
 """Of one argument: (dtype, dimensions) of an array, a type of numbers, or (a named tuple's type, types of fields)."""
@@ -137,15 +134,13 @@ class _Entry:
         """The same, but other Python threads wait until it is over."""
 
     def __call__(self, arguments: Sequence[Any]) -> Any:
-        return self._call(None, arguments)
+        return self._call(self.native, arguments)
 
     def briefly(self, arguments: Sequence[Any]) -> Any:
         return self._call(self._native_briefly, arguments)
 
-    def _call(self, native: Native | None, arguments: Sequence[Any]) -> Any:
-        """`native` is one of the two; None: as the arrays' size asks for."""
+    def _call(self, native: Native, arguments: Sequence[Any]) -> Any:
         flat: list[Any] = []
-        size_bytes = 0
         for value, way in zip(arguments, self._ways, strict=True):
             if way > 0:
                 flags = value.flags.num
@@ -153,7 +148,6 @@ class _Entry:
                 if not flags & ALIGNED:
                     return self._call_on_copies(native, arguments)
                 # As numba sees an array: its two owners (none), size, bytes of an element, address, shape, strides.
-                size_bytes += value.nbytes
                 flat += (None, None, value.size, way, address_of(value), *value.shape, *value.strides)
             elif way == NUMBER:
                 flat.append(value)
@@ -162,14 +156,12 @@ class _Entry:
             else:
                 flat += [number.item() for number in value]
         result = self._result() if self._result is not None else ctypes.c_int64()
-        if native is None:
-            native = self.native if size_bytes > BRIEF_BYTES else self._native_briefly
         status = native(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
         if status not in (0, -2):  # -2: returned None
             raise RuntimeError(f"the kernel {self._name} raised an exception")
         return result.value if self._result is not None else None
 
-    def _call_on_copies(self, native: Native | None, arguments: Sequence[Any]) -> Any:
+    def _call_on_copies(self, native: Native, arguments: Sequence[Any]) -> Any:
         """Machine code expects aligned numbers; bytes of a file may start anywhere."""
         copies = [a.copy() if isinstance(a, np.ndarray) and not a.flags.aligned else a for a in arguments]
         result = self._call(native, copies)
