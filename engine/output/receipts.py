@@ -198,6 +198,8 @@ class StoredSurveyPart(Record):
     kind: str
     prefix: int
     counts: dict[str, int]
+    read: str
+    """Digest of what was read for the whole shard; see `ranges_digest`."""
     rows: FileEntry | None
     """The table; None where elements were counted."""
 
