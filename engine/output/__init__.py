@@ -23,7 +23,7 @@ from .manifest import (
     manifest_sha256,
 )
 from .problems import Problem, check_file, inputs_error, problems_error
-from .push import Pushed, push
+from .push import push
 from .repair import withdraw_damaged
 from .tables import read_survey_rows, read_task_rows, read_tensor_rows, write_table
 from .verify import Verification
@@ -46,7 +46,6 @@ __all__ = [
     "Manifest",
     "OutputDirectory",
     "Problem",
-    "Pushed",
     "Verification",
     "check_file",
     "check_is_model",

@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import InputError, OutputConflictError, ResourceError, TemporaryError, some_names
+from .fsspec_store import open_remote_store
 from .hub_upload import MAIN, HubUpload
 from .local import LocalStore
-from .opening import open_store
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Writer
 
 STATE_VARIABLE = "ANABRANCH_HUB_STATE"
@@ -78,7 +78,7 @@ class HubOutput:
         found = self._upload.find()
         if found is None or self._last not in found[1]:
             return None
-        return open_store(f"{self._upload.url}@{found[0]}"), frozenset(found[1])
+        return open_remote_store(f"{self._upload.url}@{found[0]}"), frozenset(found[1])
 
     @functools.cached_property
     def _uploaded(self) -> dict[str, tuple[int, str]]:

@@ -14,7 +14,7 @@ from benchmarks.sources import ROOT, imports_of, read_sources
 
 from ..merging import write_checkpoint, write_recipe
 
-STARTS_A_COMMAND_OR_RAY = ("cluster", "unit/cluster", "property/cluster", "e2e", "s3", "parity")
+STARTS_A_COMMAND_OR_RAY = ("cluster", "unit/cluster", "property/cluster", "e2e", "s3", "soak", "parity")
 """Folders of tests that may know the cluster."""
 
 EVERYTHING = """

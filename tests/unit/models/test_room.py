@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.cluster.search.space_report import plan_search
 from anabranch.engine.errors import ResourceError
 from anabranch.engine.models.checkpoint import open_checkpoint
 from anabranch.engine.models.header import parse_header
@@ -172,19 +171,17 @@ def test_a_plan_of_too_many_tensors_is_refused_before_it_is_made(tmp_path: Path)
         open_inputs(load_recipe(recipe), tmp_path, Opened(room=Room(BASE_BYTES + (400 << 20))))
 
 
-@pytest.mark.parametrize("command", ["survey", "compare", "search"])
+@pytest.mark.parametrize("command", ["survey", "compare"])
 def test_every_command_that_opens_inputs_counts_their_headers(tmp_path: Path, command: str) -> None:
     for name in ("base", "model"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(header(60_000))
     base, model = str(tmp_path / "base"), str(tmp_path / "model")
-    density = {"search": {"from": 0.1, "to": 0.5}} if command == "search" else 0.3
     content = {"merge_method": "ties", "base_model": base, "models": [{"model": model}]}
-    recipe = write_recipe(tmp_path / "r.yml", {**content, "parameters": {"density": density}})
+    recipe = write_recipe(tmp_path / "r.yml", {**content, "parameters": {"density": 0.3}})
     actions = {
         "survey": lambda: survey(recipe, memory_bytes=BASE_BYTES),
         "compare": lambda: compare(base, model, memory_bytes=BASE_BYTES),
-        "search": lambda: plan_search(str(recipe), str(tmp_path / "out"), BASE_BYTES),
     }
     with pytest.raises(ResourceError, match=r"model\.safetensors: \d+ bytes of JSON with up to 60001 tensors"):
         actions[command]()
