@@ -153,7 +153,7 @@ def test_a_tokenizer_of_too_many_tokens_is_refused_with_the_memory_that_it_needs
     store = MemoryStore()
     store.replace("tokenizer.json", tokenizer("plain", 300_000))
     with pytest.raises(ResourceError, match=r"tokenizer\.json: \d+ bytes of JSON with up to 30\d{4} tokens") as caught:
-        Folders(Room(BASE_BYTES + (64 << 20))).tokenizer(store)
+        Folders(Room(BASE_BYTES + (32 << 20))).tokenizer(store)
     found = Folders(Room(needed(caught.value))).tokenizer(store)
     assert found is not None
     assert len(found.vocabulary) == 300_000
