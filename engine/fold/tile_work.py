@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..kernels import (
     AgreementRule,
     Array,
@@ -161,9 +163,10 @@ def fold_tiles(
 
 def keep_masked(state: TensorState, workspace: Workspace, length: int) -> None:
     """Task vectors *= masks."""
-    for i in state.present:
-        t = workspace.task_vectors[i][:length]
-        t *= workspace.masks[i][:length]
+    with np.errstate(invalid="ignore"):  # an infinity that is not kept has been counted, and stops the merge later
+        for i in state.present:
+            t = workspace.task_vectors[i][:length]
+            t *= workspace.masks[i][:length]
 
 
 def combine(state: TensorState, work: WindowFold, each: WindowSum, workspace: Workspace, length: int) -> None:
