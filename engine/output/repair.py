@@ -32,7 +32,7 @@ def withdraw_damaged(
     try:
         if (state := output.check()) == "new":
             raise OutputConflictError(f"{output.store.url} holds no output that could be repaired", "check the path")
-        if state == "started":
+        if state == "started" and MANIFEST_NAME not in output.store.list():
             return ()
         manifest = read_manifest(output.store)
     except IntegrityError as error:  # the plan is ours, its manifest cannot be read

@@ -153,10 +153,11 @@ def test_another_model_is_replaced_only_where_that_is_asked_for(hub: Hub, out: P
     hub.ask(
         repository="owner/name", commit={"model-00009-of-00009.safetensors": "old", "anabranch.manifest.json": "{}"}
     )
+    before = hub.history()
     done = push(hub, out)
     assert done.returncode == 5, done.stderr
     assert "holds another model: model-00009-of-00009.safetensors" in done.stderr
-    assert len(hub.history()) == 3
+    assert hub.history() == before
     done = push(hub, out, "--replace")
     assert done.returncode == 0, done.stderr
     assert set(hub.history()[-1]) == {".gitattributes", *digests(out)}
@@ -177,10 +178,12 @@ def test_memory_stays_within_bounds_whatever_the_size(hub: Hub, out: Path, tmp_p
     recipe = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "base")}], "output": {"card": False}}
     merge(write_recipe(tmp_path / "recipe.yml", recipe), tmp_path / "big")
     report = tmp_path / "peak"
-    code = (
-        "import resource, sys; from anabranch.cluster.cli import main\n"
+    code = (  # VmHWM: what getrusage says includes the process that started this one
+        "import re; from anabranch.cluster.cli import main\n"
         "try: main()\n"
-        f"finally: open({str(report)!r}, 'w').write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))"
+        "finally:\n"
+        "    peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) >> 10\n"
+        f"    open({str(report)!r}, 'w').write(str(peak))"
     )
     command = [sys.executable, "-c", code, *hub.command("push", tmp_path / "big", REPOSITORY)[3:]]
     done = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, timeout=120, check=False)
