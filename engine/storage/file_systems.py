@@ -36,6 +36,8 @@ def open_file_system(scheme: str) -> Any:
         ) from error
     except ValueError as error:
         raise InputError(f"{where}: this kind of URL is not known", _OTHERS) from error
+    except AttributeError as error:  # as of the first Azure Data Lake, which adlfs has given up
+        raise InputError(f"{where}: the installed package knows this kind of URL no more", _OTHERS) from error
     missing = _needs(kind, fsspec.config.conf.get(scheme, {}))
     if missing:
         raise InputError(

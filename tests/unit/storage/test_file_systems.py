@@ -28,17 +28,6 @@ def test_what_a_url_does_not_say_is_named(scheme: str, setting: str) -> None:
         open_store(f"{scheme}://nowhere/folder")
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("az", "azure"), ("abfs", "azure")])
-def test_a_missing_package_is_named_with_its_extra(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_scheme: str) -> type:
-        raise ImportError("Please install it")
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(ResourceError, match="package for this kind of URL is missing") as caught:
-        open_store(f"{scheme}://bucket/folder")
-    assert caught.value.hint == f"pip install 'anabranch[{extra}]'"
-
-
 class DefaultCredentialsError(Exception):
     """As of google.auth, which is not installed here."""
 
