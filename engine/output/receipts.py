@@ -8,6 +8,7 @@ then that they say what the plan asks for.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,8 @@ class StoredSurveyPart(Record):
     counts: dict[str, int]
     read: str
     """Digest of what was read for the whole shard; see `ranges_digest`."""
+    squares: float
+    """Sum of squares over the table, so that a record cannot be put beside another table."""
     rows: FileEntry | None
     """The table; None where elements were counted."""
 
@@ -209,7 +212,7 @@ def encode_survey_part(part: SurveyPart) -> tuple[bytes, bytes | None]:
     table = None if counts_elements(part.kind) else write_table(_survey_rows_table(part.rows))
     rows = None if table is None else FileEntry(size=len(table), sha256=hashlib.sha256(table).hexdigest())
     own = part.model_dump(exclude={"rows"})
-    return _sealed(StoredSurveyPart(**own, rows=rows)), table
+    return _sealed(StoredSurveyPart(**own, squares=_squares(part.rows), rows=rows)), table
 
 
 def decode_stored_part(data: bytes) -> StoredSurveyPart:
@@ -248,7 +251,13 @@ def decode_survey_part(
         raise IntegrityError("it counts what cannot be")
     if round_.kind == "high" and sum(stored.counts.values()) != sum(numel for _, numel in seen):
         raise IntegrityError("it does not count every element")
-    return SurveyPart(**stored.model_dump(exclude={"rows"}), rows=found)
+    if _squares(found) != stored.squares:
+        raise IntegrityError("its table has other statistics")
+    return SurveyPart(**stored.model_dump(exclude={"rows", "squares"}), rows=found)
+
+
+def _squares(rows: Sequence[SurveyRow]) -> float:
+    return math.fsum(row.squares or 0.0 for row in rows)
 
 
 def check_narrowed(part: SurveyPart, high: SurveyPart) -> None:
