@@ -23,9 +23,9 @@ import obstore
 import s3fs
 from obstore.store import S3Store as ObstoreS3
 
+from anabranch.engine.storage.requests import RequestLimits
 from anabranch.engine.storage.retry import Retry
 from anabranch.engine.storage.s3 import S3Store
-from anabranch.engine.storage.s3_client import Limits
 from tests.s3.ceph import ceph_server, missing_programs
 from tests.s3.servers import Server, moto_server
 
@@ -52,7 +52,7 @@ class Contenders:
     """The same reads and uploads by each client."""
 
     def __init__(self, running: Server, size: int) -> None:
-        client = running.client(limits=Limits(), retry=Retry())
+        client = running.client(limits=RequestLimits(), retry=Retry())
         self.bucket = running.bucket(client)
         self.ours = S3Store(self.bucket, "bench", client)
         self.s3fs = s3fs.S3FileSystem(**client.options, skip_instance_cache=True)

@@ -30,7 +30,8 @@ from azure.storage.blob import BlobBlock, ContentSettings
 
 from ..errors import InputError, ResourceError, TemporaryError
 from .object_bucket import ObjectInfo, Unfinished
-from .object_client import AGAIN, ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
+from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
+from .requests import AGAIN
 from .retry import Retry
 
 _MEBIBYTE = 1 << 20

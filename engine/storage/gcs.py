@@ -24,7 +24,8 @@ from yarl import URL
 
 from ..errors import InputError, ResourceError, TemporaryError
 from .object_bucket import ObjectInfo, Unfinished
-from .object_client import AGAIN, ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
+from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
+from .requests import AGAIN
 from .retry import Retry
 
 CHUNK_BYTES = 256 << 10

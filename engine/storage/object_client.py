@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
-
-from fsspec.asyn import get_loop
 
 from ..errors import AnabranchError, ResourceError, TemporaryError
+from .requests import LoopClient, RequestLimits, Result
 from .retry import Retry
-
-Result = TypeVar("Result")
-
-AGAIN = "Run the same command again; it goes on where it stopped."
 
 
 class ConditionError(Exception):
@@ -32,34 +25,17 @@ class NoBucketError(Exception):
 
 
 @dataclass(frozen=True)
-class ObjectLimits:
-    """What one process may ask of a server, and how long it waits. Every wait ends."""
+class ObjectLimits(RequestLimits):
+    """Smaller reads than of S3, and fewer."""
 
-    connect_seconds: float = 10.0
-    """A server that is up accepts a connection within milliseconds; 10 s covers a lost packet or three."""
-    idle_seconds: float = 30.0
-    """A connection without a byte for this long is dead."""
-    answer_seconds: float = 60.0
-    """Longest whole request without a body."""
-    slowest_bytes_per_second: int = 64 << 10
-    """A body that is slower is given up: another connection is usually faster."""
     requests_in_flight: int = 8
-    """Reads at once in a process: with the pieces below 32 MiB on the way, 1.3 GB/s at 25 ms. Azure's client holds each
-    answer whole before it hands it over, so this is memory, too."""
+    """With the pieces below 32 MiB on the way, 1.3 GB/s at 25 ms. Azure's client holds each answer whole before it
+    hands it over, so this is memory, too."""
     piece_bytes: int = 4 << 20
-    """Longer reads are cut into pieces of this size that travel side by side."""
-    part_bytes: int = 8 << 20
-    """Part of an upload; more only when the most parts that a server takes would not hold the file."""
-    parts_in_flight: int = 3
-    """Parts of one file on the way, where the server takes them in any order; one more is being filled."""
-
-    def deadline_seconds(self, size: int) -> float:
-        """Longest time for one request with a body of `size` bytes."""
-        return self.answer_seconds + size / self.slowest_bytes_per_second
 
 
 @dataclass
-class ObjectClient:
+class ObjectClient(LoopClient):
     """Runs requests on fsspec's event loop for ordinary threads; one for each cloud in a process."""
 
     translate: Callable[[Exception, str], Exception]
@@ -69,19 +45,6 @@ class ObjectClient:
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
-
-    def run(self, coroutine: Coroutine[None, None, Result]) -> Result:
-        """Run a coroutine to its end from an ordinary thread; when that thread is interrupted, cancel it."""
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def start(self, coroutine: Coroutine[None, None, Result]) -> Future[Result]:
-        """Start a coroutine; the future belongs to the calling thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, get_loop())
 
     def request(self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0) -> Result:
         """`repeat`, awaited by an ordinary thread."""

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Collection, Mapping
 
 from ..errors import InputError
-from .coalesce import Coalescer
+from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
 from .object_bucket import Bucket, ObjectInfo, Unfinished
 from .object_client import ConditionError
-from .object_writer import IDENTITY_ATTRIBUTE, ObjectWriter
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
+from .object_writer import ObjectWriter
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover
+from .requests import side_by_side
 
 
-class ObjectStore:
+class ObjectStore(BucketFiles):
     """A prefix of a bucket."""
 
     def __init__(self, bucket: Bucket, prefix: str) -> None:
+        super().__init__(bucket.url, prefix)
         self._bucket = bucket
         self._client = bucket.client
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._url = f"{bucket.url}/{prefix}" if prefix else bucket.url
-        self._small_reads = Coalescer(self._fetch)
-
-    def __repr__(self) -> str:
-        return f"ObjectStore({self._url!r})"
-
-    @property
-    def url(self) -> str:
-        """scheme://bucket/prefix."""
-        return self._url
 
     def info(self, name: str) -> FileInfo:
         """See `Store.info`."""
@@ -40,19 +30,8 @@ class ObjectStore:
 
     def list(self, folder: str = "") -> list[str]:
         """See `Store.list`."""
-        prefix = self._prefix + (f"{check_name(folder)}/" if folder else "")
-        keys = self._client.request(self._where(folder), lambda: self._bucket.keys(prefix))
-        names = [key[len(self._prefix) :] for key in keys]
-        return sorted(name for name in names if name.rpartition("/")[2] not in ("", ".", ".."))
-
-    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
-        """See `Store.read_into`."""
-        view = into.cast("B")
-        if len(view) == 0:
-            if version not in (None, self.info(name).version):
-                raise self._changed(name)
-            return
-        self._small_reads.read_into(name, offset, view, version)
+        prefix = self._folder(folder)
+        return self._names(self._client.request(self._where(folder), lambda: self._bucket.keys(prefix)))
 
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
         """See `Store.read_bytes`: of one version, in as many pieces as it takes."""
@@ -133,10 +112,6 @@ class ObjectStore:
         except FileNotFoundError:
             return
 
-    def free_bytes(self) -> int | None:
-        """None: buckets do not tell."""
-        return None
-
     def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
         """Fill `into` by requests side by side; when this returns or raises, nothing writes into it any more."""
         key, where, step = self._key(name), self._where(name), self._client.limits.piece_bytes
@@ -147,29 +122,14 @@ class ObjectStore:
                 where, lambda: self._bucket.get(key, offset + begin, part, version), len(part), is_read=True
             )
 
-        async def all_pieces() -> None:
-            tasks = [asyncio.create_task(piece(begin)) for begin in range(0, len(into), step)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
         try:
-            self._client.run(all_pieces())
+            self._client.run(side_by_side(range(0, len(into), step), piece))
         except ConditionError as error:
             raise self._changed(name) from error
 
     def _head(self, name: str) -> ObjectInfo:
         key = self._key(name)
         return self._client.request(self._where(name), lambda: self._bucket.head(key))
-
-    def _key(self, name: str) -> str:
-        return self._prefix + check_name(name)
-
-    def _where(self, name: str) -> str:
-        return f"{self._url}/{name}" if name else self._url
 
     def _changed(self, name: str) -> InputError:
         return InputError(

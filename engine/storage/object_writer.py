@@ -10,18 +10,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
+from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
 from .object_bucket import Bucket, PartedUpload
 from .object_client import GoneError
-
-IDENTITY_ATTRIBUTE = "anabranch_upload"
-"""Object metadata that tells one upload from its twin, so that a lost answer to `commit` can be cleared up."""
-
-
-def part_size_bytes(size: int, part_bytes: int, granularity_bytes: int, most_parts: int) -> int:
-    """Size of all parts but the last: `part_bytes`, or as many whole grains as the most parts of a huge file need."""
-    if size <= part_bytes * most_parts:
-        return part_bytes
-    return -(-size // (most_parts * granularity_bytes)) * granularity_bytes
 
 
 class ObjectWriter:

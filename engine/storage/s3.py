@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import time
@@ -10,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..errors import InputError, TemporaryError
-from .coalesce import Coalescer
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, check_name
+from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover
+from .requests import side_by_side
 from .s3_client import GarbledError, RefusedError, S3Client, shared_client
-from .s3_writer import IDENTITY_ATTRIBUTE, S3Writer, from_metadata
+from .s3_writer import S3Writer, from_metadata
 
 CHUNK_BYTES = 1 << 20
 """Most bytes taken from a connection at once."""
@@ -24,23 +24,13 @@ _BEYOND_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
 
 
-class S3Store:
+class S3Store(BucketFiles):
     """A prefix of a bucket."""
 
     def __init__(self, bucket: str, prefix: str, client: S3Client | None = None) -> None:
+        super().__init__(f"s3://{bucket}", prefix)
         self._bucket = bucket
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._client = client or shared_client()
-        self._small_reads = Coalescer(self._fetch)
-
-    def __repr__(self) -> str:
-        return f"S3Store({self._url!r})"
-
-    @property
-    def url(self) -> str:
-        """s3://bucket/prefix."""
-        return self._url
 
     def info(self, name: str) -> FileInfo:
         """See `Store.info`; the version is the ETag."""
@@ -51,25 +41,15 @@ class S3Store:
 
     def list(self, folder: str = "") -> list[str]:
         """See `Store.list`."""
-        prefix = self._prefix + (f"{check_name(folder)}/" if folder else "")
-        arguments = {"Bucket": self._bucket, "Prefix": prefix, "Delimiter": "/"}
-        names = []
+        arguments = {"Bucket": self._bucket, "Prefix": self._folder(folder), "Delimiter": "/"}
+        keys: list[str] = []
         while True:
             answer = self._client.request("list_objects_v2", self._where(folder), **arguments)
-            names += [entry["Key"][len(self._prefix) :] for entry in answer.get("Contents", [])]
+            keys += [entry["Key"] for entry in answer.get("Contents", [])]
             if not answer.get("IsTruncated"):
                 break
             arguments["ContinuationToken"] = answer["NextContinuationToken"]
-        return sorted(name for name in names if name.rpartition("/")[2] not in ("", ".", ".."))
-
-    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
-        """See `Store.read_into`."""
-        view = into.cast("B")
-        if len(view) == 0:
-            if version not in (None, self.info(name).version):
-                raise self._changed(name)
-            return
-        self._small_reads.read_into(name, offset, view, version)
+        return self._names(keys)
 
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
         """See `Store.read_bytes`."""
@@ -84,9 +64,8 @@ class S3Store:
                         raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
                     data = bytearray(size)
                     await _receive(answer, memoryview(data), where)
-                    await answer["Body"].read(
-                        1
-                    )  # at its end a body is compared with the store's checksum, if it has one
+                    # At its end a body is compared with the store's checksum, if it has one.
+                    await answer["Body"].read(1)
                     return bytes(data)
 
         return self._client.run(self._client.repeat(attempt))
@@ -159,10 +138,6 @@ class S3Store:
         except FileNotFoundError:
             return
 
-    def free_bytes(self) -> int | None:
-        """None: buckets do not tell."""
-        return None
-
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
@@ -172,17 +147,8 @@ class S3Store:
             part = into[begin : begin + step]
             await self._client.repeat(lambda: self._get_range(name, offset + begin, part, version))
 
-        async def all_pieces() -> None:
-            tasks = [asyncio.create_task(piece(begin)) for begin in range(0, len(into), step)]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
         step = self._client.limits.piece_bytes
-        self._client.run(all_pieces())
+        self._client.run(side_by_side(range(0, len(into), step), piece))
 
     async def _get_range(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
         """One ranged request, checked: version, range, and length of what comes."""
@@ -207,14 +173,8 @@ class S3Store:
 
     # -- names -------------------------------------------------------------------------------------------------------
 
-    def _key(self, name: str) -> str:
-        return self._prefix + check_name(name)
-
     def _object(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._key(name)}
-
-    def _where(self, name: str) -> str:
-        return f"{self._url}/{name}" if name else self._url
 
     def _exists(self, name: str) -> bool:
         try:

@@ -8,10 +8,9 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import botocore.exceptions
@@ -19,11 +18,9 @@ import botocore.parsers
 import s3fs
 
 from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
+from .requests import AGAIN, LoopClient, RequestLimits, Result
 from .retry import Retry
 
-Result = TypeVar("Result")
-
-_AGAIN = "Run the same command again; it goes on where it stopped."
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken", "400"}
 _BUSY = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "InternalError",
@@ -56,32 +53,6 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one process may ask of a server, and how long it waits. Every wait ends."""
-
-    connect_seconds: float = 10.0
-    """A server that is up accepts a connection within milliseconds; 10 s covers a lost packet or three."""
-    idle_seconds: float = 30.0
-    """A connection without a byte for this long is dead."""
-    answer_seconds: float = 60.0
-    """Longest whole request without a body; completing a large upload is the slowest."""
-    slowest_bytes_per_second: int = 64 << 10
-    """A body that is slower is given up: another connection is usually faster."""
-    requests_in_flight: int = 32
-    """Reads at once in a process: enough for a 10 Gbit/s link at 25 ms latency, bearable for small servers."""
-    piece_bytes: int = 8 << 20
-    """Longer reads are cut into pieces of this size that travel side by side."""
-    part_bytes: int = 8 << 20
-    """Part of a multipart upload; more only when 10,000 parts would not hold the file (80 GB)."""
-    parts_in_flight: int = 3
-    """Parts of one file on the way; one more is being filled: 32 MiB of buffers for each open writer."""
-
-    def deadline_seconds(self, size: int) -> float:
-        """Longest time for one request with a body of `size` bytes."""
-        return self.answer_seconds + size / self.slowest_bytes_per_second
-
-
 class ExpiredCredentialsError(ResourceError):
     """The server says that credentials are no longer valid; a fresh session may have newer ones."""
 
@@ -99,7 +70,7 @@ class RefusedError(Exception):
 
 
 @dataclass
-class S3Client:
+class S3Client(LoopClient):
     """Requests to S3, run on fsspec's event loop and awaited by ordinary threads.
 
     Endpoint, profile, region, addressing style and credentials come from the configuration of fsspec and AWS
@@ -108,7 +79,7 @@ class S3Client:
 
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of `s3fs.S3FileSystem` beyond that configuration; for tests."""
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
@@ -128,18 +99,9 @@ class S3Client:
         self._md5_etags: bool | None = None
         self._other_etags = 0
 
-    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine to its end from an ordinary thread; when that thread is interrupted, cancel it."""
-        future = self.start(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Start a coroutine; the future belongs to the calling thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop)
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = self._fs.loop  # raises in a process that was forked meanwhile
+        return loop
 
     def request(self, method: str, where: str, *, expect: Collection[str] = (), **arguments: Any) -> dict[str, Any]:
         """One small request, repeated as often as the retry policy allows; see `call`."""
@@ -221,7 +183,7 @@ class S3Client:
         if self._md5_etags is None and self._other_etags == OTHER_ETAGS:
             self._md5_etags = False
         else:
-            raise GarbledError(f"{where}: the server got other bytes than were sent", _AGAIN)
+            raise GarbledError(f"{where}: the server got other bytes than were sent", AGAIN)
 
     @property
     def _is_protected(self) -> bool:
@@ -272,10 +234,10 @@ def translate(error: Exception, where: str) -> Exception:
     if isinstance(error, botocore.exceptions.ParamValidationError):
         return InputError(f"{where}: not a valid bucket or object name", "Correct the URL.")
     if isinstance(error, botocore.exceptions.FlexibleChecksumError):
-        return TemporaryError(f"{where}: other bytes came than the store keeps, by its own checksum", _AGAIN)
+        return TemporaryError(f"{where}: other bytes came than the store keeps, by its own checksum", AGAIN)
     if isinstance(error, _CONNECTION_ERRORS):
         reason = redact(str(error)) or type(error).__name__
-        return TemporaryError(f"{where}: the connection failed ({reason[:300]})", _AGAIN)
+        return TemporaryError(f"{where}: the connection failed ({reason[:300]})", AGAIN)
     return error
 
 
@@ -291,13 +253,13 @@ def _translate_answer(error: Any, where: str) -> Exception:
     if code in ("NoSuchKey", "NoSuchUpload") or status == 404:
         return FileNotFoundError(text)
     if code in _EXPIRED:
-        return ExpiredCredentialsError(text, f"Renew the credentials (they may have expired). {_AGAIN}")
+        return ExpiredCredentialsError(text, f"Renew the credentials (they may have expired). {AGAIN}")
     if code in _FULL or status == 507:
-        return ResourceError(text, f"The bucket or its quota is full; make room. {_AGAIN}")
+        return ResourceError(text, f"The bucket or its quota is full; make room. {AGAIN}")
     if code == "RequestTimeTooSkewed":
         return ResourceError(text, "Set this machine's clock.")
     if code in _BUSY or status == 429 or (status >= 500 and status != 501):
-        return TemporaryError(text, _AGAIN)
+        return TemporaryError(text, AGAIN)
     if status in (401, 403):
         return ResourceError(text, "Check the credentials and their permission for this bucket and prefix.")
     if status in (301, 307):

@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from typing import Any
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
+from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
 from .s3_client import RefusedError, S3Client
 
 MAX_PARTS = 10_000
 """S3's own limit of parts in one upload."""
-
-IDENTITY_ATTRIBUTE = "anabranch_upload"
-"""Object metadata that tells one upload from its twin, so that a lost answer to `commit` can be cleared up."""
+GRAIN_BYTES = 1 << 20
+"""Parts that are larger than usual are whole MiB."""
 
 _GONE = {"NoSuchUpload", "404"}
 _CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
@@ -33,14 +33,6 @@ def from_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return {name.lower().replace("-", "_"): value for name, value in metadata.items()}
 
 
-def part_size_bytes(size: int, part_bytes: int) -> int:
-    """Size of all parts but the last: `part_bytes`, or as many whole MiB as 10,000 parts of a huge file need."""
-    if size <= part_bytes * MAX_PARTS:
-        return part_bytes
-    mebibyte = 1 << 20
-    return -(-size // (MAX_PARTS * mebibyte)) * mebibyte
-
-
 class S3Writer:
     """Uploads one object; see `Writer`."""
 
@@ -54,7 +46,7 @@ class S3Writer:
         self._attributes = dict(attributes)
         self._identity = secrets.token_hex(8)
         self._metadata = to_metadata({**attributes, IDENTITY_ATTRIBUTE: self._identity})
-        self._part_bytes = part_size_bytes(size, client.limits.part_bytes)
+        self._part_bytes = part_size_bytes(size, client.limits.part_bytes, GRAIN_BYTES, MAX_PARTS)
         self._buffer = bytearray(min(size, self._part_bytes))
         self._filled = 0
         self._written = 0

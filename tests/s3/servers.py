@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anabranch.engine.storage.requests import RequestLimits
 from anabranch.engine.storage.retry import Retry, RetryBudget
 from anabranch.engine.storage.s3 import S3Store
-from anabranch.engine.storage.s3_client import Limits, S3Client
+from anabranch.engine.storage.s3_client import S3Client
 
 READY_SECONDS = 60.0
 
@@ -33,7 +34,7 @@ class Server:
     config: tuple[tuple[str, Any], ...] = ()
 
     def client(
-        self, *, endpoint: str = "", limits: Limits | None = None, retry: Retry | None = None, **options: Any
+        self, *, endpoint: str = "", limits: RequestLimits | None = None, retry: Retry | None = None, **options: Any
     ) -> S3Client:
         """A client of its own; quick retries and small parts unless told otherwise."""
         return S3Client(
@@ -72,9 +73,9 @@ class Server:
         return names | ({"AWS_REQUEST_CHECKSUM_CALCULATION": checksums} if checksums else {})
 
 
-def quick_limits(**changes: Any) -> Limits:
+def quick_limits(**changes: Any) -> RequestLimits:
     """Small parts (the smallest that S3 allows) and pieces; the tests of slow servers shorten the waits, too."""
-    return Limits(**{"part_bytes": 5 << 20, "piece_bytes": 1 << 20, "idle_seconds": 20.0, **changes})
+    return RequestLimits(**{"part_bytes": 5 << 20, "piece_bytes": 1 << 20, "idle_seconds": 20.0, **changes})
 
 
 def quick_retry(attempts: int = 5, retries: float = 1000.0) -> Retry:
