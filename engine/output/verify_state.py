@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError, IntegrityError
 from ..json_text import SEAL, unsealed
 from ..storage import Store
 from .manifest import INPUTS_NAME, PLAN_NAME, RECEIPTS_FOLDER, SURVEY_FOLDER, Manifest
 from .problems import Problem, check_file
-from .receipts import decode_stored, decode_stored_part
+from .receipts import StoredReceipt, StoredSurveyPart, decode_stored, decode_stored_part
 
+Stored = TypeVar("Stored", bound=StoredReceipt | StoredSurveyPart)
 MAX_STATE_BYTES = 1 << 30
 OTHER_PLAN = "belongs to another plan than the manifest"
 
@@ -25,7 +26,7 @@ def state_problems(store: Store, manifest: Manifest) -> Iterator[Problem]:
     yield from _check(store, INPUTS_NAME, lambda record: _other_plan(record, manifest))
     for name in store.list(SURVEY_FOLDER):
         if name.endswith(".json"):
-            yield from _survey_problems(store, name, manifest)
+            yield from _tabled_problems(store, name, manifest, decode_stored_part)
     for name in store.list(RECEIPTS_FOLDER):
         if name.endswith(".json"):
             yield from _receipt_problems(store, name, manifest)
@@ -70,8 +71,25 @@ def _plan_differs(record: Mapping[str, Any], manifest: Manifest) -> str:
 
 def _receipt_problems(store: Store, name: str, manifest: Manifest) -> Iterator[Problem]:
     """The record itself, its shard as the manifest knows it, and its table."""
+
+    def differs(stored: StoredReceipt) -> str:
+        entry = manifest.files.get(stored.name)
+        same = entry is not None and (entry.size, entry.sha256) == (stored.size, stored.sha256)
+        return "" if same else "says something else of its shard than the manifest"
+
+    return _tabled_problems(store, name, manifest, decode_stored, differs)
+
+
+def _tabled_problems(
+    store: Store,
+    name: str,
+    manifest: Manifest,
+    decode: Callable[[bytes], Stored],
+    differs: Callable[[Stored], str] = lambda _: "",
+) -> Iterator[Problem]:
+    """A record whose rows are a table beside it, as a receipt and a part of a survey are."""
     try:
-        stored = decode_stored(store.read_bytes(name, MAX_STATE_BYTES))
+        stored = decode(store.read_bytes(name, MAX_STATE_BYTES))
     except FileNotFoundError:
         return
     except (IntegrityError, InputError) as error:
@@ -79,24 +97,8 @@ def _receipt_problems(store: Store, name: str, manifest: Manifest) -> Iterator[P
         return
     if stored.plan_id != manifest.plan_id:
         yield Problem(name, OTHER_PLAN)
-    entry = manifest.files.get(stored.name)
-    if entry is None or (entry.size, entry.sha256) != (stored.size, stored.sha256):
-        yield Problem(name, "says something else of its shard than the manifest")
-    if problem := check_file(store, f"{name.removesuffix('.json')}.parquet", stored.rows, lambda _: None):
-        yield problem
-
-
-def _survey_problems(store: Store, name: str, manifest: Manifest) -> Iterator[Problem]:
-    """The record of a part of a survey, and its table."""
-    try:
-        stored = decode_stored_part(store.read_bytes(name, MAX_STATE_BYTES))
-    except FileNotFoundError:
-        return
-    except (IntegrityError, InputError) as error:
-        yield Problem(name, f"damaged: {error.message}")
-        return
-    if stored.plan_id != manifest.plan_id:
-        yield Problem(name, OTHER_PLAN)
+    if text := differs(stored):
+        yield Problem(name, text)
     table = f"{name.removesuffix('.json')}.parquet"
     if stored.rows is not None and (problem := check_file(store, table, stored.rows, lambda _: None)):
         yield problem
