@@ -6,11 +6,11 @@ import functools
 
 import pytest
 
-from anabranch.engine.errors import IntegrityError, ResourceError
+from anabranch.engine.errors import ResourceError
 from anabranch.engine.storage.object_store import ObjectStore
 
-from ..contract.store_contract import RUN_ID, StoreContract
-from ..s3.s3_contract import pattern
+from ..contract.bucket_contract import BucketContract, pattern
+from ..contract.store_contract import RUN_ID
 from .servers import PART, store
 
 
@@ -19,7 +19,9 @@ def bucket_of(server):
     return server.bucket()
 
 
-class CloudContract(StoreContract):
+class CloudContract(BucketContract):
+    part, piece = PART, 234_567
+
     @pytest.fixture
     def server(self):
         raise NotImplementedError
@@ -28,35 +30,10 @@ class CloudContract(StoreContract):
     def store(self, server, request) -> ObjectStore:
         return store(bucket_of(server), f"models/{request.node.name}")
 
-    @pytest.mark.parametrize("size", [PART - 1, PART, PART + 1, 4 * PART, 4 * PART + 12345])
-    def test_large_files_go_in_parts_and_come_back(self, store, size):
-        data = pattern(size)
-        writer = store.writer("big", size, {"plan_id": "p"}, RUN_ID)
-        for start in range(0, size, 234_567):
-            writer.write(memoryview(data)[start : start + 234_567])
-        assert store.list() == []
-        with pytest.raises(FileNotFoundError):
-            store.info("big")
-        writer.commit()
-        info = store.info("big")
-        assert info.size == size
-        assert self.read(store, "big", 0, size, info.version) == data
-        assert self.read(store, "big", size - 7, 7, info.version) == data[-7:]
-        assert store.attributes("big") == {"plan_id": "p"}
-        assert store.leftovers(["big"]) == ()
-
     def test_a_discarded_upload_shows_nothing(self, store):
         writer = store.writer("big", 4 * PART, {}, RUN_ID)
         writer.write(bytes(3 * PART))
         writer.discard()
-        writer.discard()
-        assert store.list() == []
-
-    def test_a_short_upload_is_not_completed(self, store):
-        writer = store.writer("big", 2 * PART, {}, RUN_ID)
-        writer.write(bytes(2 * PART - 1))
-        with pytest.raises(IntegrityError):
-            writer.commit()
         writer.discard()
         assert store.list() == []
 

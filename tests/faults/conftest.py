@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ..merging import merge, write_checkpoint, write_recipe
-
-SHARDS = 5
-ROWS, COLUMNS = 256, 512
+from ..merging import merge
+from .case import write_case
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,7 @@ def files_below(folder: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     folder = tmp_path_factory.mktemp("faults")
-    torch.manual_seed(0)
-    base = {f"layers.{i}.weight": torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for i in range(SHARDS)}
-    write_checkpoint(folder / "base", base, shards=2)
-    for i in range(2):
-        tuned = {n: t + 0.02 * torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for n, t in base.items()}
-        write_checkpoint(folder / f"model{i}", tuned)
-    recipe = {
-        "merge_method": "cabs",
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
-        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
-        "output": {"shard_size": 2 * ROWS * COLUMNS},
-    }
-    path = write_recipe(folder / "recipe.yml", recipe)
+    path = write_case(folder)
     merge(path, folder / "expected")
     return Disturbed(path, folder / "expected")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SHARDS, Disturbed
+from .case import SHARDS
+from .conftest import Disturbed
 
 REPOSITORY = Path(__file__).parents[2]
 

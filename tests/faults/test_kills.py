@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SHARDS, Disturbed
+from .case import SHARDS
+from .conftest import Disturbed
 
 RENAME, LINK = "rename,renameat,renameat2", "link,linkat"
 FEW = [("fsync", 1), ("fsync", 4), ("fsync", 9), ("fsync", 25), (RENAME, 2), (RENAME, 9), (LINK, 1), (LINK, 2)]

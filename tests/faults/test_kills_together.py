@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ..merging import merge, write_recipe
-from .conftest import SHARDS, Disturbed
+from .case import SHARDS
+from .conftest import Disturbed
 from .sweep import files_of
 
 REPOSITORY = Path(__file__).parents[2]

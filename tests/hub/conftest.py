@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +87,19 @@ class Hub:
         for secret in (TOKEN, SIGNATURE.partition("=")[2], "Traceback"):
             assert secret not in done.stdout + done.stderr
         return done
+
+    def kill_at_shard(self, shard: int, *arguments: object) -> None:
+        """Start a command, tell it to wait when it asks for the n-th time where to send a file, and kill it then."""
+        wait = {"status": 429, "headers": {"Retry-After": "60"}, "times": 1000}
+        self.script({"target": "/preupload/", "number": shard, **wait})
+        run = subprocess.Popen(
+            self.command(*arguments), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while self.count("POST /api/models/owner/name/preupload/") < shard and time.monotonic() < deadline:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
 
     def close(self) -> None:
         self._process.kill()

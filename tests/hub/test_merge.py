@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +53,7 @@ def receipts(hub: Hub) -> dict[str, int]:
 @pytest.mark.parametrize("shard", [1, 2, 3])
 def test_a_killed_merge_goes_on_without_sending_shards_again(hub: Hub, recipe: Path, out: Path, shard: int) -> None:
     """Killed while a shard is being sent; those before it are neither made nor sent again."""
-    wait = {"status": 429, "headers": {"Retry-After": "60"}, "times": 1000}
-    hub.script({"target": "/preupload/", "number": shard, **wait})
-    run = subprocess.Popen(
-        hub.command("merge", recipe, REPOSITORY),
-        env=hub.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while hub.count("POST /api/models/owner/name/preupload/") < shard and time.monotonic() < deadline:
-        time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    hub.kill_at_shard(shard, "merge", recipe, REPOSITORY)
     assert len(hub.history()) == 1
     sent = hub.uploads()
     made = receipts(hub)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -104,18 +103,7 @@ def test_a_wrong_token_is_told(hub: Hub, out: Path) -> None:
 
 
 def test_a_killed_push_shows_nothing_and_goes_on_without_uploading_again(hub: Hub, out: Path) -> None:
-    hub.script({"target": "/preupload/", "number": 3, "times": 1000, "status": 429, "headers": {"Retry-After": "60"}})
-    run = subprocess.Popen(
-        hub.command("push", out, REPOSITORY),
-        env=hub.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while hub.count("POST /api/models/owner/name/preupload/") < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    hub.kill_at_shard(3, "push", out, REPOSITORY)
     assert len(hub.history()) == 1
     uploaded = hub.uploads()
     assert len(uploaded) == 2

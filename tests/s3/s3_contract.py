@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 
-from anabranch.engine.errors import IntegrityError, ResourceError
+from anabranch.engine.errors import ResourceError
 from anabranch.engine.storage.s3 import S3Store
 
-from ..contract.store_contract import RUN_ID, StoreContract
+from ..contract.bucket_contract import BucketContract, pattern
+from ..contract.store_contract import RUN_ID
 
 PART = 5 << 20
-
-
-def pattern(size: int) -> bytes:
-    """Bytes that show where they were."""
-    return np.arange(-(-size // 4), dtype=">u4").tobytes()[:size]
 
 
 @functools.cache
@@ -26,7 +21,8 @@ def _client_and_bucket(server):
     return client, server.bucket(client)
 
 
-class S3Contract(StoreContract):
+class S3Contract(BucketContract):
+    part, piece = PART, 1_234_567
     checks_credentials = True
     tells_upload_age = True
     errors_of_a_removed_upload: tuple[type[Exception], ...] = (FileNotFoundError,)
@@ -66,21 +62,6 @@ class S3Contract(StoreContract):
         writer.write(data)
         writer.commit()
 
-    @pytest.mark.parametrize("size", [PART - 1, PART, PART + 1, 4 * PART, 4 * PART + 12345])
-    def test_large_files_go_in_parts_and_come_back(self, store, size):
-        data = pattern(size)
-        writer = store.writer("big", size, {"plan_id": "p"}, RUN_ID)
-        for start in range(0, size, 1_234_567):
-            writer.write(memoryview(data)[start : start + 1_234_567])
-        assert store.list() == []
-        writer.commit()
-        info = store.info("big")
-        assert info.size == size
-        assert self.read(store, "big", 0, size, info.version) == data
-        assert self.read(store, "big", size - 7, 7, info.version) == data[-7:]
-        assert store.attributes("big") == {"plan_id": "p"}
-        assert store.leftovers(["big"]) == ()
-
     def test_a_discarded_upload_leaves_nothing(self, store):
         writer = store.writer("big", 4 * PART, {}, RUN_ID)
         writer.write(bytes(3 * PART))
@@ -88,14 +69,6 @@ class S3Contract(StoreContract):
         writer.discard()
         assert store.list() == []
         assert store.leftovers(["big"]) == ()
-
-    def test_a_short_upload_is_not_completed(self, store):
-        writer = store.writer("big", 2 * PART, {}, RUN_ID)
-        writer.write(bytes(2 * PART - 1))
-        with pytest.raises(IntegrityError):
-            writer.commit()
-        writer.discard()
-        assert store.list() == []
 
     def test_twin_uploads_both_succeed_and_the_file_is_whole(self, store):
         data = pattern(PART + 100)

@@ -27,15 +27,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..merging import merge, write_checkpoint, write_recipe
+from ..faults.case import write_case
+from ..merging import merge
 from .helpers import Helper
 from .kinds import LOCAL, RAY, S3, Outcome, Scene
 from .places import RECEIPTS, Folder, Place, Prefix, finished
 from .runs import Run
 
-SHARDS, ROWS, COLUMNS = 5, 256, 512
 MANIFEST, PLAN, INPUTS = "anabranch.manifest.json", ".anabranch/plan.json", ".anabranch/inputs.json"
 CONFLICT = 5
 USUAL_ROUNDS = 3
@@ -171,24 +169,6 @@ class Soak:
         environment = self._servers["s3"].about["environment"] if scene.place.url.startswith("s3:") else {}
         ended = Run(["verify", scene.place.url], self._folder / "words", environment).end()
         assert ended.code == 0, f"verify: exit {ended.code}: {ended.words[-1500:]}"
-
-
-def write_case(folder: Path) -> Path:
-    """A merge of five shards with a survey; returns the recipe."""
-    torch.manual_seed(0)
-    base = {f"layers.{i}.weight": torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for i in range(SHARDS)}
-    write_checkpoint(folder / "base", base, shards=2)
-    for i in range(2):
-        tuned = {n: t + 0.02 * torch.randn(ROWS, COLUMNS).to(torch.bfloat16) for n, t in base.items()}
-        write_checkpoint(folder / f"model{i}", tuned)
-    recipe = {
-        "merge_method": "cabs",
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
-        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
-        "output": {"shard_size": 2 * ROWS * COLUMNS},
-    }
-    return write_recipe(folder / "recipe.yml", recipe)
 
 
 def touched(shard: str, damaged: set[str]) -> bool:

@@ -20,7 +20,7 @@ from anabranch.engine.kernels.protocol import Kernels
 from anabranch.engine.kernels.torch.reference import TorchKernels
 
 from ...merging import load_output, merge, merge_parts, write_checkpoint, write_recipe
-from ..emr_oracle import emr, task_model
+from ..emr_oracle import Parts, emr, task_model
 from ..run.test_determinism import EXECUTIONS, everything, reading
 from .test_merge_oracle import assert_same_bytes
 
@@ -63,21 +63,25 @@ def scale_of(part: Path) -> float:
     return scale
 
 
+def assert_parts_are(folder: Path, base: dict[str, Any], expected: Parts) -> None:
+    """The unified vector, masks and scales in `out`, and the models that are read from them."""
+    assert_same_bytes(load_output(folder / "out" / "unified"), expected.unified)
+    for m in range(MODELS):
+        part = folder / "out" / f"task{m}"
+        assert_same_bytes(load_output(part), expected.masks[m])
+        assert scale_of(part) == expected.scales[m]
+        content = {"merge_method": "passthrough", "models": [{"model": f"{folder / 'base'}+{part}"}]}
+        merge(write_recipe(folder / "task.yml", content), folder / f"model-of-task{m}")
+        assert_same_bytes(load_output(folder / f"model-of-task{m}"), task_model(base, expected, m))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("keys", [{}, {"out_dtype": "float32"}, {"out_dtype": "bfloat16", "exclude": ["*embed*"]}])
 def test_parts_and_models_are_those_of_the_definition(tmp_path: Path, dtype: str, keys: dict[str, Any]) -> None:
     base, models = tensors_of(DTYPES[dtype], seed=len(keys))
     recipe = write(tmp_path, base, models, **keys)
     merge_parts(recipe, tmp_path / "out")
-    expected = emr(base, models, keys)
-    assert_same_bytes(load_output(tmp_path / "out" / "unified"), expected.unified)
-    for m in range(MODELS):
-        part = tmp_path / "out" / f"task{m}"
-        assert_same_bytes(load_output(part), expected.masks[m])
-        assert scale_of(part) == expected.scales[m]
-        content = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path / 'base'}+{part}"}]}
-        merge(write_recipe(tmp_path / "task.yml", content), tmp_path / f"model-of-task{m}")
-        assert_same_bytes(load_output(tmp_path / f"model-of-task{m}"), task_model(base, expected, m))
+    assert_parts_are(tmp_path, base, emr(base, models, keys))
 
 
 DENSITIES: dict[str, Any] = {
@@ -96,15 +100,7 @@ def test_task_vectors_are_trimmed_before_the_election(tmp_path: Path, density: s
     base, models = tensors_of(torch.bfloat16, seed=21)
     keys = {"parameters": {"density": DENSITIES[density]}}
     merge_parts(write(tmp_path, base, models, **keys), tmp_path / "out")
-    expected = emr(base, models, keys)
-    assert_same_bytes(load_output(tmp_path / "out" / "unified"), expected.unified)
-    for m in range(MODELS):
-        part = tmp_path / "out" / f"task{m}"
-        assert_same_bytes(load_output(part), expected.masks[m])
-        assert scale_of(part) == expected.scales[m]
-        content = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path / 'base'}+{part}"}]}
-        merge(write_recipe(tmp_path / "task.yml", content), tmp_path / f"model-of-task{m}")
-        assert_same_bytes(load_output(tmp_path / f"model-of-task{m}"), task_model(base, expected, m))
+    assert_parts_are(tmp_path, base, emr(base, models, keys))
 
 
 def test_a_density_of_one_is_none(tmp_path: Path) -> None:
