@@ -8,7 +8,7 @@ from typing import Any
 
 from . import charts
 from .facts import BINS, MAX_MODELS, MAX_PAIRS, Facts, Sums, short_name
-from .places import NO_LAYER
+from .places import NO_LAYER, Places
 from .wording import percent, real, size, whole
 
 Cells = tuple[str, ...]
@@ -95,20 +95,44 @@ def _heat_maps(facts: Facts) -> Iterator[Figure]:
             continue
         values = {key: measure(sums) for key, sums in facts.cells.items()}
         most = max([*values.values(), LEAST_SCALE])
-        panels = []
-        for i in range(min(len(names), MAX_MODELS)):
-            rows = [
-                {"column": layer, "line": kind, "value": value, "shown": percent(value)}
-                for (model, layer, kind), value in values.items()
-                if model == i
-            ]
-            heat = charts.heat_map(rows, places.layers, places.kinds, ("layer", "kind", title), most)
-            panels.append(Panel(names[i], heat))
+        panels = heat_panels(values, places, names, title, most)
         left_out = (
             f" The first {MAX_MODELS} of {len(names)} models; the table has all." if len(names) > MAX_MODELS else ""
         )
         text = f"{title} is {meaning}. A row is a kind of tensor, a column a layer.{left_out}"
         yield Figure(name, f"{title} by layer and kind", text, panels, table if name == "density" else "density")
+
+
+def heat_panels(
+    values: Mapping[tuple[int, str, str], float | None],
+    places: Places,
+    names: Sequence[str],
+    what: str,
+    most: float,
+    spelled: Callable[[float | None], str] = percent,
+    number_format: str = "~%",
+) -> list[Panel]:
+    """A heat map of values by model, layer and kind for each of the first models.
+
+    Args:
+        values: None where there is none.
+        places: layers and kinds in their order.
+        names: of all models.
+        what: the values are.
+        most: the value of the lightest colour.
+        spelled: as tables spell a value.
+        number_format: of the legend.
+    """
+    panels = []
+    for i, name in enumerate(names[:MAX_MODELS]):
+        rows = [
+            {"column": layer, "line": kind, "value": value, "shown": spelled(value)}
+            for (model, layer, kind), value in values.items()
+            if model == i
+        ]
+        heat = charts.heat_map(rows, places.layers, places.kinds, ("layer", "kind", what), most, number_format)
+        panels.append(Panel(name, heat))
+    return panels
 
 
 def _shares(s: Sums) -> tuple[float | None, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...engine.run import SurveyReport
 from . import charts
-from .facts import MAX_CELLS, MAX_MODELS, bin_of, short_name
-from .figures import Figure, Panel, Table, binned
+from .facts import MAX_CELLS, bin_of, short_name
+from .figures import Figure, Panel, Table, binned, heat_panels
 from .page import Page, Section
 from .places import NO_LAYER, Places
 from .wording import percent, real, whole
@@ -128,15 +128,7 @@ def _heat_maps(cells: Mapping[tuple[int, str, str], Changes], places: Places, na
     for name, what, title, measure, spelled, number_format in _MEASURES:
         values = {key: measure(c) for key, c in cells.items()}
         most = max([1e-9, *(value or 0.0 for value in values.values())])
-        panels = []
-        for i in range(min(len(names), MAX_MODELS)):
-            rows = [
-                {"column": layer, "line": kind, "value": value, "shown": spelled(value)}
-                for (model, layer, kind), value in values.items()
-                if model == i
-            ]
-            chart = charts.heat_map(rows, places.layers, places.kinds, ("layer", "kind", what), most, number_format)
-            panels.append(Panel(names[i], chart))
+        panels = heat_panels(values, places, names, what, most, spelled, number_format)
         text = f"{_MEANINGS[name]} A row is a kind of tensor, a column a layer."
         yield Figure(name, f"{title} by layer and kind", text, panels, table if name == "changes" else "changes")
     yield _norms(cells, places, names)
