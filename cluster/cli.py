@@ -25,6 +25,8 @@ from .supervision import supervise
 if TYPE_CHECKING:
     from ..engine.run import Execution, MergeReport, PreparedMerge
 
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -60,6 +62,7 @@ def reported(command: Command) -> Command:
     @functools.wraps(command)
     def wrapper(*args: Any, debug: bool, **options: Any) -> None:
         try:
+            _load_numpy()
             command(*args, **options)
         except (click.ClickException, click.exceptions.Exit):
             raise  # click's own ways to end
@@ -71,6 +74,21 @@ def reported(command: Command) -> Command:
             sys.exit(report(error, as_json=bool(options.get("as_json")), debug=debug))
 
     return wrapper  # type: ignore[return-value]
+
+
+def _load_numpy() -> None:
+    """Keep numpy's BLAS, which nothing here uses, from starting threads of its own.
+
+    Each would cost memory, and OpenBLAS interrupts the whole process where one cannot start. Commands that are started
+    from here do not inherit the limit.
+    """
+    if BLAS_THREADS in os.environ:
+        return
+    os.environ[BLAS_THREADS] = "1"
+    try:
+        import numpy as np  # noqa: F401 - reads the variable
+    finally:
+        del os.environ[BLAS_THREADS]
 
 
 memory_option = click.option(

@@ -113,8 +113,19 @@ def test_no_more_open_files_is_exit_6(disturbed: Disturbed, tmp_path: Path, file
 @pytest.mark.parametrize("threads", [2, 5])
 def test_no_more_threads_is_exit_6(disturbed: Disturbed, tmp_path: Path, threads: int) -> None:
     reads = "+dac_override,+dac_read_search"  # may read what this test has made, and no more than another user else
-    limit = ["prlimit", f"--nproc={threads}", "setpriv", "--reuid", "54321", "--clear-groups"]
+    user = 54321 + os.getpid() % 10_000  # another one in each process of tests: the limit counts all that a user runs
+    limit = ["prlimit", f"--nproc={threads}", "setpriv", f"--reuid={user}", "--clear-groups"]
     done = disturbed.run(tmp_path / "out", *limit, f"--inh-caps={reads}", f"--ambient-caps={reads}")
     assert done.returncode == 6, done.stderr
     assert "no more threads" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_numpy_starts_no_threads_and_commands_that_we_start_may() -> None:
+    code = (
+        "import os, sys; from anabranch.cluster import cli; cli._load_numpy(); "
+        "print(len(os.listdir('/proc/self/task')), 'numpy' in sys.modules, cli.BLAS_THREADS in os.environ)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["1", "True", "False"]
