@@ -78,11 +78,14 @@ def _ablation() -> Iterator[Cell]:
 
 
 def _tadrop() -> Iterator[Cell]:
-    for statistic in ("quantile", "kurtosis"):
+    for statistic in ("quantile", "kurtosis", "gini"):  # the last is worked out here
         title = f"CABS + TADrop {CHOSEN:g}, {statistic}"
         yield Cell("tadrop", title, "cabs", tadrop(mean=CHOSEN, statistic=statistic))
     for name, method in (("magnitude", "magnitude"), ("TIES", "ties"), ("DARE", "dare_linear")):
         yield Cell("tadrop", f"{name} + TADrop {CHOSEN:g}", method, tadrop(mean=CHOSEN))
+    for name, method in (("CABS", "cabs"), ("magnitude", "magnitude")):
+        changed = tadrop(mean=CHOSEN, mean_of="changed")
+        yield Cell("tadrop", f"{name} + TADrop {CHOSEN:g} of what changed", method, changed)
     yield Cell("tadrop", "CABS + TADrop, no target", "cabs", tadrop())
     yield Cell("tadrop", "magnitude + TADrop, no target", "magnitude", tadrop())
 

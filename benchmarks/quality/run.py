@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from anabranch.cluster.demo.factors import Method, choose_factor
 from anabranch.cluster.demo.models import Judge, Training, load_tensors, make_base, prepare_torch, train_specialist
 from anabranch.cluster.demo.models_in_memory import ModelsInMemory, Sum
+from anabranch.engine.methods import tadrop
 
 from .cells import Cell, cells
 from .report import write_results
@@ -29,7 +32,9 @@ from .tasks import load
 
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
-BLOCKS = (17, 42)
+SPREAD = 0.1
+"""How far densities from a Gini index differ: the default of `tadrop`."""
+BLOCKS = (17, 45)
 """Cells of the first blocks: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
 other models."""
 
@@ -106,7 +111,21 @@ class Seed:
     def _summed(self, cell: Cell, method: Method, models: ModelsInMemory) -> Sum:
         if cell.alone:
             return added([models.sum(method, [name]) for name in cell.models])
-        return models.sum(method, cell.models, self._weights(cell, models) if cell.energy else ())
+        if cell.energy:
+            return models.sum(method, cell.models, [{"weight": weight} for weight in self._weights(cell, models)])
+        if is_gini(cell.parameters):
+            method, mean = Method(cell.title, cell.method), cell.parameters["density"]["tadrop"]["mean"]
+            return models.sum(method, cell.models, [self._densities(name, mean, models) for name in cell.models])
+        return models.sum(method, cell.models)
+
+    def _densities(self, name: str, mean: float, models: ModelsInMemory) -> dict[str, Any]:
+        """Of every tensor of a model, from the Gini index of its changes, as a recipe says it."""
+        tensors = load_tensors(self.folder / name)
+        changes = {n: (tensors[n].float() - t.float()).abs() for n, t in models.base.items() if n in tensors}
+        evenness = [1.0 - gini(change) for change in changes.values()]
+        densities = tadrop.budget_densities(evenness, [c.numel() for c in changes.values()], mean, SPREAD)
+        rules = sorted(zip(changes, densities, strict=True), key=lambda rule: -len(rule[0]))  # a filter finds parts
+        return {"density": [{"filter": n, "value": d} for n, d in rules]}
 
     def _weights(self, cell: Cell, models: ModelsInMemory) -> list[float]:
         """The inverse of each task vector's norm, times their mean."""
@@ -117,6 +136,22 @@ class Seed:
                 sum(float((tensors[n].float() - t.float()).square().sum()) for n, t in models.base.items()) ** 0.5
             )
         return [sum(norms) / len(norms) / norm for norm in norms]
+
+
+def is_gini(parameters: Mapping[str, Any]) -> bool:
+    """Whether densities follow from a statistic that the product does not have."""
+    density = parameters.get("density")
+    return isinstance(density, Mapping) and density["tadrop"].get("statistic") == "gini"
+
+
+def gini(magnitudes: torch.Tensor) -> float:
+    """Gini index: 0 for equal magnitudes, 0.414 for a Gaussian, towards 1 the fewer there are; NaN for zeros alone."""
+    values = magnitudes.double().flatten().sort().values
+    total, count = float(values.sum()), values.numel()
+    if total == 0:
+        return math.nan
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
+    return 2 * float(ranks @ values) / (count * total) - (count + 1) / count
 
 
 def added(sums: list[Sum]) -> Sum:

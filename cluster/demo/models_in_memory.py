@@ -78,11 +78,11 @@ class ModelsInMemory:
         store.create("model.safetensors", save(dict(tensors), {"format": "pt"}))
         store.create("config.json", self._config)
 
-    def sum(self, method: Method, models: Sequence[str], weights: Sequence[float] = ()) -> Sum:
-        """Merge some models by a method, each with a weight of its own if there are any."""
+    def sum(self, method: Method, models: Sequence[str], own: Sequence[Mapping[str, Any]] = ()) -> Sum:
+        """Merge some models by a method, each with parameters of its own if there are any."""
         recipe = method.recipe(f"{self._root}/base", [f"{self._root}/{name}" for name in models])
-        for model, weight in zip(recipe["models"], weights, strict=False):
-            model["parameters"] = {"weight": weight}
+        for model, parameters in zip(recipe["models"], own, strict=False):
+            model["parameters"] = dict(parameters)
         report, out = self._merge(recipe)
         summary = report.outcome.manifest.summary
         pairs = [share for model in summary for share in model["overlap"].values()]

@@ -43,21 +43,21 @@ def local_density(u: float) -> float:
     return 0.0 if math.isnan(u) else 1.0 - min(u, MAX_SPARSITY)
 
 
-def budget_densities(u: Sequence[float], numel: Sequence[int], mean: float, spread: float) -> list[float]:
-    """Densities of one model's tensors whose numel-weighted mean is `mean`.
+def budget_densities(u: Sequence[float], counts: Sequence[int], mean: float, spread: float) -> list[float]:
+    """Densities of one model's tensors whose mean, weighted with the elements that count, is `mean`.
 
-    z = (u - mu) / sigma with numel-weighted mu and sigma; sparsity = clamp(c + spread * z, 0, 0.99), c by
+    z = (u - mu) / sigma with mu and sigma weighted alike; sparsity = clamp(c + spread * z, 0, 0.99), c by
     bisection. All-zero task vectors (u is NaN) get 0 and stand outside the budget.
     """
     places = [i for i, value in enumerate(u) if not math.isnan(value)]
     densities = [0.0] * len(u)
     if not places:
         return densities
-    total = math.fsum(numel[i] for i in places)
-    mu = math.fsum(numel[i] * u[i] for i in places) / total
-    sigma = math.sqrt(math.fsum(numel[i] * (u[i] - mu) ** 2 for i in places) / total)
+    total = math.fsum(counts[i] for i in places)
+    mu = math.fsum(counts[i] * u[i] for i in places) / total
+    sigma = math.sqrt(math.fsum(counts[i] * (u[i] - mu) ** 2 for i in places) / total)
     z = np.array([(u[i] - mu) / sigma if sigma > 0 else 0.0 for i in places])
-    weights = np.array([numel[i] / total for i in places])
+    weights = np.array([counts[i] / total for i in places])
 
     def sparsities(c: float) -> NDArray[np.float64]:
         return np.minimum(np.maximum(c + spread * z, 0.0), MAX_SPARSITY)
@@ -81,6 +81,9 @@ class TadropDensity:
     spread: float = 0.1
     """Change of sparsity per standard deviation of redundancy; used with a target only."""
     statistic: Literal["participation", "quantile", "kurtosis"] = "participation"
+    mean_of: Literal["all", "changed"] = "all"
+    """Which elements the target mean counts: every one, or those of which fine-tuning changed the value. Rows of
+    embeddings that training never touched are most of some models; among all elements they make room for others."""
 
 
 Density: TypeAlias = float | TadropDensity

@@ -75,7 +75,8 @@ def decide_densities(plan: Plan, parts: Sequence[SurveyPart]) -> Survey:
             rows = [found[i, task.name] for task in tasks]
             u = [redundancy(row, wanted.statistic) for row in rows]
             assert wanted.mean is not None
-            densities = tadrop.budget_densities(u, [row.numel for row in rows], wanted.mean, wanted.spread)
+            counts = [row.numel - (row.zeros if wanted.mean_of == "changed" else 0) for row in rows]
+            densities = tadrop.budget_densities(u, counts, wanted.mean, wanted.spread)
             for task, value, row, statistic in zip(tasks, densities, rows, u, strict=True):
                 assert task.method is not None
                 decided.setdefault(task.name, list(task.method.densities))[task.position_of(i)] = value

@@ -115,6 +115,10 @@ def _plain_setting(setting: Setting) -> Any:
 
 def _plain_value(value: Value) -> Any:
     if isinstance(value, TadropDensity):
-        options = {"statistic": value.statistic}
-        return {"tadrop": options if value.mean is None else {**options, "mean": value.mean, "spread": value.spread}}
+        options: dict[str, Any] = {"statistic": value.statistic}
+        if value.mean is not None:
+            options |= {"mean": value.mean, "spread": value.spread}
+        if value.mean_of != "all":
+            options["mean_of"] = value.mean_of
+        return {"tadrop": options}
     return list(value) if isinstance(value, tuple) else value

@@ -198,8 +198,9 @@ def _read_tadrop(raw: dict[str, Any], path: KeyPath, problems: list[Problem]) ->
         elif _read_scalar(parameter, value) is None:
             text = f"expected {parameter.expected}, got {shorten(value)}"
             problems.append(Problem((*path, key), text))
-    if "spread" in options and "mean" not in options:
-        problems.append(Problem((*path, "spread"), "spread has an effect only with mean, which is missing"))
+    if "mean" not in options:
+        alone = (key for key in ("spread", "mean_of") if key in options)
+        problems += [Problem((*path, key), f"{key} has an effect only with mean, which is missing") for key in alone]
     if len(problems) > before:
         return None
     return TadropDensity(**{key: _read_scalar(TADROP[key], value) for key, value in options.items()})  # type: ignore[arg-type]
@@ -209,5 +210,6 @@ TADROP: Mapping[str, Parameter] = {
     "mean": Parameter("mean", "number", 0.01, 1),  # sparsity ends at 0.99
     "spread": Parameter("spread", "number", 0, 1),
     "statistic": Parameter("statistic", "choice", choices=("participation", "quantile", "kurtosis")),
+    "mean_of": Parameter("mean_of", "choice", choices=("all", "changed")),
 }
 """The keys of `density: {tadrop: {...}}`."""

@@ -35,6 +35,7 @@ class Site:
     name: str
 
     def __post_init__(self) -> None:
+        self.proxy.script()  # it is shared by tests: what the last one let go wrong is over
         self.prefix = f"f{next(numbers)}"
         self.direct = store(self.server.bucket(self.name), self.prefix)
         self.store = self.through()

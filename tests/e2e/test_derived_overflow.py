@@ -51,7 +51,7 @@ def stacked(folder: Path) -> list[str]:
             name = f"model.layers.0.mlp.experts.{expert}.{matrix}.weight"
             plain[name] = torch.ones(shape)
             stored[name] = torch.full(shape, 448.0).to(torch.float8_e4m3fn)
-            stored[f"{name}_scale"] = torch.tensor(3e38 if expert else 1.0)
+            stored[f"{name}_scale"] = torch.tensor(3e38 if expert and matrix == "down_proj" else 1.0)
     packed = {
         "model.layers.0.mlp.experts.gate_up_proj": torch.ones(2, 8, 4),
         "model.layers.0.mlp.experts.down_proj": torch.ones(2, 4, 4),

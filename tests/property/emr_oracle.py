@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 
-from .merge_oracle import SAFETENSORS_TYPES, budget, magnitude_order, ordered_sum, redundancy, round_once
+from .merge_oracle import SAFETENSORS_TYPES, budget, counted, magnitude_order, ordered_sum, redundancy, round_once
 
 
 @dataclass
@@ -81,7 +81,7 @@ def _densities(base, models, recipe):
             u = {n: redundancy(vectors[n], options) for n in names}
             known = [n for n in names if not math.isnan(u[n])]
             if "mean" in options:
-                sparsity = budget([u[n] for n in known], [vectors[n].size for n in known], options)
+                sparsity = budget([u[n] for n in known], [counted(vectors[n], options) for n in known], options)
             else:
                 sparsity = [min(u[n], 0.99) for n in known]
             own |= dict.fromkeys(names, 0.0) | {n: 1.0 - s for n, s in zip(known, sparsity, strict=True)}

@@ -161,7 +161,7 @@ class _Merge:
             names = [name for name in merged if name in self.models[i]]
             u = {name: redundancy(self.deltas(name)[1][i], wanted["tadrop"]) for name in names}
             known = [name for name in names if not math.isnan(u[name])]
-            size = {name: self.reference[name].numel() for name in names}
+            size = {name: counted(self.deltas(name)[1][i], wanted["tadrop"]) for name in names}
             budgets[i] = dict.fromkeys(names, 0.0)
             if known:
                 sparsity = budget([u[n] for n in known], [size[n] for n in known], wanted["tadrop"])
@@ -560,6 +560,11 @@ def redundancy(t, options):
         return mean * mean / (ordered_sum(t, 4) / t.size)
     total = ordered_sum(t, 1)
     return total * total / (t.size * squares)
+
+
+def counted(t, options):
+    """How many elements of a task vector a target mean counts."""
+    return int(np.count_nonzero(t)) if options.get("mean_of") == "changed" else t.size
 
 
 def budget(u, sizes, options):

@@ -91,6 +91,7 @@ DENSITIES: dict[str, Any] = {
     "own": {"tadrop": {}},
     "quantile": {"tadrop": {"statistic": "quantile"}},
     "target": {"tadrop": {"mean": 0.4, "spread": 0.2}},
+    "target of what changed": {"tadrop": {"mean": 0.4, "mean_of": "changed"}},
     "mixed": [{"filter": "layers", "value": {"tadrop": {"statistic": "kurtosis", "mean": 0.3}}}, {"value": 0.5}],
 }
 

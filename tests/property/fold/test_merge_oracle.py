@@ -114,10 +114,11 @@ STATISTICS = st.sampled_from(["participation", "quantile", "kurtosis"])
 TADROP = st.one_of(
     st.builds(lambda s: {"tadrop": {"statistic": s}}, STATISTICS),
     st.builds(
-        lambda s, mean, spread: {"tadrop": {"statistic": s, "mean": mean, "spread": spread}},
+        lambda s, mean, spread, of: {"tadrop": {"statistic": s, "mean": mean, "spread": spread, "mean_of": of}},
         STATISTICS,
         st.sampled_from([0.1, 0.25, 0.6]),
         st.sampled_from([0.0, 0.1, 0.3]),
+        st.sampled_from(["all", "changed"]),
     ),
 )
 COMMON = {"lambda": st.sampled_from([1.0, 0.3, 1.5, -1.0]), "normalize": st.booleans()}

@@ -334,7 +334,8 @@ def values_of(parameter: Parameter) -> st.SearchStrategy[Any]:
 
 def tadrop_values() -> st.SearchStrategy[Any]:
     statistic = {"statistic": st.sampled_from(TADROP["statistic"].choices)}
-    with_mean = st.fixed_dictionaries({"mean": st.floats(0.01, 1)}, optional={"spread": st.floats(0, 1), **statistic})
+    of_mean = {"spread": st.floats(0, 1), "mean_of": st.sampled_from(TADROP["mean_of"].choices)}
+    with_mean = st.fixed_dictionaries({"mean": st.floats(0.01, 1)}, optional=of_mean | statistic)
     return st.fixed_dictionaries({"tadrop": st.fixed_dictionaries({}, optional=statistic) | with_mean})
 
 
