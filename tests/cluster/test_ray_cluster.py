@@ -198,9 +198,10 @@ def test_a_cluster_without_tokens_needs_the_users_word(nodes: Nodes, cabs: Case,
 def test_the_embedded_ray_asks_for_a_token_and_gives_the_same_bytes(cabs: Case, tmp_path: Path) -> None:
     secret = "canary-9f1c4e7a-do-not-write-me"
     environment = os.environ | {"AWS_SECRET_ACCESS_KEY": secret, "HF_TOKEN": secret}
-    out = tmp_path / "out"
+    out, page = tmp_path / "out", tmp_path / "report.html"
+    options = ("--workers", "2", "--report", str(page))
     done = subprocess.run(
-        [part for part in cabs.command(out, "local", "--workers", "2") if part != "--insecure-cluster"],
+        [part for part in cabs.command(out, "local", *options) if part != "--insecure-cluster"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -209,7 +210,8 @@ def test_the_embedded_ray_asks_for_a_token_and_gives_the_same_bytes(cabs: Case, 
     )
     assert done.returncode == 0, done.stderr
     assert_same_output(out, cabs.expected)
-    assert secret not in done.stdout + done.stderr
+    assert {"worker 1", "worker 2"} <= set(re.findall(r"worker \d", page.read_text())), "a lane for each"
+    assert secret not in done.stdout + done.stderr + page.read_text()
     for path in [*out.rglob("*"), *newest_ray_session().rglob("*")]:
         if path.is_file():
             with contextlib.suppress(OSError):
