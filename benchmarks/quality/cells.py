@@ -28,11 +28,16 @@ class Cell:
     """Weights that give every task vector the same norm."""
     alone: bool = False
     """Every model is merged by itself, and what comes of it is added: masks without regard to each other."""
+    suggested: bool = False
+    """Weights as `anabranch suggest` makes them."""
 
     @property
     def key(self) -> str:
-        """Tells cells apart, whatever they are called."""
-        text = json.dumps({**asdict(self), "group": "", "title": ""}, sort_keys=True)
+        """Tells cells apart, whatever they are called; what most do not have leaves their keys alone."""
+        said = asdict(self) | {"group": "", "title": ""}
+        if not self.suggested:
+            del said["suggested"]
+        text = json.dumps(said, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -113,5 +118,6 @@ def _others() -> Iterator[Cell]:
     ):
         yield Cell("equal norms", title, method, plain, energy=True)
         yield Cell("bf16", title, method, plain, dtype="bfloat16")
+    yield Cell("other", f"CABS {CHOSEN:g}, weights by suggest", "cabs", {"density": CHOSEN}, suggested=True)
     yield Cell("other", f"DELLA {CHOSEN:g}", "della_linear", {"density": CHOSEN, "epsilon": CHOSEN / 2})
     yield Cell("other", f"Breadcrumbs {CHOSEN:g}", "breadcrumbs", {"density": CHOSEN, "gamma": 0.01})

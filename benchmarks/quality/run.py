@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,7 @@ import torch
 from anabranch.cluster.demo.factors import Method, choose_factor
 from anabranch.cluster.demo.models import Judge, Training, load_tensors, make_base, prepare_torch, train_specialist
 from anabranch.cluster.demo.models_in_memory import ModelsInMemory, Sum
+from anabranch.cluster.search.suggest import suggest
 from anabranch.engine.methods import tadrop
 
 from .cells import Cell, cells
@@ -32,6 +34,7 @@ from .tasks import load
 
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
+MEMORY_BYTES = 2 << 30
 SPREAD = 0.1
 """How far densities from a Gini index differ: the default of `tadrop`."""
 BLOCKS = (17, 45)
@@ -113,6 +116,8 @@ class Seed:
             return added([models.sum(method, [name]) for name in cell.models])
         if cell.energy:
             return models.sum(method, cell.models, [{"weight": weight} for weight in self._weights(cell, models)])
+        if cell.suggested:
+            return models.sum(method, cell.models, [{"weight": w} for w in suggested_weights(method, cell, models)])
         if is_gini(cell.parameters):
             method, mean = Method(cell.title, cell.method), cell.parameters["density"]["tadrop"]["mean"]
             return models.sum(method, cell.models, [self._densities(name, mean, models) for name in cell.models])
@@ -136,6 +141,14 @@ class Seed:
                 sum(float((tensors[n].float() - t.float()).square().sum()) for n, t in models.base.items()) ** 0.5
             )
         return [sum(norms) / len(norms) / norm for norm in norms]
+
+
+def suggested_weights(method: Method, cell: Cell, models: ModelsInMemory) -> list[Any]:
+    """What `anabranch suggest` makes of the recipe."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        file.write(json.dumps(models.recipe(method, cell.models)))  # JSON is YAML
+        file.flush()
+        return suggest(file.name, MEMORY_BYTES, 1).after
 
 
 def is_gini(parameters: Mapping[str, Any]) -> bool:

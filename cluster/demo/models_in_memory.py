@@ -78,9 +78,13 @@ class ModelsInMemory:
         store.create("model.safetensors", save(dict(tensors), {"format": "pt"}))
         store.create("config.json", self._config)
 
+    def recipe(self, method: Method, models: Sequence[str]) -> dict[str, Any]:
+        """Of a merge of some of the changes, for whoever runs in this process."""
+        return method.recipe(f"{self._root}/base", [f"{self._root}/{name}" for name in models])
+
     def sum(self, method: Method, models: Sequence[str], own: Sequence[Mapping[str, Any]] = ()) -> Sum:
         """Merge some models by a method, each with parameters of its own if there are any."""
-        recipe = method.recipe(f"{self._root}/base", [f"{self._root}/{name}" for name in models])
+        recipe = self.recipe(method, models)
         for model, parameters in zip(recipe["models"], own, strict=False):
             model["parameters"] = dict(parameters)
         report, out = self._merge(recipe)
@@ -92,8 +96,7 @@ class ModelsInMemory:
 
     def own_masks(self, method: Method, models: Sequence[str]) -> dict[str, Sum]:
         """What a method that makes a model for each task makes of them, by task."""
-        urls = [f"{self._root}/{name}" for name in models]
-        _, out = self._merge(method.recipe(f"{self._root}/base", urls))
+        _, out = self._merge(self.recipe(method, models))
         found = {}
         for name in models:
             url = f"{self._root}/base+{out}/{name}"
