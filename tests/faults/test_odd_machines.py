@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,4 +125,24 @@ def test_another_processor_goes_on_with_the_same_bytes(disturbed: Disturbed, tmp
     )
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "kernels").glob("*.bin")), "nothing was compiled anew"
+    disturbed.assert_done(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_another_numba_and_llvm_go_on_with_the_same_bytes(disturbed: Disturbed, tmp_path: Path) -> None:
+    """A run is killed and continued by machine code of LLVM 20, which an older numba and llvmlite bring."""
+    older, cache, out = tmp_path / "older", tmp_path / "kernels", tmp_path / "out"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(older)]
+    subprocess.run([*pip, "numba==0.65.0", "llvmlite==0.47.0"], check=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(older), CACHE_VARIABLE: str(cache)}
+    code = "import llvmlite.binding as llvm, numba; print(numba.__version__, llvm.llvm_version_info[0])"
+    used = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert used.stdout.split() == ["0.65.0", "20"]
+    killed_after(disturbed, out, 2, dict(os.environ))
+    done = subprocess.run(
+        disturbed.command(out), capture_output=True, text=True, timeout=500, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(cache.glob("*.bin")), "nothing was compiled anew"
     disturbed.assert_done(out)
