@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.engine.kernels.cpu.compile import CACHE_VARIABLE
+from anabranch.engine.kernels.cpu.code_files import CACHE_VARIABLE
 
 from .conftest import Disturbed
 

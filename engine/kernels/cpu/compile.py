@@ -12,26 +12,17 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
 
-SHIPPED = Path(__file__).parent / "compiled"
-"""Machine code beside the sources: what a wheel or an image brings along, or what a checkout has compiled."""
-CACHE_VARIABLE = "ANABRANCH_KERNELS"
-"""Environment variable that names another folder for machine code."""
-STALE_SECONDS = 30 * 86400
-"""Machine code of other versions that is older than this is removed when something is compiled."""
+from .code_files import alone, fingerprint, keep, processor, read
+
 SCALARS: dict[type, tuple[str, Any]] = {
     bool: ("boolean", ctypes.c_bool),
     int: ("int64", ctypes.c_int64),
@@ -211,7 +202,7 @@ def _spelled(kinds: Sequence[Kind]) -> str:
     return "-".join(words)
 
 
-# -- finding machine code --------------------------------------------------------------------------------------------
+# -- loading machine code --------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -227,38 +218,10 @@ def _engine() -> Any:
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target(), use_lmm=True)
 
 
-@functools.cache
-def processor() -> tuple[str, str]:
-    """Name and features of the processor that code is made for: this one, or what numba's own variables name."""
-    name = os.environ.get("NUMBA_CPU_NAME")
-    features = os.environ.get("NUMBA_CPU_FEATURES")
-    if features is None:
-        features = "" if name else llvm.get_host_cpu_features().flatten()
-    return name or llvm.get_host_cpu_name(), features
-
-
 def _target() -> Any:
     cpu, features = processor()
     triple = llvm.Target.from_default_triple()
     return triple.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="default")
-
-
-@functools.cache
-def fingerprint() -> str:
-    """What machine code depends on: the sources of all kernels, the compiler, and the processor."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("*.py")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(repr((version("numba"), llvm.llvm_version_info, *processor())).encode())
-    return digest.hexdigest()[:16]
-
-
-def folders() -> list[Path]:
-    """Where machine code is looked for, and kept in the first that can be written."""
-    named = os.environ.get(CACHE_VARIABLE)
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    own = [Path(caches, "anabranch", "kernels")] if os.path.isabs(caches) else []  # some users have no home
-    return [*([Path(named)] if named else []), SHIPPED, *own]
 
 
 def _find(kernel: Kernel, kinds: tuple[Kind, ...]) -> _Entry:
@@ -266,58 +229,19 @@ def _find(kernel: Kernel, kinds: tuple[Kind, ...]) -> _Entry:
     module = kernel.function.__module__.rpartition(".")[2]
     types = hashlib.sha256(_spelled(kinds).encode()).hexdigest()[:16]
     name = f"{fingerprint()}-{module}.{kernel.function.__name__}-{types}.bin"
-    data = _read(name)
+    data = read(name)
     if data is None:
-        data = _compile(kernel, kinds)
-        _keep(name, data + hashlib.sha256(data).digest())
+        with alone():
+            data = read(name)  # somebody else may have made it meanwhile
+            if data is None:
+                data = _compile(kernel, kinds)
+                keep(name, data + hashlib.sha256(data).digest())
     header, _, code = data.partition(b"\n")
     about = json.loads(header)
     engine = _engine()
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return _Entry(kernel, kinds, engine.get_function_address(about["symbol"]), about["result"])
-
-
-def _read(name: str) -> bytes | None:
-    """A file's content without the hash that it ends with; a damaged file counts as missing."""
-    for folder in folders():
-        with suppress(OSError):
-            content = (folder / name).read_bytes()
-            data, digest = content[:-32], content[-32:]
-            if hashlib.sha256(data).digest() == digest:
-                return data
-    return None
-
-
-def _keep(name: str, data: bytes) -> None:
-    """Into the first folder that takes it; without one, every process compiles for itself."""
-    for folder in folders():
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / name, data)
-            _remove_stale(folder)
-            return
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or, where it does not fit, none."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _remove_stale(folder: Path) -> None:
-    for path in folder.glob("*.bin"):
-        with suppress(OSError):
-            old = path.stat().st_mtime < time.time() - STALE_SECONDS
-            if old and not path.name.startswith(fingerprint()):
-                path.unlink()
 
 
 # -- compiling -------------------------------------------------------------------------------------------------------

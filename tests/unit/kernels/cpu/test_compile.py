@@ -6,14 +6,16 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from anabranch.engine.kernels.cpu import compile as machine_code
-from anabranch.engine.kernels.cpu.compile import CACHE_VARIABLE, address_of, announced, folders, jit
+from anabranch.engine.kernels.cpu import code_files
+from anabranch.engine.kernels.cpu.code_files import CACHE_VARIABLE, folders
+from anabranch.engine.kernels.cpu.compile import address_of, announced, jit
 
 ROOT = Path(__file__).resolve().parents[4]
 SCRIPT = """
@@ -51,10 +53,19 @@ print(len(found))
 
 def start(cache: Path, script: str = SCRIPT) -> list[str]:
     """Call a kernel in a new process; returns what it printed: whether numba and scipy were imported."""
+    return printed(begin(cache, script))
+
+
+def begin(cache: Path, script: str = SCRIPT) -> subprocess.Popen[str]:
     environment = os.environ | {CACHE_VARIABLE: str(cache), "PYTHONPATH": str(ROOT), "NUMBA_CPU_NAME": "x86-64-v3"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", script], env=environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def printed(process: subprocess.Popen[str]) -> list[str]:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out.split()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,7 @@ def test_a_copy_that_nobody_may_write_is_used(cache: Path, tmp_path: Path) -> No
     """As an image or a wheel brings it: times of files are others, and writing fails."""
     shipped = tmp_path / "shipped"
     shipped.mkdir()
-    for path in cache.iterdir():
+    for path in cache.glob("*.bin"):
         (shipped / path.name).write_bytes(path.read_bytes())
     shipped.chmod(0o500)
     assert start(shipped) == ["False", "False"]
@@ -83,13 +94,13 @@ def test_a_copy_that_nobody_may_write_is_used(cache: Path, tmp_path: Path) -> No
 def test_a_damaged_file_is_made_again(cache: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for path in cache.iterdir():
+    for path in cache.glob("*.bin"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         (damaged / path.name).write_bytes(content)
     assert start(damaged) == ["True", "False"]
-    assert {path.name: path.read_bytes() for path in damaged.iterdir()} == {
-        path.name: path.read_bytes() for path in cache.iterdir()
+    assert {path.name: path.read_bytes() for path in damaged.glob("*.bin")} == {
+        path.name: path.read_bytes() for path in cache.glob("*.bin")
     }
 
 
@@ -97,6 +108,21 @@ def test_a_damaged_file_is_made_again(cache: Path, tmp_path: Path) -> None:
 def test_kernels_are_loaded_where_memory_is_in_pieces(cache: Path, seed: int) -> None:
     """Code and constants stay near each other when only gaps are left near what was loaded before."""
     assert start(cache, CROWDED.replace("SEED", str(seed))) == ["3"]
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+    together = [begin(tmp_path) for _ in range(3)]
+    imported_numba = [printed(process)[0] for process in together]
+    assert sorted(imported_numba) == ["False", "False", "True"]
+
+
+def test_nobody_waits_for_ever_for_one_who_compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(code_files, "WAIT_SECONDS", 0.1)
+    with code_files.alone():
+        before = time.monotonic()
+        with code_files.alone():
+            assert 0.1 <= time.monotonic() - before < 10
 
 
 def test_the_named_folder_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,7 +145,7 @@ def test_who_has_no_home_has_one_folder_less(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_what_does_not_fit_a_folder_leaves_nothing_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "full"))
-    monkeypatch.setattr(machine_code, "SHIPPED", tmp_path / "next")
+    monkeypatch.setattr(code_files, "SHIPPED", tmp_path / "next")
 
     def replace(source: str, target: Path) -> None:
         if target.parent.name == "full":
@@ -128,7 +154,7 @@ def test_what_does_not_fit_a_folder_leaves_nothing_in_it(monkeypatch: pytest.Mon
 
     rename = os.replace
     monkeypatch.setattr(os, "replace", replace)
-    machine_code._keep("x.bin", b"code")
+    code_files.keep("x.bin", b"code")
     assert list((tmp_path / "full").iterdir()) == []
     assert [path.name for path in (tmp_path / "next").iterdir()] == ["x.bin"]
 
