@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -169,7 +169,11 @@ class Demo:
         yield Row(SPECIALISTS, specialists)
         merged = self.folder / "merged"
         shutil.rmtree(merged, ignore_errors=True)
-        reports = self.merge(merged, chosen)
+        with ThreadPoolExecutor(PROCESSES) as commands:
+            merging = {method: commands.submit(self.merge, merged, method, chosen[method]) for method in METHODS}
+            separating = {method: commands.submit(self.own_masks, method, merged) for method in OWN_MASKS}
+            reports = {method: each.result() for method, each in merging.items()}
+            own = {method: each.result() for method, each in separating.items()}
         measured = {method: pool.submit(steps.measure, self.work, merged / method.name, "test") for method in METHODS}
         for method in METHODS:
             report = reports[method]
@@ -185,7 +189,7 @@ class Demo:
                 method.ours,
             )
         for method in OWN_MASKS:
-            yield Row(method.title, self.measure_own(pool, self.own_masks(method, merged)), own=True)
+            yield Row(method.title, self.measure_own(pool, own[method]), own=True)
         click.echo(
             f"verified: every byte of {len(METHODS) + len(OWN_MASKS)} merges, and that {METHODS[-1].title} loads"
         )
@@ -195,14 +199,12 @@ class Demo:
         found = {name: pool.submit(steps.measure, self.work, model, "test", name) for name, model in models.items()}
         return {name: each.result()[name] for name, each in found.items()}
 
-    def merge(self, merged: Path, chosen: Mapping[Method, Chosen]) -> dict[Method, Any]:
-        """Merge by every method with its own lambda, as a user would; the report of each."""
-        reports = {}
-        for method in METHODS:
-            recipe = self.write_recipe(method, chosen[method].factor)
-            reports[method] = anabranch("merge", recipe, merged / method.name, "--memory", MEMORY, "--json")
-            anabranch("verify", merged / method.name, *(["--load"] if method is METHODS[-1] else []))
-        return reports
+    def merge(self, merged: Path, method: Method, chosen: Chosen) -> Any:
+        """Merge with the lambda that was chosen, as a user would; what the command reports."""
+        recipe = self.write_recipe(method, chosen.factor)
+        report = anabranch("merge", recipe, merged / method.name, "--memory", MEMORY, "--json")
+        anabranch("verify", merged / method.name, *(["--load"] if method is METHODS[-1] else []))
+        return report
 
     def own_masks(self, method: Method, merged: Path) -> dict[str, Path]:
         """EMR-Merging: every task by the model that its mask makes of base and unified task vector."""
