@@ -1,4 +1,4 @@
-"""Compile the kernels into numba's cache: tiny merges of every method and the usual dtypes, so that no worker waits."""
+"""Compile the kernels into their cache: tiny merges of every method and the usual dtypes, so that no worker waits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ def main() -> None:
                 path.write_text(yaml.safe_dump(recipe | {"out_dtype": out_dtype}))
                 anabranch.merge(path, place / f"out-{i}")
                 if recipe["merge_method"] == "emr":
-                    warm_task(place, f"{BASE}+./out-{i}/{MODELS[0].rpartition('/')[2]}")
+                    warm_task(place, i)
 
 
-def warm_task(place: Path, model: str) -> None:
-    """The model of a task, which is computed while it is read."""
-    path = place / "task.yml"
+def warm_task(place: Path, i: int) -> None:
+    """The model of a task of output i, which is computed while it is read."""
+    model = f"{BASE}+./out-{i}/{MODELS[0].rpartition('/')[2]}"
+    path = place / f"task-{i}.yml"
     path.write_text(yaml.safe_dump({"merge_method": "passthrough", "models": [{"model": model}]}))
-    anabranch.merge(path, place / "task")
+    anabranch.merge(path, place / f"task-{i}")
 
 
 def recipes() -> list[dict[str, object]]:
