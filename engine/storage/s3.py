@@ -15,9 +15,6 @@ from .requests import side_by_side
 from .s3_client import GarbledError, RefusedError, S3Client, shared_client
 from .s3_writer import S3Writer, from_metadata
 
-CHUNK_BYTES = 1 << 20
-"""Most bytes taken from a connection at once."""
-
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CHANGED = {"PreconditionFailed", "412"}
 _BEYOND_END = {"InvalidRange", "416"}
@@ -62,11 +59,10 @@ class S3Store(BucketFiles):
                     size = answer["ContentLength"]
                     if size > limit_bytes:
                         raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
-                    data = bytearray(size)
-                    await _receive(answer, memoryview(data), where)
                     # At its end a body is compared with the store's checksum, if it has one.
-                    await answer["Body"].read(1)
-                    return bytes(data)
+                    data: bytes = await answer["Body"].read()
+                    _check_length(len(data), size, where)
+                    return data
 
         return self._client.run(self._client.repeat(attempt))
 
@@ -169,7 +165,7 @@ class S3Store(BucketFiles):
                 if version is not None and _version(answer) != version:
                     raise self._changed(name)
                 _check_range(answer, offset, len(into), where)
-                await _receive(answer, into, where)
+                _check_length(await answer["Body"].raw_stream.receive(into), len(into), where)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -219,15 +215,9 @@ def _check_range(answer: dict[str, Any], offset: int, count: int, where: str) ->
         raise TemporaryError(f"{where}: asked for bytes {offset} to {offset + count - 1}, got {text!r}")
 
 
-async def _receive(answer: dict[str, Any], into: memoryview, where: str) -> None:
-    """Move an answer's body into memory that it must fill exactly."""
-    done = 0
-    while done < len(into):
-        chunk = await answer["Body"].read(min(CHUNK_BYTES, len(into) - done))
-        if not chunk:
-            raise TemporaryError(f"{where}: the answer ended after {done} of {len(into)} bytes")
-        into[done : done + len(chunk)] = chunk
-        done += len(chunk)
+def _check_length(got: int, expected: int, where: str) -> None:
+    if got != expected:
+        raise TemporaryError(f"{where}: the answer ended after {got} of {expected} bytes")
 
 
 def _too_short(where: str, size: int, needed: int) -> InputError:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import io
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
@@ -16,10 +15,12 @@ import aiohttp
 import botocore.exceptions
 import botocore.parsers
 import s3fs
+import urllib3.exceptions
 
 from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
 from .requests import AGAIN, LoopClient, RequestLimits, Result
 from .retry import Retry
+from .s3_session import Outgoing, S3Session
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken", "400"}
 _BUSY = {
@@ -43,6 +44,7 @@ _CONNECTION_ERRORS = (
     botocore.exceptions.IncompleteReadError,
     botocore.parsers.ResponseParserError,
     aiohttp.ClientError,
+    urllib3.exceptions.HTTPError,
     EOFError,
     OSError,
 )
@@ -90,6 +92,7 @@ class S3Client(LoopClient):
             "connect_timeout": self.limits.connect_seconds,
             "read_timeout": self.limits.idle_seconds,
             "max_pool_connections": self.limits.requests_in_flight + 8,
+            "http_session_cls": S3Session,
             **self._fs.config_kwargs,
             "retries": {"total_max_attempts": 1},
         }
@@ -134,7 +137,13 @@ class S3Client(LoopClient):
                 return result
 
     async def call(
-        self, method: str, where: str, *, expect: Collection[str] = (), body: bytes | None = None, **arguments: Any
+        self,
+        method: str,
+        where: str,
+        *,
+        expect: Collection[str] = (),
+        body: bytes | memoryview | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         """One request, once.
 
@@ -146,7 +155,7 @@ class S3Client(LoopClient):
             arguments: of the method.
         """
         if body is not None:
-            arguments["Body"] = io.BytesIO(body)  # no copy; large plain bytes would hold up the event loop
+            arguments["Body"] = Outgoing(memoryview(body))
         try:
             async with asyncio.timeout(self.limits.deadline_seconds(len(body or b""))):
                 answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
@@ -161,7 +170,7 @@ class S3Client(LoopClient):
                     raise RefusedError(code) from cause
             raise translate(cause, where) from cause
 
-    async def _check_received(self, answer: dict[str, Any], body: bytes, where: str) -> None:
+    async def _check_received(self, answer: dict[str, Any], body: bytes | memoryview, where: str) -> None:
         """Compare what a server says that it got with what was sent, where nothing else protects it on its way.
 
         Bodies travel with a checksum, which servers compare, but for a few that only keep it. TLS lets no bit change.

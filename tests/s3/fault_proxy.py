@@ -71,8 +71,14 @@ class FaultProxy(ThreadingHTTPServer):
         self.faults: list[HttpFault] = []
         self.requests: list[str] = []
         self.sent_bytes = 0
+        self.connections = 0
         self.stopping = threading.Event()
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next connection, counted."""
+        self.connections += 1
+        return super().get_request()
 
     def script(self, *faults: HttpFault) -> None:
         """From now on these faults, counted from now, and an empty memory."""

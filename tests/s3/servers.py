@@ -8,6 +8,7 @@ import random
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -95,12 +96,13 @@ def free_port() -> int:
 def wait_until_ready(endpoint: str, process: subprocess.Popen[bytes] | None, log: Path) -> None:
     """Until the server answers anything at all."""
     deadline = time.monotonic() + READY_SECONDS
+    trusting = ssl._create_unverified_context() if endpoint.startswith("https:") else None  # only whether it is there
     while time.monotonic() < deadline:
         if process is not None and process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text()[-2000:]}")
         with contextlib.suppress(OSError):
             try:
-                urllib.request.urlopen(endpoint, timeout=2).close()
+                urllib.request.urlopen(endpoint, timeout=2, context=trusting).close()
             except urllib.error.HTTPError as answer:
                 answer.close()
             return
@@ -109,17 +111,18 @@ def wait_until_ready(endpoint: str, process: subprocess.Popen[bytes] | None, log
 
 
 @contextlib.contextmanager
-def moto_server(folder: Path) -> Iterator[Server]:
-    """moto's simulator as a process, spoken to over the network like any server."""
+def moto_server(folder: Path, certificate: Path | None = None, key: Path | None = None) -> Iterator[Server]:
+    """moto's simulator as a process, spoken to over the network like any server; over TLS with a certificate."""
+    secure = [] if certificate is None else ["-c", str(certificate), "-k", str(key)]
     port, log = free_port(), folder / "moto.log"
     executable = Path(sys.executable).parent / "moto_server"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [executable, "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output,
+            [executable, "-H", "127.0.0.1", "-p", str(port), *secure], stdout=output, stderr=output,
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
     try:
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"{'https' if secure else 'http'}://127.0.0.1:{port}"
         wait_until_ready(endpoint, process, log)
         yield Server(endpoint, "testkey", "testsecret")
     finally:
