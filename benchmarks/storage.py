@@ -1,9 +1,14 @@
 """Read ranges from and upload to an S3 server on this machine: our store, plain s3fs, and obstore, taking turns.
 
     python -m benchmarks.storage --size-mib 256 --repeats 3
+    python -m benchmarks.storage --cpu --before ../another-tree --repeats 3
 
 Client and server share the processor, so the ratios mean more than the rates. Every round runs each contender
 once; the table shows medians of MiB/s, and each contender's ratio to ours in the same rounds.
+
+With `--cpu` each turn is a process of its own (`benchmarks.storage_cpu`) that moves one object by eight readers or one
+writer, over HTTP and over TLS; the table shows CPU seconds of that process for each GB and its busiest thread's share.
+`--before` names a checkout of another state, whose store takes turns with ours.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from anabranch.engine.storage.retry import Retry
 from anabranch.engine.storage.s3 import S3Store
 from tests.s3.ceph import ceph_server, missing_programs
 from tests.s3.servers import Server, moto_server
+
+from .storage_cpu import compare_cpu
 
 MIB = 1 << 20
 RANGE_BYTES = 8 * MIB
@@ -137,7 +144,12 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds for each GB instead of MiB/s")
+    parser.add_argument("--before", type=Path, help="with --cpu: a checkout of another state")
     options = parser.parse_args(arguments)
+    if options.cpu:
+        compare_cpu(options.size_mib, options.repeats, options.before)
+        return
     size = options.size_mib * MIB // RANGE_BYTES * RANGE_BYTES
     with server() as (kind, running):
         contenders = Contenders(running, size)

@@ -61,7 +61,7 @@ osd objectstore = memstore
 memstore device bytes = {store_bytes}
 osd memory target = 939524096
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=127.0.0.1:{port}{secure}
 rgw thread pool size = 32
 rgw dns name = localhost
 rgw gc obj min wait = 1
@@ -88,6 +88,8 @@ class CephServer(Server):
     """Also knows the administrator's command."""
 
     folder: Path = Path()
+    secure_endpoint: str = ""
+    """The same over TLS, if there is a certificate."""
 
     def admin(self, *arguments: str) -> None:
         """Run radosgw-admin."""
@@ -102,9 +104,14 @@ def _run(folder: Path, *command: str) -> None:
 
 
 class _Cluster:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path | None, key: Path | None) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port, self.secure_port = free_port(), free_port()
+        self._secure = (
+            f" ssl_endpoint=127.0.0.1:{self.secure_port} ssl_certificate={certificate} ssl_private_key={key}"
+            if certificate
+            else ""
+        )
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._environment = {**os.environ, "CEPH_CONF": str(folder / "ceph.conf")}
         self._monitor_port = free_port()
@@ -119,6 +126,7 @@ class _Cluster:
                 folder=self.folder,
                 mon_port=self._monitor_port,
                 port=self.port,
+                secure=self._secure,
                 store_bytes=STORE_BYTES,
             )
         )
@@ -171,15 +179,15 @@ class _Cluster:
 
 
 @contextlib.contextmanager
-def ceph_server(folder: Path) -> Iterator[CephServer]:
-    """A running gateway with one user; its release predates today's default checksums."""
-    cluster = _Cluster(folder)
+def ceph_server(folder: Path, certificate: Path | None = None, key: Path | None = None) -> Iterator[CephServer]:
+    """A running gateway with one user; its release predates today's default checksums. With a certificate also TLS."""
+    cluster = _Cluster(folder, certificate, key)
     try:
         cluster.start()
         yield CephServer(
             f"http://127.0.0.1:{cluster.port}", ACCESS_KEY, SECRET_KEY,
             (("request_checksum_calculation", "when_required"), ("response_checksum_validation", "when_required")),
-            folder,
+            folder, f"https://127.0.0.1:{cluster.secure_port}" if certificate else "",
         )  # fmt: skip
     finally:
         cluster.stop()

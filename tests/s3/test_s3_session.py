@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import io
-import ipaddress
 import os
 import signal
 import socket
@@ -14,15 +12,10 @@ import sys
 import threading
 import time
 from concurrent.futures import wait
-from pathlib import Path
 
 import pytest
 from aiobotocore.httpchecksum import AioAwsChunkedWrapper
 from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +24,7 @@ from anabranch.engine.storage import s3_session
 from anabranch.engine.storage.s3 import S3Store
 from anabranch.engine.storage.s3_session import PIECE_BYTES, Outgoing, Threads, _pieces
 
+from .certificates import write_certificate
 from .fault_proxy import HttpFault, fault_proxy
 from .s3_contract import PART, pattern
 from .servers import Server, free_port, moto_server, quick_limits, quick_retry
@@ -39,30 +33,6 @@ pytestmark = pytest.mark.s3
 
 MIB = 1 << 20
 REGION = {"region_name": "us-east-1"}
-
-
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate that this machine's loopback address signs for itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture(scope="module")
