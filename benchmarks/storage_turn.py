@@ -83,7 +83,10 @@ def cpu_by_thread() -> dict[str, float]:
     """CPU seconds so far of each thread that lives."""
     found = {}
     for folder in Path("/proc/self/task").iterdir():
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
         found[folder.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return found
 
