@@ -55,6 +55,8 @@ ARCHITECTURES = {
     "0.5b": Architecture(hidden=1_280, intermediate=3_456, layers=21, heads=20),
     "1.5b": Architecture(hidden=2_048, intermediate=5_632, layers=27, heads=16),
     "7b": Architecture(hidden=4_096, intermediate=11_008, layers=32, heads=32),
+    "13b": Architecture(hidden=5_120, intermediate=13_824, layers=40, heads=40),
+    "30b": Architecture(hidden=6_656, intermediate=17_920, layers=55, heads=52),  # 5 layers fewer than Llama's
     "moe-tiny": Architecture(hidden=64, intermediate=48, layers=2, heads=4, vocab=1_000, experts=8),
     "moe-0.6b": Architecture(hidden=1_024, intermediate=1_408, layers=2, heads=16, experts=64),
 }

@@ -45,7 +45,7 @@ def run(
         CommandFailed: with the exit status; the command's own words are in ``log``.
     """
     environment = {**os.environ, **(extra_environment or {})}
-    busy_before = _busy_seconds()
+    busy_before = busy_seconds()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     # Wait without reaping: the counters of /proc/PID/io are gone once the process is.
@@ -66,7 +66,7 @@ def run(
         read_bytes=read_bytes,
         disk_read_bytes=usage.ru_inblock * BLOCK,
         disk_written_bytes=usage.ru_oublock * BLOCK,
-        others_cores=max(0.0, _busy_seconds() - busy_before - cpu_seconds) / seconds,
+        others_cores=max(0.0, busy_seconds() - busy_before - cpu_seconds) / seconds,
     )
 
 
@@ -104,7 +104,7 @@ def _io_counter(pid: int, name: str) -> int:
     raise AssertionError(f"/proc/{pid}/io has no {name}")
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Processor seconds spent by the whole machine since it started, idling and waiting left out."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     user, nice, system, _idle, _wait, irq, softirq = fields[:7]

@@ -190,8 +190,16 @@ class Replay:
     """A modelled clock, nodes, workers and an output, driven by the scheduler's actions."""
 
     def __init__(
-        self, tasks: Sequence[ShardTask], workers: int, faults: Faults, seed: int, *, reports: bool = True
+        self,
+        tasks: Sequence[ShardTask],
+        workers: int,
+        faults: Faults,
+        seed: int,
+        *,
+        reports: bool = True,
+        bytes_per_second: float = WORKER_BYTES_PER_SECOND,
     ) -> None:
+        self._bytes_per_second = bytes_per_second
         self._reports = reports
         self.outcome = Outcome()
         self._tasks = {task.id: task for task in tasks}
@@ -220,7 +228,7 @@ class Replay:
         while not self._over:
             self._now, _, happen = heapq.heappop(self._later)
             happen()
-        capacity = sum(self._per_node * WORKER_BYTES_PER_SECOND / node.pace for node in self._nodes)
+        capacity = sum(self._per_node * self._bytes_per_second / node.pace for node in self._nodes)
         ideal = sum(task.size_bytes for task in self._tasks.values()) / capacity
         self.outcome.makespan = self._now
         self.outcome.efficiency = ideal / self._now
@@ -348,7 +356,7 @@ class Replay:
             return  # dead, the news is on its way
         faults, chance = self._faults, self._chance
         pace = self._where[start.worker].pace * self._scatter(1.0)
-        seconds = self._tasks[start.task].size_bytes / WORKER_BYTES_PER_SECOND * pace
+        seconds = self._tasks[start.task].size_bytes / self._bytes_per_second * pace
         if chance.random() < faults.straggler_share:
             seconds *= faults.straggler_factor
         run = self._running[start.worker] = _Run(start, self._now, seconds)

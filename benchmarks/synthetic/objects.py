@@ -1,0 +1,172 @@
+"""The files of synthetic checkpoints: names, sizes, versions, and where the bytes of any range come from."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from .. import generate
+from ..scale import llama_405b
+from .pool import Pool, Span
+
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+SHARD_BYTES = 4_500_000_000
+
+
+class Weight(NamedTuple):
+    """One tensor of a checkpoint."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    """Of its values, see `pool`."""
+
+    @property
+    def nbytes(self) -> int:
+        return BYTES[self.dtype] * math.prod(self.shape)
+
+
+class Catalog(NamedTuple):
+    """What a size stands for."""
+
+    weights: tuple[Weight, ...]
+    """In the order of the state dict."""
+    config: dict[str, Any]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({weight.kind for weight in self.weights}))
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(weight.shape) for weight in self.weights if weight.kind != "scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Synthetic:
+    """A file of a checkpoint: some bytes that are there, and tensors that are not."""
+
+    head: bytes
+    weights: tuple[Weight, ...] = ()
+    starts: tuple[int, ...] = ()
+    """Of the tensors in the file, and the file's end."""
+    number: int = 0
+    """Of the checkpoint."""
+    version: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.starts[-1] if self.starts else len(self.head)
+
+    def pieces(self, pool: Pool, begin: int, end: int) -> list[bytes | Span]:
+        """Bytes `begin` to `end` in order, as bytes or as stretches of the pool's file."""
+        found: list[bytes | Span] = []
+        if begin < len(self.head):
+            found.append(self.head[begin:end])
+        at = max(0, bisect.bisect_right(self.starts, begin) - 1)
+        for weight, start in zip(self.weights[at:], self.starts[at:], strict=False):
+            if start >= end:
+                break
+            first, last = max(begin, start), min(end, start + weight.nbytes)
+            found += pool.spans(weight.name, weight.kind, self.number, first - start, last - start)
+        return found
+
+
+def catalog(size: str) -> Catalog:
+    """A Llama-like model of one of `generate`'s sizes in bf16, or Llama 3.1 405B in FP8 with a scale per row."""
+    if size == "405b-fp8":
+        return _llama_405b_fp8()
+    architecture = generate.ARCHITECTURES[size]
+    kinds = {generate.WEIGHT_SPREAD: "weight", generate.WEIGHT_SPREAD / 4: "narrow", 4 * generate.WEIGHT_SPREAD: "norm"}
+    weights = [Weight(t.name, "BF16", t.shape, kinds[t.spread]) for t in generate.tensors(architecture)]
+    return Catalog(tuple(weights), generate.config(architecture))
+
+
+def _llama_405b_fp8() -> Catalog:
+    """Matrices of the layers in E4M3, each with `weight_scale` of a number per row; the rest in bf16."""
+    weights = []
+    for name, _, shape in llama_405b():
+        full = name if name == "lm_head.weight" else f"model.{name}.weight"
+        if name.startswith("layers.") and len(shape) == 2:
+            weights.append(Weight(full, "F8_E4M3", shape, "fp8"))
+            weights.append(Weight(f"{full}_scale", "F32", (shape[0], 1), "scale"))
+        else:
+            weights.append(Weight(full, "BF16", shape, "weight" if len(shape) == 2 else "norm"))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+    }
+    return Catalog(tuple(weights), config)
+
+
+def checkpoint_files(content: Catalog, number: int, seed: int, shard_bytes: int = SHARD_BYTES) -> dict[str, Synthetic]:
+    """The files of one checkpoint by name.
+
+    Args:
+        content: what the model consists of.
+        number: of the checkpoint; 0 is the base. Each is cut into a different number of shards.
+        seed: of all bytes.
+        shard_bytes: about the size of a shard.
+    """
+    total = sum(weight.nbytes for weight in content.weights)
+    shards = _cut(content.weights, total / (math.ceil(total / shard_bytes) + number))
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    where = {weight.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    files = {name: _shard(shard, number) for name, shard in zip(names, shards, strict=True)}
+    files["config.json"] = Synthetic(_json(content.config))
+    files["model.safetensors.index.json"] = Synthetic(_json(index))
+    return {name: replace(file, version=_version(seed, number, file)) for name, file in files.items()}
+
+
+def _cut(weights: Sequence[Weight], limit: float) -> list[list[Weight]]:
+    """Fill shards greedily."""
+    shards: list[list[Weight]] = [[]]
+    filled = 0
+    for weight in weights:
+        if shards[-1] and filled + weight.nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(weight)
+        filled += weight.nbytes
+    return shards
+
+
+def _shard(shard: Sequence[Weight], number: int) -> Synthetic:
+    ordered = sorted(shard, key=lambda weight: (-BYTES[weight.dtype], weight.name))  # as the library writes them
+    ends = list(accumulate(weight.nbytes for weight in ordered))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    for weight, end in zip(ordered, ends, strict=True):
+        offsets = [end - weight.nbytes, end]
+        entries[weight.name] = {"dtype": weight.dtype, "shape": list(weight.shape), "data_offsets": offsets}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return Synthetic(head, tuple(ordered), tuple(len(head) + end for end in [0, *ends]), number)
+
+
+def _version(seed: int, number: int, file: Synthetic) -> str:
+    """An ETag that follows from what decides the bytes; no MD5, as of objects that came in parts."""
+    digest = hashlib.sha256(f"{seed}/{number}/{file.size}/".encode() + file.head).hexdigest()
+    return f"{digest[:32]}-{max(1, len(file.weights))}"
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"
