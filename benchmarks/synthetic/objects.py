@@ -80,25 +80,24 @@ class Synthetic:
 
 
 def catalog(size: str) -> Catalog:
-    """A Llama-like model of one of `generate`'s sizes in bf16, or Llama 3.1 405B in FP8 with a scale per row."""
-    if size == "405b-fp8":
-        return _llama_405b_fp8()
-    architecture = generate.ARCHITECTURES[size]
+    """A Llama-like model in bf16: one of `generate`'s sizes, or `405b`, Llama 3.1's; with `-fp8` at its end in FP8."""
+    name = size.removesuffix("-fp8")
+    content = _llama_405b() if name == "405b" else _generated(name)
+    return content if name == size else _in_fp8(content)
+
+
+def _generated(name: str) -> Catalog:
+    architecture = generate.ARCHITECTURES[name]
     kinds = {generate.WEIGHT_SPREAD: "weight", generate.WEIGHT_SPREAD / 4: "narrow", 4 * generate.WEIGHT_SPREAD: "norm"}
     weights = [Weight(t.name, "BF16", t.shape, kinds[t.spread]) for t in generate.tensors(architecture)]
     return Catalog(tuple(weights), generate.config(architecture))
 
 
-def _llama_405b_fp8() -> Catalog:
-    """Matrices of the layers in E4M3, each with `weight_scale` of a number per row; the rest in bf16."""
+def _llama_405b() -> Catalog:
     weights = []
-    for name, _, shape in llama_405b():
+    for name, dtype, shape in llama_405b():
         full = name if name == "lm_head.weight" else f"model.{name}.weight"
-        if name.startswith("layers.") and len(shape) == 2:
-            weights.append(Weight(full, "F8_E4M3", shape, "fp8"))
-            weights.append(Weight(f"{full}_scale", "F32", (shape[0], 1), "scale"))
-        else:
-            weights.append(Weight(full, "BF16", shape, "weight" if len(shape) == 2 else "norm"))
+        weights.append(Weight(full, dtype, shape, "weight" if len(shape) == 2 else "norm"))
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -111,9 +110,21 @@ def _llama_405b_fp8() -> Catalog:
         "rms_norm_eps": 1e-05,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
-        "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
     }
     return Catalog(tuple(weights), config)
+
+
+def _in_fp8(content: Catalog) -> Catalog:
+    """The matrices of the layers in E4M3, each with `weight_scale`, a number per row; the rest as it is."""
+    weights = []
+    for weight in content.weights:
+        if ".layers." in weight.name and len(weight.shape) == 2:
+            weights.append(Weight(weight.name, "F8_E4M3", weight.shape, "fp8"))
+            weights.append(Weight(f"{weight.name}_scale", "F32", (weight.shape[0], 1), "scale"))
+        else:
+            weights.append(weight)
+    quantised = {"quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}}
+    return Catalog(tuple(weights), content.config | quantised)
 
 
 def checkpoint_files(content: Catalog, number: int, seed: int, shard_bytes: int = SHARD_BYTES) -> dict[str, Synthetic]:

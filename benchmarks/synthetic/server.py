@@ -350,7 +350,7 @@ def model_server(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Serve synthetic checkpoints by S3's protocol on 127.0.0.1.")
-    parser.add_argument("size", help="a size of benchmarks.generate, or 405b-fp8")
+    parser.add_argument("size", help="a size of benchmarks.generate or 405b; with -fp8 at its end, in FP8")
     parser.add_argument("--models", type=int, default=2, help="fine-tuned models beside the base (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

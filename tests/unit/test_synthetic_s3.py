@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -45,15 +46,21 @@ class Running(Server):
         return report
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    server = model_server("small", 2, shard_bytes=SHARD_BYTES, family_bytes=FAMILY_BYTES)
+@contextlib.contextmanager
+def serving(size: str) -> Iterator[Running]:
+    server = model_server(size, 2, shard_bytes=SHARD_BYTES, family_bytes=FAMILY_BYTES)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield Running(server.endpoint, "any", "any")
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with serving("small") as server:
+        yield server
 
 
 def store(running: Running, prefix: str) -> S3Store:
@@ -161,7 +168,8 @@ def test_about_half_of_the_weights_of_a_fine_tune_are_those_of_the_base(size, ki
     assert kind != "fp8" or not np.any((tuned & 0x7F) == 0x7F), "NaN"
 
 
-def test_a_merge_from_and_to_the_server_has_the_bytes_of_one_of_the_same_files_on_the_disk(running, tmp_path):
+@pytest.mark.parametrize("size", ["small", "small-fp8"])
+def test_a_merge_from_and_to_the_server_has_the_bytes_of_one_of_the_same_files_on_the_disk(size, tmp_path):
     def recipe(name: str, root: str) -> Path:
         content = {
             "merge_method": "cabs",
@@ -172,18 +180,19 @@ def test_a_merge_from_and_to_the_server_has_the_bytes_of_one_of_the_same_files_o
         }
         return write_recipe(tmp_path / name, content)
 
-    for folder in ("base", "model-1", "model-2"):
-        (tmp_path / folder).mkdir()
-        inputs = store(running, folder)
-        for name in inputs.list():
-            (tmp_path / folder / name).write_bytes(inputs.read_bytes(name, 1 << 30))
+    with serving(size) as running:
+        for folder in ("base", "model-1", "model-2"):
+            (tmp_path / folder).mkdir()
+            inputs = store(running, folder)
+            for name in inputs.list():
+                (tmp_path / folder / name).write_bytes(inputs.read_bytes(name, 1 << 30))
+        remote = recipe("remote.yml", f"s3://{BUCKET}")
+        command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(remote), f"s3://{BUCKET}/merged"]
+        subprocess.run(command, check=True, env=os.environ | running.environment(), timeout=120, capture_output=True)
+        objects = running.report()["objects"]
     merge(recipe("local.yml", str(tmp_path)), tmp_path / "expected")
-    remote = recipe("remote.yml", f"s3://{BUCKET}")
-    command = [sys.executable, "-m", "anabranch.cluster.cli", "merge", str(remote), f"s3://{BUCKET}/merged"]
-    subprocess.run(command, check=True, env=os.environ | running.environment(), timeout=120, capture_output=True)
     expected = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "expected").glob("model*")
     }
     assert len(expected) == 3, "two shards and their index"
-    objects = running.report()["objects"]
     assert {name: objects[f"merged/{name}"]["sha256"] for name in expected} == expected
