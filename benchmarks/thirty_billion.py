@@ -28,8 +28,10 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+from anabranch.cluster.ray.events import ShardTask
+
 from .measure import Cost, busy_seconds, run
-from .scale import FAULTS, SHARD_BYTES, START_SECONDS, Replay, ShardTask
+from .scale import FAULTS, SHARD_BYTES, START_SECONDS, Replay
 from .synthetic.objects import catalog
 from .synthetic.processes import Processes, Used
 from .synthetic.server import BUCKET, REPORT
@@ -95,7 +97,7 @@ class Outcome:
 class Site:
     """The server as a process, and what commands need to find it."""
 
-    def __init__(self, size: str, folder: Path, density: object) -> None:
+    def __init__(self, size: str, folder: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.synthetic.server", size, "--models", str(MODELS)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -109,8 +111,19 @@ class Site:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         self.recipe = folder / "recipe.yml"
-        shard_bytes = min(SHARD_BYTES, 2 * catalog(size).parameters // LEAST_SHARDS)
-        self.recipe.write_text(recipe_text(density, shard_bytes))
+        self._shard_bytes = min(SHARD_BYTES, 2 * catalog(size).parameters // LEAST_SHARDS)
+        self.write_recipe({"tadrop": {"mean": DENSITY}})
+
+    def write_recipe(self, density: object) -> None:
+        """CABS; with densities by TADrop a pass over all weights decides them."""
+        content = {
+            "merge_method": "cabs",
+            "base_model": f"s3://{BUCKET}/base",
+            "models": [{"model": f"s3://{BUCKET}/model-{number}"} for number in range(1, MODELS + 1)],
+            "parameters": {"density": density},
+            "output": {"shard_size": self._shard_bytes},
+        }
+        self.recipe.write_text(json.dumps(content))  # JSON is YAML
 
     def report(self) -> dict[str, Any]:
         return self._json(REPORT)
@@ -136,18 +149,6 @@ class Site:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait()
-
-
-def recipe_text(density: object, shard_bytes: int) -> str:
-    """CABS; with densities by TADrop a pass over all weights decides them."""
-    content = {
-        "merge_method": "cabs",
-        "base_model": f"s3://{BUCKET}/base",
-        "models": [{"model": f"s3://{BUCKET}/model-{number}"} for number in range(1, MODELS + 1)],
-        "parameters": {"density": density},
-        "output": {"shard_size": shard_bytes},
-    }
-    return json.dumps(content)  # JSON is YAML
 
 
 @contextlib.contextmanager
@@ -241,7 +242,7 @@ def check_receipts(site: Site) -> tuple[list[dict[str, Any]], list[str]]:
 
 def measure(size: str, folder: Path) -> Outcome:
     """Plan, merge with a loss, check."""
-    site = Site(size, folder, {"tadrop": {"mean": DENSITY}})
+    site = Site(size, folder)
     try:
         plan_cost, planned = plan(site, folder)
         names = [shard["name"] for shard in planned["shards"]]
@@ -271,7 +272,7 @@ def measure(size: str, folder: Path) -> Outcome:
 
 def measure_beginning(size: str, shards: int, folder: Path) -> int:
     """Plan with TADrop; then merge with one density until so many shards are done, and check these. An exit status."""
-    site = Site(size, folder, {"tadrop": {"mean": DENSITY}})
+    site = Site(size, folder)
     try:
         cost, planned = plan(site, folder)
         print(
@@ -282,7 +283,7 @@ def measure_beginning(size: str, shards: int, folder: Path) -> int:
         )
         if not shards:
             return 0
-        site.recipe.write_text(recipe_text(DENSITY, SHARD_BYTES))
+        site.write_recipe(DENSITY)
         with open(folder / "merge.log", "wb") as words:
             command = [*COMMAND, "merge", str(site.recipe), f"s3://{BUCKET}/{OUT}", "--memory", "2GiB"]
             began = time.perf_counter()
@@ -290,14 +291,15 @@ def measure_beginning(size: str, shards: int, folder: Path) -> int:
             watch = Processes({site.process.pid: "server", process.pid: "merge"})
             while process.poll() is None and len(site.records("receipts")) < shards:
                 time.sleep(LOOK_SECONDS)
-            seconds, peak = time.perf_counter() - began, by_part(watch.close())["merge"]
+            seconds, used = time.perf_counter() - began, by_part(watch.close())["merge"]
             process.send_signal(signal.SIGINT)
             ended = process.wait()
         receipts, problems = check_receipts(site)
         size_bytes = sum(receipt["size"] for receipt in receipts)
+        cpu_seconds = sum(each.cpu_seconds for each in used)
         print(
-            f"{len(receipts)} shards, {size_bytes / GB:.1f} GB: {seconds:.0f} s, CPU {peak[-1].cpu_seconds:.0f} s, "
-            f"{max(each.peak_bytes for each in peak) / 2**20:.0f} MiB, {site.report()['sent_bytes'] / GB:.1f} GB read; "
+            f"{len(receipts)} shards, {size_bytes / GB:.1f} GB: {seconds:.0f} s, CPU {cpu_seconds:.0f} s, "
+            f"{max(each.peak_bytes for each in used) / 2**20:.0f} MiB, {site.report()['sent_bytes'] / GB:.1f} GB read; "
             f"stopped, exit status {ended}; {len(problems)} digests differ from the server's"
         )
         return 1 if problems or len(receipts) < shards else 0

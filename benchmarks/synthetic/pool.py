@@ -30,7 +30,7 @@ class Span(NamedTuple):
     """A stretch of the pool's file."""
 
     offset: int
-    count: int
+    length: int
     """Bytes."""
 
 
@@ -73,7 +73,7 @@ class Pool:
 
     def read(self, span: Span) -> bytes:
         """The bytes of a stretch."""
-        return os.pread(self.descriptor, span.count, span.offset)
+        return os.pread(self.descriptor, span.length, span.offset)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -105,7 +105,8 @@ def fp8_codes(count: int, name: str, number: int, seed: int) -> npt.NDArray[np.u
         changes = np.random.Generator(np.random.Philox(key=_key(seed, f"model-{number}", name)))
         codes += np.rint(0.55 * changes.standard_t(4, count))
     magnitudes = np.clip(codes, 0, _LARGEST_FP8).astype(np.uint8)
-    return magnitudes | (np.signbit(weights).astype(np.uint8) << 7)
+    patterns: npt.NDArray[np.uint8] = magnitudes | (np.signbit(weights).astype(np.uint8) << 7)
+    return patterns
 
 
 def _key(seed: int, stream: str, name: str) -> int:

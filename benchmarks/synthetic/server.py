@@ -142,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         data = memoryview(self._buffer)[:size]
         done = 0
         while done < len(data):
-            count = self.rfile.readinto(data[done:])  # type: ignore[attr-defined]  # a BufferedReader
+            count = self.rfile.readinto(data[done:])
             if not count:
                 raise ConnectionAbortedError("the client went away in the middle of a body")
             done += count
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
             if isinstance(piece, bytes):
                 self.wfile.write(piece)
                 continue
-            at, end = piece.offset, piece.offset + piece.count
+            at, end = piece.offset, piece.offset + piece.length
             while at < end:
                 at += os.sendfile(self.connection.fileno(), self._bucket.pool.descriptor, at, end - at)
 
