@@ -208,7 +208,8 @@ def merge(site: Site, address: str, shards: int, watch: Processes, log: Path) ->
                 victim = watch.workers()[0]
                 os.kill(victim, signal.SIGKILL)
                 killed_after = done
-                print(f"killed worker {victim} after {done} of {shards} shards", file=sys.stderr, flush=True)
+                said = f"killed {watch.part(victim)} after {done} of {shards} shards"
+                print(said, file=sys.stderr, flush=True)
         if process.returncode == 0:
             return commands, killed_after, first
         print(f"the merge ended with {process.returncode}", file=sys.stderr, flush=True)

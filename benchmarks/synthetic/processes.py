@@ -35,8 +35,9 @@ class Processes:
         """Args:
         parts: what processes are, by their number; workers of Ray are known by their titles, others are Ray's own.
         """
-        self._parts = dict(parts)
-        self._used: dict[int, Used] = {}
+        # psutil's objects know when a process began: numbers come round again within an hour on a busy machine.
+        self._parts = {psutil.Process(pid): part for pid, part in parts.items()}
+        self._used: dict[psutil.Process, Used] = {}
         self._lock = threading.Lock()
         self._look(started=True)
         self._stop = threading.Event()
@@ -46,7 +47,12 @@ class Processes:
     def name(self, pid: int, part: str) -> None:
         """Say what a process is that started meanwhile."""
         with self._lock:
-            self._parts[pid] = part
+            self._parts[psutil.Process(pid)] = part
+
+    def part(self, pid: int) -> str:
+        """What a process is, once it was seen."""
+        with self._lock:
+            return self._parts.get(psutil.Process(pid), "")
 
     def workers(self) -> list[int]:
         """Numbers of the processes of merge workers that live now."""
@@ -58,10 +64,15 @@ class Processes:
         return sorted(found)
 
     def close(self) -> list[Used]:
-        """Stop watching; everything that was seen."""
+        """Stop watching, and say what was seen."""
         self._stop.set()
         self._thread.join()
-        return list(self._used.values())
+        return self.so_far()
+
+    def so_far(self) -> list[Used]:
+        """Everything that was seen."""
+        with self._lock:
+            return list(self._used.values())
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
@@ -72,20 +83,21 @@ class Processes:
             with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError, KeyError):
                 times = process.cpu_times()
                 cpu_seconds = times.user + times.system
-                part = self._part_of(process)
-                used = self._used.setdefault(process.pid, Used(part, cpu_seconds if started else 0.0))
-                used.part = part
-                used.cpu_seconds = cpu_seconds - used.before
-                used.peak_bytes = max(used.peak_bytes, _peak_bytes(process.pid))
+                with self._lock:
+                    part = self._part_of(process)
+                    used = self._used.setdefault(process, Used(part, cpu_seconds if started else 0.0))
+                    used.part = part
+                    used.cpu_seconds = cpu_seconds - used.before
+                    used.peak_bytes = max(used.peak_bytes, _peak_bytes(process.pid))
 
     def _part_of(self, process: psutil.Process) -> str:
         """What the process is, as far as is known by now: a worker gets its title when Ray gives it an actor."""
-        with self._lock:
-            known = self._parts.get(process.pid)
-            if known is None and "MergeWorker" in (process.cmdline() or [""])[0]:
-                workers = [part for part in self._parts.values() if part.startswith("worker")]
-                known = self._parts[process.pid] = f"worker {len(workers) + 1}"
-            return known or self._parts.get(process.ppid(), "Ray")
+        known = self._parts.get(process)
+        if known is None and "MergeWorker" in (process.cmdline() or [""])[0]:
+            workers = [part for part in self._parts.values() if part.startswith("worker")]
+            known = self._parts[process] = f"worker {len(workers) + 1}"
+        parent = process.parent()
+        return known or (self._parts.get(parent, "Ray") if parent else "Ray")
 
 
 def _peak_bytes(pid: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import yaml
 from safetensors import safe_open
 
 from anabranch.engine.recipe.parse import parse_recipe
-from benchmarks import differences, generate, measure, merge, planning, table
+from benchmarks import differences, generate, measure, merge, planning, table, thirty_billion
+from benchmarks.synthetic.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,30 @@ def test_a_cost_has_the_memory_the_work_and_the_bytes_of_its_command(tmp_path):
     assert 0 < cost.seconds < 60
     assert 3 << 20 <= cost.read_bytes < 16 << 20
     assert cost.disk_written_bytes <= 4 << 20
+
+
+def test_processes_are_told_apart_with_what_they_used_until_they_ended():
+    """A process, and the child in which it works, as the driver of a merge has one."""
+    work = "held = bytearray(b'x') * (100 << 20); sum(range(20_000_000)); input()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
+        watch = Processes({process.pid: "driver"})
+        deadline = time.monotonic() + 60
+        while not any(used.peak_bytes > 100 << 20 for used in watch.so_far()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.communicate(b"\n")
+        used = watch.close()
+    mine = [each for each in used if each.part == "driver"]
+    assert sorted(each.peak_bytes > 100 << 20 for each in mine) == [False, True]
+    assert sum(each.cpu_seconds for each in mine) > 0.01
+    assert watch.workers() == []
+
+
+def test_the_model_of_a_large_merge_counts_both_passes_and_shares_them_between_workers():
+    shards = [2_000_000_000] * 32
+    one = thirty_billion.predicted_seconds(shards, 200e6, 1)
+    assert one == pytest.approx(32 * (3 + 4) * 2e9 / 200e6, rel=0.1)
+    assert thirty_billion.predicted_seconds(shards, 200e6, 4) == pytest.approx(one / 4, rel=0.15)
 
 
 def test_a_failing_command_is_an_error_and_leaves_its_words_in_the_log(tmp_path):
