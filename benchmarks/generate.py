@@ -20,9 +20,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from anabranch.engine.models.header import build_header
 
 FORMAT = 1  # part of the folder's name: raise it whenever the bytes of a checkpoint change
 DEFAULT_FOLDER = Path(".bench/checkpoints")
@@ -135,13 +138,14 @@ def _write_checkpoint(path: Path, architecture: Architecture, wanted: Sequence[T
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    shards = _split(wanted, parts=(3, 5, 4, 7, 2, 6)[number % 6])
+    shards = split(wanted, sum(tensor.nbytes for tensor in wanted) // (3, 5, 4, 7, 2, 6)[number % 6])
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     windows = Windows()
     for name, shard in zip(names, shards, strict=True):
         with open(partial / name, "wb") as file:
             ordered = sorted(shard, key=lambda tensor: tensor.name)
-            file.write(_header(ordered))
+            header, _ = build_header([(tensor.name, "BF16", tensor.shape) for tensor in ordered], {"format": "pt"})
+            file.write(header)
             for tensor in ordered:
                 file.writelines(window.data for window in windows.of(tensor, number, seed))
             file.flush()
@@ -156,10 +160,19 @@ def _write_checkpoint(path: Path, architecture: Architecture, wanted: Sequence[T
     partial.rename(path)
 
 
-def _split(wanted: Sequence[Tensor], parts: int) -> list[list[Tensor]]:
-    """Fill shards greedily up to a ``parts``-th of the whole, as Hugging Face does."""
-    limit = sum(tensor.nbytes for tensor in wanted) // parts
-    shards: list[list[Tensor]] = [[]]
+class Sized(Protocol):
+    """A tensor, however it is described."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+AnyTensor = TypeVar("AnyTensor", bound=Sized)
+
+
+def split(wanted: Sequence[AnyTensor], limit: float) -> list[list[AnyTensor]]:
+    """Fill shards greedily up to so many bytes, as Hugging Face does."""
+    shards: list[list[AnyTensor]] = [[]]
     filled = 0
     for tensor in wanted:
         if shards[-1] and filled + tensor.nbytes > limit:
@@ -168,17 +181,6 @@ def _split(wanted: Sequence[Tensor], parts: int) -> list[list[Tensor]]:
         shards[-1].append(tensor)
         filled += tensor.nbytes
     return shards
-
-
-def _header(ordered: Sequence[Tensor]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        entries[tensor.name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 class Windows:

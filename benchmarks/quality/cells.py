@@ -33,11 +33,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Tells cells apart, whatever they are called; what most do not have leaves their keys alone."""
-        said = asdict(self) | {"group": "", "title": ""}
-        if not self.suggested:
-            del said["suggested"]
-        text = json.dumps(said, sort_keys=True)
+        """Tells cells apart, whatever they are called."""
+        text = json.dumps({**asdict(self), "group": "", "title": ""}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

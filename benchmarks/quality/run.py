@@ -35,8 +35,6 @@ from .tasks import load
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
 MEMORY_BYTES = 2 << 30
-SPREAD = 0.1
-"""How far densities from a Gini index differ: the default of `tadrop`."""
 BLOCKS = (17, 45)
 """Cells of the first blocks: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
 other models."""
@@ -128,7 +126,9 @@ class Seed:
         tensors = load_tensors(self.folder / name)
         changes = {n: (tensors[n].float() - t.float()).abs() for n, t in models.base.items() if n in tensors}
         evenness = [1.0 - gini(change) for change in changes.values()]
-        densities = tadrop.budget_densities(evenness, [c.numel() for c in changes.values()], mean, SPREAD)
+        densities = tadrop.budget_densities(
+            evenness, [c.numel() for c in changes.values()], mean, tadrop.TadropDensity().spread
+        )
         rules = sorted(zip(changes, densities, strict=True), key=lambda rule: -len(rule[0]))  # a filter finds parts
         return {"density": [{"filter": n, "value": d} for n, d in rules]}
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from anabranch.engine.models.header import build_header
+
 from .. import generate
 from ..scale import llama_405b
 from .pool import Pool, Span
@@ -137,7 +139,7 @@ def checkpoint_files(content: Catalog, number: int, seed: int, shard_bytes: int 
         shard_bytes: about the size of a shard.
     """
     total = sum(weight.nbytes for weight in content.weights)
-    shards = _cut(content.weights, total / (math.ceil(total / shard_bytes) + number))
+    shards = generate.split(content.weights, total / (math.ceil(total / shard_bytes) + number))
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     where = {weight.name: name for name, shard in zip(names, shards, strict=True) for weight in shard}
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -147,30 +149,12 @@ def checkpoint_files(content: Catalog, number: int, seed: int, shard_bytes: int 
     return {name: replace(file, version=_version(seed, number, file)) for name, file in files.items()}
 
 
-def _cut(weights: Sequence[Weight], limit: float) -> list[list[Weight]]:
-    """Fill shards greedily."""
-    shards: list[list[Weight]] = [[]]
-    filled = 0
-    for weight in weights:
-        if shards[-1] and filled + weight.nbytes > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(weight)
-        filled += weight.nbytes
-    return shards
-
-
 def _shard(shard: Sequence[Weight], number: int) -> Synthetic:
-    ordered = sorted(shard, key=lambda weight: (-BYTES[weight.dtype], weight.name))  # as the library writes them
-    ends = list(accumulate(weight.nbytes for weight in ordered))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for weight, end in zip(ordered, ends, strict=True):
-        offsets = [end - weight.nbytes, end]
-        entries[weight.name] = {"dtype": weight.dtype, "shape": list(weight.shape), "data_offsets": offsets}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return Synthetic(head, tuple(ordered), tuple(len(head) + end for end in [0, *ends]), number)
+    head, infos = build_header([(weight.name, weight.dtype, weight.shape) for weight in shard], {"format": "pt"})
+    weights = {weight.name: weight for weight in shard}
+    ordered = tuple(weights[info.name] for info in infos)
+    starts = accumulate((weight.nbytes for weight in ordered), initial=len(head))
+    return Synthetic(head, ordered, tuple(starts), number)
 
 
 def _version(seed: int, number: int, file: Synthetic) -> str:
