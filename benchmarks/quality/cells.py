@@ -12,6 +12,8 @@ from .tasks import FOUR, RELATED_FOUR, SIX, TWO
 
 CHOSEN = 0.1
 """The density of comparisons that have one only."""
+LOWER, WHOLE = 2, 6
+"""Layers of encoders: the lower two of the published one, or all that it has."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Cell:
     method: str
     parameters: dict[str, Any] = field(default_factory=dict)
     models: tuple[str, ...] = FOUR
+    layers: int = LOWER
     dtype: str = "float32"
     energy: bool = False
     """Weights that give every task vector the same norm."""
@@ -57,6 +60,7 @@ def cells() -> Iterator[Cell]:
         yield from (_with(cell, group, models) for cell in _at(CHOSEN))
     yield from _orders()
     yield from _others()
+    yield from _whole()
 
 
 def _at(density: float) -> Iterator[Cell]:
@@ -68,8 +72,19 @@ def _at(density: float) -> Iterator[Cell]:
     yield Cell("main", f"DARE {density:g}", "dare_linear", plain)
 
 
-def _with(cell: Cell, group: str, models: tuple[str, ...]) -> Cell:
-    return Cell(group, cell.title, cell.method, cell.parameters, models)
+def _with(cell: Cell, group: str, models: tuple[str, ...], layers: int = LOWER) -> Cell:
+    return Cell(group, cell.title, cell.method, cell.parameters, models, layers, alone=cell.alone)
+
+
+def _whole() -> Iterator[Cell]:
+    """What matters most once more with the whole encoder, of four models and of six."""
+    plain = Cell("", "task arithmetic", "task_arithmetic")
+    of_changed = Cell("", f"CABS + TADrop {CHOSEN:g} of what changed", "cabs", tadrop(mean=CHOSEN, mean_of="changed"))
+    sparser = Cell("", "CABS 0.05", "cabs", {"density": 0.05})
+    own_masks = (Cell("", "EMR", "emr"), Cell("", "EMR 0.25", "emr", {"density": 0.25}))
+    rows = (plain, *_at(CHOSEN), of_changed, sparser, *_ablation(), *own_masks)
+    for group, models in (("6 layers", FOUR), ("6 layers, 6 models", SIX)):
+        yield from (_with(cell, group, models, WHOLE) for cell in rows)
 
 
 def _ablation() -> Iterator[Cell]:
@@ -102,8 +117,7 @@ def _own_masks() -> Iterator[Cell]:
 
 def _orders() -> Iterator[Cell]:
     """The paper's study of the order in which models choose."""
-    turned = (FOUR[::-1], FOUR[1:] + FOUR[:1], FOUR[2:] + FOUR[:2])
-    for models in turned:
+    for models in (FOUR[::-1], FOUR[1:] + FOUR[:1], FOUR[2:] + FOUR[:2], SIX[::-1], SIX[3:] + SIX[:3]):
         yield Cell("order", f"CABS {CHOSEN:g}, order {'-'.join(models)}", "cabs", {"density": CHOSEN}, models)
 
 

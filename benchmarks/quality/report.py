@@ -23,20 +23,7 @@ from .cells import cells
 FOLDER = Path(".bench/quality")
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "task arithmetic"
-GROUPS = (
-    "main",
-    "ablation",
-    "tadrop",
-    "emr",
-    "order",
-    "2 models",
-    "6 models",
-    "related",
-    "equal norms",
-    "bf16",
-    "other",
-)
-OWN_REFERENCE = ("2 models", "6 models", "related", "equal norms", "bf16")
+OWN_REFERENCE = ("2 models", "6 models", "related", "equal norms", "bf16", "6 layers", "6 layers, 6 models")
 """Groups with other models or weights, and task arithmetic of their own."""
 GROUPS = ("main", "ablation", "tadrop", "emr", "order", *OWN_REFERENCE, "other")
 CONFIDENCE = 0.95
@@ -57,7 +44,10 @@ def write_results(folder: Path, results: Path) -> None:
     rows = read_cells(folder)
     results.mkdir(parents=True, exist_ok=True)
     per_task = [
-        {key: row.get(key) for key in ("seed", "group", "title", "dtype", "factor", "kept", "overlap", "at_edge")}
+        {
+            key: row.get(key)
+            for key in ("seed", "group", "title", "layers", "dtype", "factor", "kept", "overlap", "at_edge")
+        }
         | {"models": " ".join(row["models"]), "task": task, "accuracy": accuracy}
         for row in rows
         for task, accuracy in row["accuracy"].items()
@@ -69,7 +59,7 @@ def write_results(folder: Path, results: Path) -> None:
     ]
     own = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/specialists.json"))]
     specialists = [
-        {"seed": each["seed"], "task": task, "accuracy": value}
+        {"seed": each["seed"], "layers": each["layers"], "task": task, "accuracy": value}
         for each in own
         for task, value in each["accuracy"].items()
     ]

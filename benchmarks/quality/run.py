@@ -1,22 +1,24 @@
 """Fine-tune, merge and measure: `make evidence`, or python -m benchmarks.quality.run --seeds 5 --processes 2
 
 Every specialist and every cell is kept in a file of its own as soon as it is done; the same command goes on from there.
-Seeds are done in blocks of cells, the first block for every seed first.
+Blocks of cells are done one after the other, each for every seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +30,36 @@ from anabranch.cluster.demo.models_in_memory import ModelsInMemory, Sum
 from anabranch.cluster.search.suggest import suggest
 from anabranch.engine.methods import tadrop
 
-from .cells import Cell, cells
+from .cells import LOWER, WHOLE, Cell, cells
 from .report import write_results
-from .tasks import load
+from .tasks import SIZES, load
 
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
 MEMORY_BYTES = 2 << 30
 BLOCKS = (17, 45)
-"""Cells of the first blocks: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
+"""Where blocks of cells end: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
 other models."""
+AT_ONCE = 6
+"""Cells of one job at most: few enough for all processes to have work, enough to read models seldom."""
+TRAINING = {LOWER: Training(), WHOLE: Training(layers=WHOLE, rate=1e-4)}
+"""By layers. Of 5e-5, 1e-4 and 2e-4, all of which make specialists of six layers within a point of each other, the one
+between."""
 
 
-class Seed:
-    """Models of one seed: other samples in every split, another order of training."""
+class Models:
+    """A base and its specialists of one seed: other samples in every split, another order of training.
 
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.seed = seed
-        self.folder = folder / f"seed-{seed}"
+    Args:
+        seed: counted from 0.
+        layers: how many of the published encoder's.
+        folder: of all that is kept; this seed's is named after what its models are made of.
+    """
+
+    def __init__(self, seed: int, layers: int, folder: Path) -> None:
+        self._training = replace(TRAINING[layers], seed=seed)
+        made_of = repr((self._training, SIZES)).encode()
+        self.folder = folder / f"seed-{seed}-layers-{layers}-{hashlib.sha256(made_of).hexdigest()[:8]}"
         self.tasks = load(DATA, seed)
         self._memory: dict[str, ModelsInMemory] = {}
         self._judges: dict[tuple[tuple[str, ...], str], Judge] = {}
@@ -54,15 +68,16 @@ class Seed:
     def base(self) -> Path:
         return self.folder / "base"
 
+    def make_base(self) -> None:
+        """Unless that is done."""
+        if not (self.base / "vocab.txt").exists():  # written last
+            make_base(self.base, self._training)
+
     def train(self, name: str) -> None:
         """Fine-tune on one task, unless that is done."""
         head = self.folder / "heads" / f"{name}.safetensors"
-        if head.exists():
-            return
-        training = Training(seed=self.seed)
-        if not (self.base / "vocab.txt").exists():
-            make_base(self.base, training)
-        train_specialist(self.tasks[name], self.base, self.folder / name, head, training)
+        if not head.exists():
+            train_specialist(self.tasks[name], self.base, self.folder / name, head, self._training)
 
     def memory(self, dtype: str, models: tuple[str, ...]) -> ModelsInMemory:
         """The models of a cell; kept for the next one, which mostly wants the same."""
@@ -174,27 +189,36 @@ def added(sums: list[Sum]) -> Sum:
 
 
 @functools.lru_cache(maxsize=1)
-def _seed(seed: int, folder: Path) -> Seed:
+def _models(seed: int, layers: int, folder: Path) -> Models:
     prepare_torch()
-    return Seed(seed, folder)
+    return Models(seed, layers, folder)
 
 
-def do_cells(seed: int, wanted: list[Cell], folder: Path) -> int:
-    """Train what cells need and measure those that are not done; returns how many were."""
-    here, done = _seed(seed, folder), 0
+def make_base_of(seed: int, layers: int, folder: Path) -> None:
+    _models(seed, layers, folder).make_base()
+
+
+def train(seed: int, layers: int, name: str, folder: Path) -> None:
+    _models(seed, layers, folder).train(name)
+
+
+def measure(seed: int, wanted: Sequence[Cell], folder: Path) -> None:
+    """Measure those cells of one encoder that are not done."""
+    here = _models(seed, wanted[0].layers, folder)
     for cell in wanted:
         file = here.folder / "cells" / f"{cell.key}.json"
         if file.exists():
             continue
-        for name in cell.models:
-            here.train(name)
-        begin = time.perf_counter()
-        row = {"seed": seed, **asdict(cell), **here.measure(cell), "seconds": time.perf_counter() - begin}
+        begin = time.process_time()
+        row = {"seed": seed, **asdict(cell), **here.measure(cell), "cpu_seconds": time.process_time() - begin}
         write_json(file, row)
-        done += 1
-        print(f"seed {seed}: {cell.group}, {cell.title}: {row['seconds']:.0f} s", flush=True)
-    write_json(here.folder / "specialists.json", {"seed": seed, "accuracy": here.specialists()})
-    return done
+        print(f"seed {seed}: {cell.group}, {cell.title}: {row['cpu_seconds']:.0f} s of CPU", flush=True)
+
+
+def measure_specialists(seed: int, layers: int, folder: Path) -> None:
+    here = _models(seed, layers, folder)
+    row = {"seed": seed, "layers": layers, "accuracy": here.specialists()}
+    write_json(here.folder / "specialists.json", row)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -205,9 +229,34 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     whole.replace(file)
 
 
-def blocks(wanted: list[Cell]) -> list[list[Cell]]:
-    first, second = BLOCKS
-    return [part for part in (wanted[:first], wanted[first:second], wanted[second:]) if part]
+def blocks(wanted: Sequence[Cell]) -> list[Sequence[Cell]]:
+    return [wanted[first:end] for first, end in itertools.pairwise((0, *BLOCKS, len(wanted)))]
+
+
+def alike(wanted: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that need the same models, in lists for one process each."""
+    lists: dict[tuple[object, ...], list[list[Cell]]] = {}
+    for cell in wanted:
+        of_models = lists.setdefault((cell.layers, cell.dtype, tuple(sorted(cell.models))), [[]])
+        if len(of_models[-1]) == AT_ONCE:
+            of_models.append([])
+        of_models[-1].append(cell)
+    return [each for of_models in lists.values() for each in of_models]
+
+
+def do_block(pool: Executor, seeds: Sequence[int], block: Sequence[Cell], folder: Path) -> None:
+    """Bases, then the specialists that the block's cells need, then the cells; what is done is not done again."""
+    bases = sorted({(seed, cell.layers) for seed in seeds for cell in block})
+    needed = sorted({(cell.layers, name) for cell in block for name in cell.models})
+    in_order: tuple[tuple[Callable[..., None], Iterable[tuple[Any, ...]]], ...] = (
+        (make_base_of, bases),
+        (train, ((seed, layers, name) for seed in seeds for layers, name in needed)),
+        (measure, ((seed, each) for each in alike(block) for seed in seeds)),
+        (measure_specialists, bases),
+    )
+    for do, jobs in in_order:
+        for running in [pool.submit(do, *job, folder) for job in jobs]:
+            running.result()
 
 
 def main() -> None:
@@ -219,12 +268,9 @@ def main() -> None:
     options = parser.parse_args()
     wanted = list({cell.key: cell for cell in cells()}.values())
     begin = time.perf_counter()
-    for block in blocks(wanted):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.processes, context) as pool:
-            running = [pool.submit(do_cells, seed, block, options.folder) for seed in range(options.seeds)]
-            for each in running:
-                each.result()
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        for block in blocks(wanted):
+            do_block(pool, range(options.seeds), block, options.folder)
     print(f"{time.perf_counter() - begin:.0f} s")
     write_results(options.folder, options.results)
 
