@@ -230,7 +230,7 @@ SPHERE_MODELS = {"slerp": (1, 1), "nuslerp": (2, 2), "model_stock": (2, 4)}
 
 @pytest.mark.parametrize("method", SPHERES)
 @given(data=st.data())
-@merges(25)
+@merges(12)
 def test_coefficients_equal_the_oracle(method, data):
     count = data.draw(st.integers(*SPHERE_MODELS.get(method, (1, 4))))
     base, models = data.draw(inputs(count)).make()
@@ -253,7 +253,7 @@ def test_coefficients_equal_the_oracle(method, data):
 
 @pytest.mark.parametrize("method", [*OWN, "linear", "passthrough"])
 @given(data=st.data())
-@merges(25)
+@merges(12)
 def test_small_merges_equal_the_oracle(method, data):
     recipe, weights, densities = data.draw(recipes(method))
     doubles = recipe["parameters"].get("scope") != "model"
@@ -324,7 +324,7 @@ def odd_inputs(draw, models):
 
 @pytest.mark.parametrize("method", PAIRS)
 @given(data=st.data())
-@merges(25)
+@merges(12)
 def test_pairs_equal_the_oracle(method, data):
     base, models = data.draw(inputs(1)).make()
     recipe = {"merge_method": method, "parameters": {"t": data.draw(NEAR)} if method == "nearswap" else {}}
