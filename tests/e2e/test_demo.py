@@ -17,10 +17,11 @@ from anabranch.cluster.demo import demo, steps
 from anabranch.cluster.demo.factors import LEAST, MOST, choose_factor, nth_factor
 from anabranch.cluster.demo.models import Training, load_tensors, make_base, train_specialist
 from anabranch.cluster.demo.models_in_memory import ModelsInMemory
-from anabranch.cluster.demo.texts import FOLDER, SIZES, TASKS, WHEEL, Sizes, Task, load_tasks
+from anabranch.cluster.demo.texts import SIZES, TASKS, WHEEL, Sizes, Task, load_tasks
 from anabranch.engine.errors import InputError, OutputConflictError
 
 from ..merging import merge, merge_parts, write_checkpoint, write_recipe
+from ..texts import write_texts
 
 BRIEF = Training(layers=1, steps=4, batch=8)
 FEW = Sizes(16, 8, 8)
@@ -38,18 +39,7 @@ def _torch_settings() -> Iterator[None]:
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """An archive of the package's shape with sentences of our own."""
-    reviews = ["id\tsentiment\ttext", *(f"{i}\t{2 if i % 2 else -2}\tnumber {i} is {i % 2}" for i in range(40))]
-    reviews += ["41\t0.1\tneither good nor bad", "42\t2\tnumber 1 is 1"]
-    messages = [",spam,text", *(f'{i},{int(i % 10 == 0)},"win {i}, or lose"' for i in range(40))]
-    questions = [f"{'LOC:city' if i % 3 else 'NUM:count'} What is {i} ?" for i in range(40)]
-    path = tmp_path / WHEEL
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("movie", "amazon"):
-            archive.writestr(f"{FOLDER}/hutto_ICWSM_2014/{name}ReviewSnippets_GroundTruth.txt", "\r\n".join(reviews))
-        archive.writestr(f"{FOLDER}/sms-spam.csv", "\n".join(messages))
-        archive.writestr(f"{FOLDER}/question_labels.txt", "\n".join(questions))
-    return path
+    return write_texts(tmp_path)
 
 
 @pytest.fixture
