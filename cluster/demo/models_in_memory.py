@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class ModelsInMemory:
         self._root = f"memory://models-{next(_count)}"
         self._config = (base / "config.json").read_bytes()
         self._merges = 0
+        places = [f"{self._root}/{name}" for name in ("base", *models)]
+        weakref.finalize(self, _empty, places).atexit = False  # what memory:// holds outlives who put it there
         self._put("base", {name: torch.zeros_like(t, dtype=torch.float32) for name, t in self.base.items()})
         for model, folder in models.items():
             tensors = {name: t.to(dtype or t.dtype).float() for name, t in load_tensors(folder).items()}
@@ -124,7 +127,13 @@ class ModelsInMemory:
         return found
 
     def _forget(self, out: str) -> None:
-        for folder in ("", ".anabranch", ".anabranch/receipts", ".anabranch/survey"):
-            store = open_store(out)
+        _empty([out], ("", ".anabranch", ".anabranch/receipts", ".anabranch/survey"))
+
+
+def _empty(places: Iterable[str], folders: Sequence[str] = ("",)) -> None:
+    """Take all files away."""
+    for place in places:
+        store = open_store(place)
+        for folder in folders:
             for name in store.list(folder):
                 store.delete(f"{folder}/{name}" if folder else name)
