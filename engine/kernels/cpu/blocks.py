@@ -176,7 +176,7 @@ def candidates(bits: Any, largest: Any, claims: Any, level: int, first: Any, len
     kind = bits.dtype.type
     for i in range(length):
         e = first + np.uint64(i)
-        keys[i] = kind(bits[e] & largest) if claims[e] == np.uint8(level) else kind(0)
+        keys[i] = bits[e] & largest & kind(-kind(claims[e] == np.uint8(level)))
 
 
 @jit

@@ -101,18 +101,16 @@ def read_wide(raw: Any, base: Any, subtract: bool, out: Any) -> Any:
 @jit
 def read_bf16(raw: Any, base: Any, subtract: bool, out: Any) -> int:
     """BF16 is the upper half of fp32."""
-    some = False
+    worst = np.uint16(0)
     if subtract:
         for i in range(out.size):
-            bits = np.uint32(np.uint32(raw[i]) << np.uint32(16))
-            some |= (bits & INFINITE) == INFINITE
-            out[i] = bits.view(np.float32) - base[i]
+            worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
+            out[i] = np.uint32(np.uint32(raw[i]) << np.uint32(16)).view(np.float32) - base[i]
     else:
         for i in range(out.size):
-            bits = np.uint32(np.uint32(raw[i]) << np.uint32(16))
-            some |= (bits & INFINITE) == INFINITE
-            out[i] = bits.view(np.float32)
-    return count_matching(raw, np.uint16(0x7F80)) if some else 0
+            worst = max(worst, np.uint16(raw[i] & np.uint16(0x7FFF)))
+            out[i] = np.uint32(np.uint32(raw[i]) << np.uint32(16)).view(np.float32)
+    return count_matching(raw, np.uint16(0x7F80)) if worst >= np.uint16(0x7F80) else 0
 
 
 @jit
