@@ -13,7 +13,7 @@ from ..kernels import LEVELS_32, host
 from ..plan import tiles
 from .inputs import WindowData
 from .passes import CountingPass
-from .sums import RowSums, check_moments
+from .sums import MomentSums, check_moments
 from .tally import WindowTally, add_into
 from .tensor import TensorState
 from .workspace import Workspace
@@ -32,7 +32,7 @@ class StatisticsPass(CountingPass):
 
     def __init__(self, state: TensorState, octaves: bool = False) -> None:
         super().__init__(state)
-        self._sums = RowSums(state)
+        self._sums = MomentSums(state)
         self.zeros = [0] * len(state.task.models)
         shift, bits, self._bias = EXPONENTS[state.real]
         self._bits = (shift, bits)

@@ -26,12 +26,12 @@ def normalizer(weights: Sequence[float], real: str) -> float:
 
 
 class RowSums:
-    """Sums of |t|, t^2 and t^4 of every present model's task vector, in the one defined order (ALGORITHMS 1.4).
+    """Sums of |t| and t^2 of every present model's task vector, in the one defined order (ALGORITHMS 1.4).
 
     Rows have places of their own, so any thread may add any tile. A row that two tiles share waits for its other part.
     """
 
-    numbers = 3
+    numbers = 2
     """Sums of each row."""
 
     def __init__(self, state: TensorState) -> None:
@@ -93,6 +93,12 @@ class RowSums:
         return [fold_rows(rows[i]) if i in rows else None for i in range(len(self._state.task.models))]
 
 
+class MomentSums(RowSums):
+    """Sums of t^4 as well: what densities follow from."""
+
+    numbers = 3
+
+
 class KeptSquares(RowSums):
     """The sum of t^2 alone, of task vectors that are 0 where their masks are (see `Kernels.squares`)."""
 
@@ -117,7 +123,7 @@ class MomentsPass(CountingPass):
     def __init__(self, state: TensorState, then: Callable[[], None]) -> None:
         super().__init__(state)
         self._then = then
-        self._sums = RowSums(state)
+        self._sums = MomentSums(state)
 
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         for begin, end in tiles(data.window.begin, data.window.end, self._state.stat_tile):

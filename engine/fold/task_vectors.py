@@ -24,7 +24,7 @@ from .window_work import fold_of, fold_window, masks_of
 from .workspace import Workspace
 
 Sums = list[NDArray[np.float64] | None]
-"""Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None for a model without the tensor."""
+"""Per model: f64 [2] = sum |t|, sum t^2; None for a model without the tensor."""
 
 
 class TaskVectorFold(TensorFold):

@@ -53,7 +53,7 @@ class TensorState:
         models = len(task.models)
         self.tally = Tally(self.present, targets, [0] * self.inputs.count, [0] * models)
         self.moments: list[NDArray[np.float64] | None] = [None] * models
-        """Per model: f64 [3] = sum |t|, sum t^2, sum t^4; None until a pass took them."""
+        """Per model: f64 [2 or 3] = sum |t|, sum t^2 and, for densities, sum t^4; None until a pass took them."""
         self.kept_squares: list[float | None] = [None] * models
         """Per model, the sum of t^2 over what its mask keeps; None until a pass took it, and where none does."""
         self.divisors = [1.0] * models

@@ -58,8 +58,8 @@ class Kernels(Protocol):
     def moments(self, t: Array, rows: Array) -> None:
         """Sums of |t|, t^2 and t^4 (fp64) of each row of 4096 elements, folded in halves.
 
-        rows is f64 [ceil(L / 4096), 3]. t starts at a multiple of 4096 elements of its tensor; the last row is padded
-        with +0.0. `fold_rows` adds the rows of a whole tensor.
+        rows is f64 [ceil(L / 4096), 3], or 2 where sums of t^4 are not wanted. t starts at a multiple of 4096 elements
+        of its tensor; the last row is padded with +0.0. `fold_rows` adds the rows of a whole tensor.
         """
 
     def squares(self, t: Array, rows: Array) -> None:

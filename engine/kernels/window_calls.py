@@ -229,7 +229,7 @@ class WindowCounts:
     shared: npt.NDArray[np.int64]
     """[models, models]: positions that masks i and j both kept, for i < j."""
     rows: npt.NDArray[np.float64]
-    """[models, rows, 3], as `moments` gives them; no rows where they are not wanted."""
+    """[models, rows, 2], as `moments` gives them; no rows where they are not wanted."""
     overflowed: npt.NDArray[np.int64]
     """[outputs]"""
     kept_rows: npt.NDArray[np.float64]

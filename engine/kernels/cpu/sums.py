@@ -22,45 +22,78 @@ def zero_nonfinite(t: Any, base: Any) -> None:
 
 
 @jit
+def fold_thrice(values: Any, size: int) -> None:
+    """Add the upper half of the first `size` numbers to the lower half, three times: an eighth of them is left."""
+    step = size // 8
+    for j in range(step):
+        even = (values[j] + values[j + 4 * step]) + (values[j + 2 * step] + values[j + 6 * step])
+        odd = (values[j + step] + values[j + 5 * step]) + (values[j + 3 * step] + values[j + 7 * step])
+        values[j] = even + odd
+
+
+@jit
 def fold(sums: Any) -> float:
-    """Add the upper half to the lower half until one number is left."""
-    half = sums.size // 2
-    while half:
-        lower, upper = sums[:half], sums[half : 2 * half]
-        for j in range(half):
-            lower[j] += upper[j]
-        half >>= 1
+    """Fold in halves what the first three foldings of a row leave, f64 [EIGHTH]."""
+    fold_thrice(sums, EIGHTH)
+    fold_thrice(sums, EIGHTH // 8)
+    fold_thrice(sums, EIGHTH // 64)
     return sums[0]  # type: ignore[no-any-return]
 
 
 @jit
-def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
-    """Sums of |t|, t^2 and t^4 of each row. The first three foldings happen in registers.
+def pad(x: Any, padded: Any) -> None:
+    """Copy a short row into scratch, and zeros behind it."""
+    for j in range(x.size):
+        padded[j] = x[j]
+    for j in range(x.size, padded.size):
+        padded[j] = 0
 
-    Scratch: sums f64 [3, EIGHTH], padded [ROW] of t's type.
-    """
-    first, second, fourth = sums[0], sums[1], sums[2]
+
+@jit
+def norms(x: Any, first: Any, second: Any) -> None:
+    """Three foldings of |x| and x^2 of a row, in registers; f64 [EIGHTH] each."""
     wide = np.float64
+    x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
+    x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
+    for j in range(EIGHTH):
+        a0, a1, a2, a3 = wide(abs(x0[j])), wide(abs(x1[j])), wide(abs(x2[j])), wide(abs(x3[j]))
+        a4, a5, a6, a7 = wide(abs(x4[j])), wide(abs(x5[j])), wide(abs(x6[j])), wide(abs(x7[j]))
+        first[j] = ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+        b0, b1, b2, b3, b4, b5, b6, b7 = a0 * a0, a1 * a1, a2 * a2, a3 * a3, a4 * a4, a5 * a5, a6 * a6, a7 * a7
+        second[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
+
+
+@jit
+def fourths(x: Any, sums: Any) -> None:
+    """The same of x^4."""
+    wide = np.float64
+    x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
+    x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
+    for j in range(EIGHTH):
+        a0, a1, a2, a3, a4, a5 = wide(x0[j]), wide(x1[j]), wide(x2[j]), wide(x3[j]), wide(x4[j]), wide(x5[j])
+        a6, a7 = wide(x6[j]), wide(x7[j])
+        b0, b1, b2, b3, b4, b5, b6, b7 = a0 * a0, a1 * a1, a2 * a2, a3 * a3, a4 * a4, a5 * a5, a6 * a6, a7 * a7
+        even = (b0 * b0 + b4 * b4) + (b2 * b2 + b6 * b6)
+        sums[j] = even + ((b1 * b1 + b5 * b5) + (b3 * b3 + b7 * b7))
+
+
+@jit
+def moments(t: Any, rows: Any, sums: Any, padded: Any) -> None:
+    """Sums of |t|, t^2 and, where `rows` has a place for it, t^4 of each row.
+
+    Scratch: sums f64 [2, EIGHTH], padded [ROW] of t's type.
+    """
+    first, second = sums[0], sums[1]
     for row in range(rows.shape[0]):
         x = t[row * ROW : (row + 1) * ROW]
         if x.size < ROW:
-            for j in range(x.size):
-                padded[j] = x[j]
-            for j in range(x.size, ROW):
-                padded[j] = 0
+            pad(x, padded)
             x = padded
-        x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
-        x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]
-        for j in range(EIGHTH):
-            a0, a1, a2, a3 = wide(x0[j]), wide(x1[j]), wide(x2[j]), wide(x3[j])
-            a4, a5, a6, a7 = wide(x4[j]), wide(x5[j]), wide(x6[j]), wide(x7[j])
-            even = (abs(a0) + abs(a4)) + (abs(a2) + abs(a6))
-            first[j] = even + ((abs(a1) + abs(a5)) + (abs(a3) + abs(a7)))
-            b0, b1, b2, b3, b4, b5, b6, b7 = a0 * a0, a1 * a1, a2 * a2, a3 * a3, a4 * a4, a5 * a5, a6 * a6, a7 * a7
-            second[j] = ((b0 + b4) + (b2 + b6)) + ((b1 + b5) + (b3 + b7))
-            even = (b0 * b0 + b4 * b4) + (b2 * b2 + b6 * b6)
-            fourth[j] = even + ((b1 * b1 + b5 * b5) + (b3 * b3 + b7 * b7))
-        rows[row, 0], rows[row, 1], rows[row, 2] = fold(first), fold(second), fold(fourth)
+        norms(x, first, second)
+        rows[row, 0], rows[row, 1] = fold(first), fold(second)
+        if rows.shape[1] > 2:
+            fourths(x, first)
+            rows[row, 2] = fold(first)
 
 
 @jit
@@ -72,10 +105,7 @@ def squares(t: Any, rows: Any, padded: Any, narrow: Any, sums: Any) -> None:
     for row in range(rows.size):
         x = t[row * ROW : (row + 1) * ROW]
         if x.size < ROW:
-            for j in range(x.size):
-                padded[j] = x[j]
-            for j in range(x.size, ROW):
-                padded[j] = 0
+            pad(x, padded)
             x = padded
         x0, x1, x2, x3 = x[:EIGHTH], x[EIGHTH:], x[2 * EIGHTH :], x[3 * EIGHTH :]
         x4, x5, x6, x7 = x[4 * EIGHTH :], x[5 * EIGHTH :], x[6 * EIGHTH :], x[7 * EIGHTH :]

@@ -318,7 +318,7 @@ def fold_window(
     element, `outs` and `out_starts` i64 [outputs] are the same for outputs. `rules` are i64 [models, 2 * RULE]: of
     blocks n, m, never, drop; of a cut level, key, share of equals, equals before; of random drops two key words and a
     threshold. `choices` i64 and `factors` f32 have a row per output; `rates` are f32 [outputs, models, RATES]. `rows`
-    are f64 [models, rows, 3], as `moments` gives them, `kept_rows` f64 [models, rows] as `squares` does, without
+    are f64 [models, rows, 2], as `moments` gives them, `kept_rows` f64 [models, rows] as `squares` does, without
     rows where none are wanted. To the counts i64 nonfinite [1 + models], kept [models], shared [models, models],
     claimed [1 + models, empty where it is not wanted] and overflowed [outputs] is added. `narrow` is the format of
     bf16. The rest is scratch, see `window.FoldScratch`.

@@ -83,8 +83,9 @@ class TorchKernels:
         """Pad to whole rows, then halve twelve times."""
         x = self._rows(t)
         square = x * x
-        for column, term in enumerate((x.abs(), square, square * square)):
-            rows[:, column] = rowwise.fold(term)
+        rows[:, 0], rows[:, 1] = rowwise.fold(x.abs()), rowwise.fold(square)
+        if rows.shape[1] > 2:
+            rows[:, 2] = rowwise.fold(square * square)
 
     def squares(self, t: Tensor, rows: Tensor) -> None:
         """Square and halve three times as numbers of t's type, then nine times in float64."""
