@@ -178,7 +178,7 @@ def to_bf16(value: Any) -> Any:
     bits = np.float32(value).view(np.uint32)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & ONE)
     code = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-    return np.uint32(0x7FC0) if np.uint32(bits & MAGNITUDE) > INFINITE else code
+    return code if value == value else np.uint32(0x7FC0)
 
 
 @jit

@@ -28,7 +28,7 @@ from ..window_calls import (
     WindowLook,
     WindowNear,
 )
-from . import blocks, cuts, philox, sums, window_fold
+from . import blocks, cuts, outputs, philox, sums, window_fold
 from .codec import NARROW
 from .compile import Kernel, address_of
 
@@ -49,7 +49,7 @@ SELECTIONS: dict[type[Rule], int] = {
     BandRule: window_fold.BAND,
     RandomRule: window_fold.RANDOM,
 }
-CONSENSUSES = {"sum": window_fold.BY_SUM, "ties": window_fold.BY_SIGN, "overlap_ties": window_fold.BY_SHARED_SIGN}
+CONSENSUSES = {"sum": outputs.BY_SUM, "ties": outputs.BY_SIGN, "overlap_ties": outputs.BY_SHARED_SIGN}
 
 Numbers = npt.NDArray[Any]
 
@@ -191,7 +191,7 @@ class FoldScratch(NamedTuple):
 def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
     """Scratch for pieces of so many elements and blocks of m; some 100 bytes for each model and element."""
     return FoldScratch(
-        np.empty((window_fold.REALS + models, elements), np.float32),
+        np.empty((outputs.REALS + models, elements), np.float32),
         np.empty((window_fold.FLAGS + models, elements), np.uint8),
         np.empty((2, m), np.int32),
         np.empty((2, -(-m // 8) * 8), np.uint8),
@@ -207,9 +207,9 @@ def fold_scratch(models: int, elements: int, m: int) -> FoldScratch:
 
 def _targets(fold: WindowFold) -> tuple[Numbers, Numbers, Numbers]:
     """What `window_fold.fold_window` calls choices, factors and rates."""
-    choices = np.empty((len(fold.sums), window_fold.CHOICES), np.int64)
-    factors = np.empty((len(fold.sums), window_fold.FACTORS), np.float32)
-    rates = np.empty((len(fold.sums), len(fold.divisors), window_fold.RATES), np.float32)
+    choices = np.empty((len(fold.sums), outputs.CHOICES), np.int64)
+    factors = np.empty((len(fold.sums), outputs.FACTORS), np.float32)
+    rates = np.empty((len(fold.sums), len(fold.divisors), outputs.RATES), np.float32)
     for i, each in enumerate(fold.sums):
         choices[i] = CONSENSUSES[each.consensus], each.normalize, each.saturate
         factors[i] = each.denominator, each.factor

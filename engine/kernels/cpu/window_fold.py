@@ -13,41 +13,19 @@ import numpy as np
 from ..row_sums import ROW
 from ..window_calls import OF_VARIANCE
 from .blocks import mask_next_blocks, start_search
-from .codec import read_bf16, write_narrow
+from .codec import read_bf16
 from .compile import jit
 from .cuts import count_all, count_equal, count_near, count_some, mask_top
+from .outputs import BASE, REALS, SIGNS, SUM, fill, write_output
 from .philox import mask_random
-from .sums import (
-    accumulate,
-    accumulate_agreeing,
-    add,
-    add_square_of_difference,
-    count_both,
-    count_number,
-    divide,
-    divide_by,
-    moments,
-    scale,
-    squares,
-)
+from .sums import add, add_square_of_difference, count_both, count_number, divide_by, moments, squares
 
-BASE, SUM, SIGNS, WEIGHTS, REALS = range(5)
-"""Rows of `reals`; task vectors follow."""
-CLAIMS, ACTIVE, AGREEING, FLAGS = range(4)
+CLAIMS, FLAGS = range(2)
 """Rows of `flags`; masks follow."""
 ALL, BLOCKS, CUT, BAND, VARIANCE, RANDOM = range(6)
 """Ways to select."""
-BY_SUM, BY_SIGN, BY_SHARED_SIGN = range(3)
-"""Ways to combine: the sum, TIES, and TIES where masks overlap."""
 LARGEST = np.int32(0x7FFFFFFF)
 
-
-CONSENSUS, NORMALIZE, SATURATE, CHOICES = range(4)
-"""Columns of `choices`, a row per output."""
-DENOMINATOR, FACTOR, FACTORS = range(3)
-"""Columns of `factors`, a row per output; FACTOR is lambda."""
-WEIGHT, DIVISOR, VOTING, RATES = range(4)
-"""Columns of `rates`, a row per output and model; VOTING is the weight in the sum whose sign is elected."""
 RULE = 4
 """Numbers of one rule; a band has two."""
 
@@ -64,52 +42,11 @@ class Way(NamedTuple):
 
 
 @jit
-def fill(array: Any, value: Any) -> None:
-    """array = value."""
-    for i in range(array.size):
-        array[i] = value
-
-
-@jit
 def convert(target: Any, source: Any) -> None:
     """target = source, as numbers of the target's type."""
     kind = target.dtype.type
     for i in range(target.size):
         target[i] = kind(source[i])
-
-
-@jit
-def combine(masked: int, choices: Any, factors: Any, rates: Any, reals: Any, flags: Any, length: int) -> None:
-    """Task vectors and masks of a piece -> one output's sum and what is active; rates f32 [models, RATES].
-
-    The first `masked` elements of masks count: all or, where everything is kept, none. `choices` i64 [CHOICES] and
-    `factors` f32 [FACTORS] are the output's.
-    """
-    total, active = reals[SUM, :length], flags[ACTIVE, :length]
-    zero, one = np.float32(0), np.float32(1)
-    fill(total, zero)
-    fill(active, np.uint8(0))
-    for i in range(rates.shape[0]):
-        t, mask = reals[REALS + i, :length], flags[FLAGS + i, :masked]
-        accumulate(total, t, mask, rates[i, DIVISOR] != one, rates[i, DIVISOR], rates[i, VOTING], active)
-    if choices[CONSENSUS] != BY_SUM:
-        signs, weights, agreeing = reals[SIGNS, :length], reals[WEIGHTS, :length], flags[AGREEING, :length]
-        convert(signs, total)
-        fill(total, zero)
-        fill(weights, zero)
-        fill(agreeing, np.uint8(0))
-        for i in range(rates.shape[0]):
-            t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
-            accumulate_agreeing(total, weights, agreeing, signs, t, mask, rates[i, DIVISOR], rates[i, WEIGHT])
-        if choices[CONSENSUS] == BY_SHARED_SIGN:
-            convert(weights, agreeing)
-            divide(total, weights)
-        elif choices[NORMALIZE]:
-            divide(total, weights)
-    elif choices[NORMALIZE] and factors[DENOMINATOR] != zero:
-        divide_by(total, factors[DENOMINATOR])
-    if factors[FACTOR] != one:
-        scale(total, factors[FACTOR])
 
 
 @jit
@@ -202,10 +139,17 @@ def select_by_variance(reals: Any, flags: Any, rule: Any, models: int, length: i
 
 
 @jit
-def keep_masked(t: Any, mask: Any, out: Any) -> None:
-    """out = t * mask."""
+def keep_masked(t: Any, mask: Any) -> None:
+    """t *= mask, an infinity too."""
     for i in range(t.size):
-        out[i] = t[i] * np.float32(mask[i])
+        t[i] *= np.float32(mask[i])
+
+
+@jit
+def clear_others(bits: Any, mask: Any) -> None:
+    """Bits of what is not in the mask = 0."""
+    for i in range(bits.size):
+        bits[i] &= -np.int32(mask[i])
 
 
 @jit
@@ -345,18 +289,17 @@ def fold_window(
             select_by_variance(reals, flags, rules[0], models, length)
         for i in range(models if way.kept else 0):
             t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
-            keep_masked(t, mask, t)
+            keep_masked(t, mask)
             moments(t, rows[i, row:row_end], sums, padded)
+        for i in range(models if not way.kept and way.selection != ALL else 0):
+            t, mask = reals[REALS + i, :length], flags[FLAGS + i, :length]
+            clear_others(t.view(np.int32), mask)
         for i in range(models if kept_rows.shape[1] else 0):
-            t, kept_part = reals[REALS + i, :length], reals[SIGNS, :length]
-            keep_masked(t, flags[FLAGS + i, :length], kept_part)
-            squares(kept_part, kept_rows[i, row:row_end], padded, narrow_sums, sums[0])
+            squares(reals[REALS + i, :length], kept_rows[i, row:row_end], padded, narrow_sums, sums[0])
         count_masks(flags, models, length, kept, shared, lanes)
         count_claims(flags, models, length, claimed, lanes)
-        masked = length if way.selection != ALL else 0
-        total, active = reals[SUM, :length], flags[ACTIVE, :length]
         for target in range(out_starts.size):
-            combine(masked, choices[target], factors[target], rates[target], reals, flags, length)
-            into = outs[out_starts[target] + begin : out_starts[target] + begin + length]
-            saturate = choices[target, SATURATE] != 0
-            overflowed[target] += write_narrow(raw, True, base, total, active, narrow, saturate, into)
+            out = outs[out_starts[target] + begin : out_starts[target] + begin + length]
+            overflowed[target] += write_output(
+                raw, reals, models, choices[target], factors[target], rates[target], narrow, out
+            )
