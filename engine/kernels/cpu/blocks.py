@@ -141,15 +141,18 @@ def take_by_search(
     memory[row, 0] = cut if tied else max(guess + ((cut - guess) >> 2), 1)
     memory[row, 1], memory[row, 2] = spacing, np.int64(tied)
     least = kind(cut)
+    if not tied:
+        for i in range(length):
+            taken[i] = keys[i] >= least
+        return found
     for i in range(length):
         taken[i], equal[i] = keys[i] >= least, keys[i] == least
-    if tied:
-        for i in range(length, equal.size):
-            equal[i] = 0
-        clear_ones(equal, want - above)
-        for i in range(length):
-            taken[i] ^= equal[i]
-    return min(found, np.int64(want))
+    for i in range(length, equal.size):
+        equal[i] = 0
+    clear_ones(equal, want - above)
+    for i in range(length):
+        taken[i] ^= equal[i]
+    return np.int64(want)
 
 
 @jit
