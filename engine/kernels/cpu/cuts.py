@@ -66,11 +66,31 @@ def list_inside(bits: Any, largest: Any, low: Any, high: Any, inside: Any, numbe
 
 
 @jit
+def count_at(bits: Any, largest: Any, key: Any, counts: Any) -> None:
+    """`count_near` where both ends are the same key and nothing lies inside, as in most 16-bit checkpoints."""
+    for start in range(0, bits.size, CHUNK):
+        part = bits[start : start + CHUNK]
+        above, from_key, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
+        for i in range(part.size):
+            magnitude = part[i] & largest
+            above = np.uint32(above + np.uint32(magnitude > key))
+            from_key = np.uint32(from_key + np.uint32(magnitude >= key))
+            zeros = np.uint32(zeros + np.uint32(magnitude == 0))
+        counts[NEAR_ABOVE] += np.int64(above)
+        counts[NEAR_HIGH] += np.int64(from_key) - np.int64(above)
+        counts[NEAR_LOW] += np.int64(from_key) - np.int64(above)
+        counts[NEAR_ZERO] += np.int64(zeros)
+
+
+@jit
 def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside: Any, number: int) -> int:
     """`Kernels.count_near`, with `number` keys in `inside` already; returns how many there are now.
 
     Counting vectorises.
     """
+    if low == high:
+        count_at(bits, largest, high, counts)
+        return number
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK]
         above, from_high, above_low = np.uint32(0), np.uint32(0), np.uint32(0)
