@@ -275,6 +275,25 @@ class Kernels(Protocol):
         products are summed in the order of the rank, starting from 0; scale is rounded to f32 first.
         """
 
+    def add_products(
+        self,
+        sums: Array,
+        start: int,
+        columns: int,
+        left: Array,
+        first_row: int,
+        right: Array,
+        first_column: int,
+        first_rank: int,
+    ) -> None:
+        """sums += left @ right, product by product in the order of the rank: `add_low_rank` for some ranks at a time.
+
+        left has all ranks, right those from first_rank on; the rest is as there.
+        """
+
+    def add_scaled(self, values: Array, sums: Array, factor: float) -> None:
+        """values += sums * factor; all f32, factor is rounded to f32 first."""
+
     def elect(self, elected: Array, signs: Array, t: Array) -> None:
         """elected = t where t != 0, (t > 0) == (signs > 0) and |t| > |elected|: the elected sign of 0 is -.
 

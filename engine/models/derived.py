@@ -26,22 +26,31 @@ HELD_BYTES = 8 << 20
 what it needs again."""
 PART_ELEMENTS = 1 << 18
 """Elements of a factor that is not kept, in memory at once."""
+LONG_PIECE_ELEMENTS = 1 << 19
+"""Elements for which a factor that is not kept is read once: a window of a local merge."""
 
 
 def fill_pieces(
-    source: TensorLocation, begin: int, end: int, into: Bytes, reads: Reads, change: Callable[[Array, int], None]
+    source: TensorLocation,
+    begin: int,
+    end: int,
+    into: Bytes,
+    reads: Reads,
+    change: Callable[[Array, int], None],
+    elements: int | None = None,
 ) -> None:
     """Read elements [begin, end) of `source` in one request and write them to `into` as F32, changed piece by piece.
 
     The stored bytes come to the end of the buffer, where their fp32 values never overtake them. `change` gets the f32
-    values of a piece and the flat index of its first element.
+    values of a piece (of PIECE_ELEMENTS, or as many as given) and the flat index of its first element.
     """
+    at_once = elements or PIECE_ELEMENTS
     size = DTYPES[source.info.dtype].size
     stored = into[len(into) - (end - begin) * size :]
     source.fill(begin, end, stored, reads)
-    values = reads.scratch("values", min(PIECE_ELEMENTS, end - begin))
-    for first in range(begin, end, PIECE_ELEMENTS):
-        count = min(PIECE_ELEMENTS, end - first)
+    values = reads.scratch("values", min(at_once, end - begin))
+    for first in range(begin, end, at_once):
+        count = min(at_once, end - first)
         at = first - begin
         piece = values[:count]
         with reads.computing():
@@ -216,7 +225,7 @@ class LowRank:
     Args:
         weight: [R, C], F32, F16, BF16 or FP8, or derived and F32.
         left: its parts are rows, [n, rank].
-        right: its parts are columns, [rank, n].
+        right: stored and cut along axis 0: its parts are ranks, [n, C], or of a transposed one columns, [rank, n].
         scale: rounded to fp32 when it meets the product.
     """
 
@@ -245,34 +254,51 @@ class LowRank:
     @property
     def scratch_bytes(self) -> int:
         inner = self.weight.derived.scratch_bytes if self.weight.derived else 0
-        return inner + 4 * PIECE_ELEMENTS + self.left.scratch_bytes + self.right.scratch_bytes
+        own = 4 * self._piece_elements * (2 if self._rank_by_rank else 1)
+        return inner + own + self.left.scratch_bytes + self.right.scratch_bytes
+
+    @property
+    def _rank_by_rank(self) -> bool:
+        """Whether only some ranks of the right factor are there at a time."""
+        return not self.right.is_held and not self.right.transposed
+
+    @property
+    def _piece_elements(self) -> int:
+        return PIECE_ELEMENTS if self.right.is_held else LONG_PIECE_ELEMENTS
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end) as F32."""
-        columns, scale = self.weight.info.shape[1], _as_fp32(self.scale)
+        columns = self.weight.info.shape[1]
 
         def change(values: Array, first: int) -> None:
             for start, stop in _cut(first, first + len(values), columns * self.left.at_once):
                 left = self.left.part(start // columns, (stop - 1) // columns + 1, reads, "left")
-                piece = values[start - first : stop - first]
-                for c0, c1 in self._columns(start, stop):
-                    right = self.right.part(c0, c1, reads, "right")
-                    reads.kernels.add_low_rank(
-                        piece, start, columns, left.values, left.first, right.values, right.first, scale
-                    )
+                add = self._add_ranks if self._rank_by_rank else self._add_columns
+                add(values[start - first : stop - first], start, left, reads)
 
-        fill_pieces(self.weight, begin, end, into, reads, change)
+        fill_pieces(self.weight, begin, end, into, reads, change, self._piece_elements)
 
-    def _columns(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Columns that flat elements [start, stop) touch, in parts that the right factor gives at once."""
-        columns = self.right.length
-        if self.right.is_held:
-            yield 0, columns
-            return
-        one_row = start // columns == (stop - 1) // columns
-        low, high = (start % columns, (stop - 1) % columns + 1) if one_row else (0, columns)
-        for c0 in range(low, high, self.right.at_once):
-            yield c0, min(high, c0 + self.right.at_once)
+    def _add_columns(self, values: Array, start: int, left: FactorSlice, reads: Reads) -> None:
+        """All ranks of the columns that are there."""
+        columns, scale = self.weight.info.shape[1], _as_fp32(self.scale)
+        low, high = 0, columns
+        if start // columns == (start + len(values) - 1) // columns:
+            low, high = start % columns, (start + len(values) - 1) % columns + 1
+        step = columns if self.right.is_held else self.right.at_once
+        for first in range(low, high, step):
+            right = self.right.part(first, min(high, first + step), reads, "right")
+            place = start, columns, left.values, left.first, right.values, right.first
+            reads.kernels.add_low_rank(values, *place, scale)
+
+    def _add_ranks(self, values: Array, start: int, left: FactorSlice, reads: Reads) -> None:
+        """All columns of the ranks that are there, which follow each other in the file."""
+        sums = reads.scratch("sums", len(values))
+        sums[:] = 0
+        columns, ranks, length = self.right.width, self.right.length, self.right.at_once
+        for first in range(0, ranks, length):
+            right = self.right.part(first, min(ranks, first + length), reads, "right")
+            reads.kernels.add_products(sums, start, columns, left.values, left.first, right.values, 0, first)
+        reads.kernels.add_scaled(values, sums, _as_fp32(self.scale))
 
 
 @dataclass(frozen=True, slots=True)

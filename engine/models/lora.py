@@ -285,7 +285,7 @@ class _Changes:
                 f"{self._where}: {module!r} has rank {rank}, {CONFIG_FILE} says {self._config.rank_of(module)}",
                 "The two files do not belong together.",
             )
-        left, right = (Factor(a, 1, True), Factor(b, 0, True)) if transposed else (Factor(b, 0), Factor(a, 1))
+        left, right = (Factor(a, 1, True), Factor(b, 0, True)) if transposed else (Factor(b, 0), Factor(a, 0))
         product = LowRank(weight, left, right, self._config.scale(module, rank))
         info = TensorInfo(name, "F32", weight.info.shape, 0)
         self.tensors[name] = TensorLocation(weight.file, info, product)

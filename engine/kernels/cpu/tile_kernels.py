@@ -286,8 +286,26 @@ class CpuKernels:
         first_column: int,
         scale: float,
     ) -> None:
-        sums = np.empty(sources.COLUMNS, np.float32)
-        sources.add_low_rank(values, start, columns, left, first_row, right, first_column, np.float32(scale), sums)
+        place = start, columns, left, first_row, right, first_column, 0
+        sources.add_low_rank(values, *place, np.float32(scale), True, *sources.scratch())
+
+    def add_products(
+        self,
+        sums: Numbers,
+        start: int,
+        columns: int,
+        left: Numbers,
+        first_row: int,
+        right: Numbers,
+        first_column: int,
+        first_rank: int,
+    ) -> None:
+        place = start, columns, left, first_row, right, first_column, first_rank
+        sources.add_low_rank(sums, *place, np.float32(1), False, *sources.scratch())
+
+    def add_scaled(self, values: Numbers, sums: Numbers, factor: float) -> None:
+        assert values.size == sums.size
+        sources.add_scaled(values, sums, np.float32(factor))
 
     def elect(self, elected: Numbers, signs: Numbers, t: Numbers) -> None:
         election.elect(elected, signs, t)

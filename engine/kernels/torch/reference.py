@@ -12,17 +12,11 @@ from torch import Tensor
 from ..protocol import LEAST_CHANGE, Kind
 from ..row_sums import ROW
 from ..window_calls import LookCounts, NearCounts, WindowCounts, WindowFold, WindowInputs, WindowLook, WindowNear
-from . import election, rowwise
+from . import election, rowwise, sources
 from .codec import FORMATS, round_to
 from .selection import ascending_ranks, keys_of, take_best, uniform
 
-KINDS = {
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "u8": torch.uint8,
-    "u16": torch.uint16,
-    "i64": torch.int64,
-}
+KINDS = {"f32": torch.float32, "f64": torch.float64, "u8": torch.uint8, "u16": torch.uint16, "i64": torch.int64}
 
 
 class TorchKernels:
@@ -327,10 +321,8 @@ class TorchKernels:
     def scale_blocks(
         self, values: Tensor, start: int, columns: int, scales: Tensor, first_row: int, block: tuple[int, int]
     ) -> None:
-        """One product with the scale of each element's block."""
-        index = torch.arange(start, start + values.numel(), device=values.device)
-        row, column = index // columns, index % columns
-        values *= scales[row // block[0] - first_row, column // block[1]]
+        """One product per element."""
+        sources.scale_blocks(values, start, columns, scales, first_row, block)
 
     def add_low_rank(
         self,
@@ -343,15 +335,27 @@ class TorchKernels:
         first_column: int,
         scale: float,
     ) -> None:
-        """Outer products, one after the other, over whole rows; then what this tile has of them."""
-        index = torch.arange(start, start + values.numel(), device=values.device)
-        row, column = index // columns - first_row, index % columns - first_column
-        inside = (column >= 0) & (column < right.shape[1])
-        row, column = row[inside], column[inside]
-        total = torch.zeros(row.numel(), dtype=torch.float32, device=values.device)
-        for j in range(right.shape[0]):
-            total = total + left[row, j] * right[j, column]
-        values[inside] += total * self._scalar(scale, values)
+        """From 0 on, in order; then the scale."""
+        by = self._scalar(scale, values)
+        sources.add_low_rank(values, start, columns, left, first_row, right, first_column, by)
+
+    def add_products(
+        self,
+        sums: Tensor,
+        start: int,
+        columns: int,
+        left: Tensor,
+        first_row: int,
+        right: Tensor,
+        first_column: int,
+        first_rank: int,
+    ) -> None:
+        """In order, from what is there."""
+        sources.add_products(sums, start, columns, left, first_row, right, first_column, first_rank)
+
+    def add_scaled(self, values: Tensor, sums: Tensor, factor: float) -> None:
+        """Multiply, then add."""
+        values += sums * self._scalar(factor, values)
 
     def elect(self, elected: Tensor, signs: Tensor, t: Tensor) -> None:
         """One comparison of signs and one of sizes."""

@@ -439,6 +439,39 @@ def test_scale_blocks(seed, shape, block, part):
 @examples(60)
 @given(
     seed=seeds,
+    shape=st.sampled_from([(20, 2500), (150, 70), (3, 1100), (67, 513)]).flatmap(
+        lambda most: st.tuples(*(st.integers(1, size) for size in most))
+    ),
+    ranks=st.tuples(st.integers(0, 5), st.integers(1, 37), st.integers(0, 5)),
+    part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    columns=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_add_products(seed, shape, ranks, part, columns):
+    """Against the definition as well: each element's products in order, whatever blocks they come in."""
+    rng = np.random.default_rng(seed)
+    start, end = flat_part(shape, part)
+    low, high = flat_part((1, shape[1]), columns)
+    first, (before, rank, _) = start // shape[1], ranks
+    sums = rng.standard_normal(end - start).astype(np.float32)
+    left = rng.standard_normal((shape[0] - first, sum(ranks))).astype(np.float32)
+    right = (rng.standard_normal((rank, high - low)) * 2.0 ** rng.integers(-30, 30, (rank, 1))).astype(np.float32)
+
+    def operation(kernels, sums, b, a):
+        kernels.add_products(sums, start, shape[1], b, first, a, low, before)
+
+    found = assert_same(operation, sums, left, right)[0]
+    whole = np.zeros((shape[0] - first) * shape[1], np.float32)
+    skip = start - first * shape[1]
+    whole[skip : skip + sums.size] = sums
+    matrix = whole.reshape(-1, shape[1])
+    for j in range(rank):
+        matrix[:, low:high] += left[:, before + j, None] * right[j]
+    assert_bits(found, whole[skip : skip + sums.size])
+
+
+@examples(60)
+@given(
+    seed=seeds,
     shape=st.tuples(st.integers(1, 20), st.integers(1, 2500)),
     rank=st.integers(1, 9),
     part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -457,6 +490,14 @@ def test_add_low_rank(seed, shape, rank, part, columns):
         kernels.add_low_rank(v, start, shape[1], b, first, a, low, 0.7)
 
     assert_same(operation, values, left, right)
+
+
+@examples(30)
+@given(seed=seeds, size=st.integers(1, 3000))
+def test_add_scaled(seed, size):
+    rng = np.random.default_rng(seed)
+    values, sums = rng.standard_normal((2, size)).astype(np.float32)
+    assert_same(lambda k, v, s: k.add_scaled(v, s, 0.7), values, sums)
 
 
 def flat_part(shape, part):

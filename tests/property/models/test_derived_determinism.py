@@ -90,7 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_no_execution_changes_a_byte(place: Place, tmp_path: Path, name: str) -> None:
     expected = run(place.recipe(name), tmp_path / "out")
     assert sum(file.endswith(".safetensors") for file in expected) > 1
-    small = {"HELD_BYTES": 16, "PART_ELEMENTS": 7 * RANK, "PIECE_ELEMENTS": 4096}
+    small = {"HELD_BYTES": 16, "PART_ELEMENTS": 7 * RANK, "PIECE_ELEMENTS": 4096, "LONG_PIECE_ELEMENTS": 8192}
     for number, (execution, options) in enumerate(EXECUTIONS.items()):
         with ExitStack() as stack:
             for limit, value in small.items() if number % 2 else ():

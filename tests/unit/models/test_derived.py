@@ -85,6 +85,7 @@ def parts(request: pytest.FixtureRequest) -> Iterator[None]:
         mock.patch.object(derived, "HELD_BYTES", 16),
         mock.patch.object(derived, "PART_ELEMENTS", 3 * RANK),
         mock.patch.object(derived, "PIECE_ELEMENTS", 64),
+        mock.patch.object(derived, "LONG_PIECE_ELEMENTS", 128),
     ):
         yield
 
@@ -101,7 +102,7 @@ def low_rank_formula(left: torch.Tensor, right: torch.Tensor, scale: float) -> t
 
 @windows
 def test_low_rank(opened: Opened, parts: None, window: int) -> None:
-    adapter = LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 1), 0.3)
+    adapter = LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 0), 0.3)
     found = opened.whole(opened.location(adapter), window)
     product = low_rank_formula(STORED["b"], STORED["a"], 0.3)
     torch.testing.assert_close(found, STORED["weight"].float() + product, rtol=0, atol=0)
@@ -136,7 +137,7 @@ def test_block_scales(opened: Opened, parts: None, window: int) -> None:
 @pytest.mark.parametrize("window", [7, 333, ROWS * COLUMNS])
 def test_low_rank_on_block_scales(opened: Opened, parts: None, window: int) -> None:
     weight = opened.location(block_scaled(opened))
-    adapter = LowRank(weight, Factor(opened["b"], 0), Factor(opened["a"], 1), 0.5)
+    adapter = LowRank(weight, Factor(opened["b"], 0), Factor(opened["a"], 0), 0.5)
     found = opened.whole(opened.location(adapter), window)
     expected = block_formula() + low_rank_formula(STORED["b"], STORED["a"], 0.5)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -190,7 +191,7 @@ def test_padding_is_the_mean_of_all_rows(opened: Opened, parts: None, window: in
 
 def test_each_matrix_has_padding_of_its_own(opened: Opened) -> None:
     """Also beside computed ones in the same file, and where two recipes take other rows of one matrix."""
-    factors = Factor(opened["b"], 0), Factor(opened["a"], 1)
+    factors = Factor(opened["b"], 0), Factor(opened["a"], 0)
     computed = [opened.location(LowRank(opened["weight"], *factors, scale)) for scale in (0.5, 2.0)]
     for rows, location in [([0, 1], opened["weight"]), ([2, 3], opened["weight"]), *(([0, 1], c) for c in computed)]:
         entries = np.array(rows, np.int32)
@@ -237,7 +238,7 @@ def test_rows_that_follow_each_other_are_one_read(opened: Opened) -> None:
 
 
 def test_a_held_factor_is_read_once_and_a_window_reads_its_weight_in_one_request(opened: Opened) -> None:
-    adapter = opened.location(LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 1), 0.3))
+    adapter = opened.location(LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 0), 0.3))
     reads: list[tuple[int, int]] = []
     read = opened.reader.read
 
@@ -254,7 +255,7 @@ def test_a_held_factor_is_read_once_and_a_window_reads_its_weight_in_one_request
 
 def test_what_the_memory_plan_counts(opened: Opened) -> None:
     factor = Factor(opened["b"], 0)
-    adapter = LowRank(opened["weight"], factor, Factor(opened["a"], 1), 0.3)
+    adapter = LowRank(opened["weight"], factor, Factor(opened["a"], 0), 0.3)
     assert adapter.held_bytes == 4 * RANK * (ROWS + COLUMNS)
     with mock.patch.object(derived, "HELD_BYTES", 16), mock.patch.object(derived, "PART_ELEMENTS", 3 * RANK):
         assert factor.at_once == 3
@@ -304,7 +305,7 @@ def test_what_could_not_be_made_is_tried_again() -> None:
 
 
 def test_a_changed_file_is_an_error(opened: Opened) -> None:
-    adapter = opened.location(LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 1), 0.3))
+    adapter = opened.location(LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 0), 0.3))
     opened.store.replace("model.safetensors", save(STORED | {"a": STORED["a"] + 1}))
     with pytest.raises(InputError, match="changed"):
         opened.whole(adapter, 500)
