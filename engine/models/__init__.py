@@ -18,6 +18,7 @@ from .checkpoint import (
     read_file_header,
 )
 from .config_json import json_object, patch_config, read_config
+from .derived import HELD_BYTES
 from .experts import with_experts_as, with_experts_like
 from .header import DTYPES, Header, TensorInfo, build_header, check_file_name, header_length, parse_header, parse_index
 from .layers import (
@@ -60,6 +61,7 @@ __all__ = [
     "CARD_NAME",
     "DTYPES",
     "FIRST_READ_BYTES",
+    "HELD_BYTES",
     "HUB_FOLDER",
     "INDEX_NAME",
     "MAX_INDEX_BYTES",

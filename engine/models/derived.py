@@ -22,8 +22,8 @@ from .location import Bytes, Reads, TensorLocation
 PIECE_ELEMENTS = 1 << 18
 """Elements that are computed at once: 1 MiB of fp32."""
 HELD_BYTES = 8 << 20
-"""A factor of up to this size in fp32 is read once and kept for the tensor's windows; of a larger one each window reads
-what it needs again."""
+"""A factor of up to this size in fp32 is always read once and kept for the tensor's windows; of a larger one each
+window reads what it needs again, where memory is short."""
 PART_ELEMENTS = 1 << 18
 """Elements of a factor that is not kept, in memory at once."""
 LONG_PIECE_ELEMENTS = 1 << 19
@@ -93,40 +93,34 @@ class Factor:
         """Size of the other axis."""
         return self.source.info.shape[1 - self.axis]
 
-    @property
-    def is_held(self) -> bool:
-        """Whether the whole matrix is kept."""
-        return 4 * self.source.info.numel <= HELD_BYTES
+    def is_held(self, most_bytes: int) -> bool:
+        """Whether the whole matrix is kept, where matrices of up to so many bytes are."""
+        return 4 * self.source.info.numel <= most_bytes
 
-    @property
-    def at_once(self) -> int:
+    def at_once(self, most_bytes: int) -> int:
         """How long a part may be."""
-        return max(1, self.length if self.is_held else PART_ELEMENTS // self.width)
+        return max(1, self.length if self.is_held(most_bytes) else PART_ELEMENTS // self.width)
 
-    @property
-    def held_bytes(self) -> int:
-        """Memory of the whole matrix, when it is kept."""
-        return 4 * self.source.info.numel if self.is_held else 0
+    def held_bytes(self, most_bytes: int) -> int:
+        """Memory of the whole matrix, or of what is kept of a stored one until its blocks can be hashed."""
+        return 4 * self.source.info.numel if self.is_held(most_bytes) else self.source.info.nbytes
 
-    @property
-    def waiting_bytes(self) -> int:
-        """Memory of parts that are kept until their blocks can be hashed, when the matrix is not."""
-        return 0 if self.is_held else self.source.info.nbytes
-
-    @property
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self, most_bytes: int) -> int:
         """Stored bytes while they are converted, their transpose, and the values of a part that is not kept."""
-        stored = self.at_once * self.width * DTYPES[self.source.info.dtype].size
+        elements = self.at_once(most_bytes) * self.width
+        stored = elements * DTYPES[self.source.info.dtype].size
         if self.source.info.dtype == "F8_E8M0":
             stored *= 1 + 2 * 4  # as U32 while they are made, and as F32
-        return stored * (1 + self.transposed) + (0 if self.is_held else 4 * self.at_once * self.width)
+        return stored * (1 + self.transposed) + (0 if self.is_held(most_bytes) else 4 * elements)
 
-    def part(self, begin: int, end: int, reads: Reads, slot: str) -> FactorSlice:
+    def part(self, begin: int, end: int, reads: Reads, slot: str, most_bytes: int) -> FactorSlice:
         """What holds [begin, end) of the axis; valid until this thread asks for the slot again."""
-        if self.is_held:
+        if self.is_held(most_bytes):
             key = (self.source.file, self.source.info.offset, self.transposed)
-            return FactorSlice(reads.held(key, self.held_bytes, lambda: self._load(0, self.length, reads, None)), 0)
-        return FactorSlice(self._load(begin, end, reads, reads.scratch(slot, self.at_once * self.width)), begin)
+            size = self.held_bytes(most_bytes)
+            return FactorSlice(reads.held(key, size, lambda: self._load(0, self.length, reads, None)), 0)
+        room = reads.scratch(slot, self.at_once(most_bytes) * self.width)
+        return FactorSlice(self._load(begin, end, reads, room), begin)
 
     def _load(self, begin: int, end: int, reads: Reads, out: Array | None) -> Array:
         """Read and convert [begin, end) of the axis; into a new array without `out`."""
@@ -182,22 +176,20 @@ class BlockScaled:
     def stretches(self) -> int:
         return self.weight.stretches + self.scales.source.stretches
 
-    @property
-    def held_bytes(self) -> int:
-        return self.scales.held_bytes + self.scales.waiting_bytes
+    def held_bytes(self, most_bytes: int) -> int:
+        return self.scales.held_bytes(most_bytes)
 
-    @property
-    def scratch_bytes(self) -> int:
-        return 4 * PIECE_ELEMENTS + self.scales.scratch_bytes
+    def scratch_bytes(self, most_bytes: int) -> int:
+        return 4 * PIECE_ELEMENTS + self.scales.scratch_bytes(most_bytes)
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end) as F32."""
-        columns = self.weight.info.shape[1]
+        columns, most = self.weight.info.shape[1], reads.held_most_bytes
 
         def change(values: Array, first: int) -> None:
-            for start, stop in _cut(first, first + len(values), columns * self.block[0] * self.scales.at_once):
+            for start, stop in _cut(first, first + len(values), columns * self.block[0] * self.scales.at_once(most)):
                 low, high = start // columns // self.block[0], (stop - 1) // columns // self.block[0] + 1
-                scales = self.scales.part(low, high, reads, "scales")
+                scales = self.scales.part(low, high, reads, "scales", most)
                 piece = values[start - first : stop - first]
                 reads.kernels.scale_blocks(piece, start, columns, scales.values, scales.first, self.block)
 
@@ -246,57 +238,59 @@ class LowRank:
     def out_dtype(self) -> str:
         return self.weight.out_dtype
 
-    @property
-    def held_bytes(self) -> int:
-        inner = self.weight.derived.held_bytes if self.weight.derived else 0
-        return inner + sum(factor.held_bytes + factor.waiting_bytes for factor in (self.left, self.right))
+    def held_bytes(self, most_bytes: int) -> int:
+        inner = self.weight.derived.held_bytes(most_bytes) if self.weight.derived else 0
+        return inner + self.left.held_bytes(self._left_most(most_bytes)) + self.right.held_bytes(most_bytes)
 
-    @property
-    def scratch_bytes(self) -> int:
-        inner = self.weight.derived.scratch_bytes if self.weight.derived else 0
-        own = 4 * self._piece_elements * (2 if self._rank_by_rank else 1)
-        return inner + own + self.left.scratch_bytes + self.right.scratch_bytes
+    def scratch_bytes(self, most_bytes: int) -> int:
+        inner = self.weight.derived.scratch_bytes(most_bytes) if self.weight.derived else 0
+        factors = self.left.scratch_bytes(self._left_most(most_bytes)) + self.right.scratch_bytes(most_bytes)
+        sums = 4 * LONG_PIECE_ELEMENTS if self._rank_by_rank(most_bytes) else 0
+        return inner + 4 * self._piece_elements(most_bytes) + factors + sums
 
-    @property
-    def _rank_by_rank(self) -> bool:
+    def _left_most(self, most_bytes: int) -> int:
+        """Rows that follow each other in a file come window by window anyway: only a small matrix is kept."""
+        return most_bytes if self.left.transposed else min(most_bytes, HELD_BYTES)
+
+    def _rank_by_rank(self, most_bytes: int) -> bool:
         """Whether only some ranks of the right factor are there at a time."""
-        return not self.right.is_held and not self.right.transposed
+        return not self.right.is_held(most_bytes) and not self.right.transposed
 
-    @property
-    def _piece_elements(self) -> int:
-        return PIECE_ELEMENTS if self.right.is_held else LONG_PIECE_ELEMENTS
+    def _piece_elements(self, most_bytes: int) -> int:
+        return PIECE_ELEMENTS if self.right.is_held(most_bytes) else LONG_PIECE_ELEMENTS
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Elements [begin, end) as F32."""
-        columns = self.weight.info.shape[1]
+        columns, most = self.weight.info.shape[1], reads.held_most_bytes
+        left_most = self._left_most(most)
+        add = self._add_ranks if self._rank_by_rank(most) else self._add_columns
 
         def change(values: Array, first: int) -> None:
-            for start, stop in _cut(first, first + len(values), columns * self.left.at_once):
-                left = self.left.part(start // columns, (stop - 1) // columns + 1, reads, "left")
-                add = self._add_ranks if self._rank_by_rank else self._add_columns
+            for start, stop in _cut(first, first + len(values), columns * self.left.at_once(left_most)):
+                left = self.left.part(start // columns, (stop - 1) // columns + 1, reads, "left", left_most)
                 add(values[start - first : stop - first], start, left, reads)
 
-        fill_pieces(self.weight, begin, end, into, reads, change, self._piece_elements)
+        fill_pieces(self.weight, begin, end, into, reads, change, self._piece_elements(most))
 
     def _add_columns(self, values: Array, start: int, left: FactorSlice, reads: Reads) -> None:
         """All ranks of the columns that are there."""
-        columns, scale = self.weight.info.shape[1], _as_fp32(self.scale)
+        columns, most, scale = self.weight.info.shape[1], reads.held_most_bytes, _as_fp32(self.scale)
         low, high = 0, columns
         if start // columns == (start + len(values) - 1) // columns:
             low, high = start % columns, (start + len(values) - 1) % columns + 1
-        step = columns if self.right.is_held else self.right.at_once
+        step = columns if self.right.is_held(most) else self.right.at_once(most)
         for first in range(low, high, step):
-            right = self.right.part(first, min(high, first + step), reads, "right")
+            right = self.right.part(first, min(high, first + step), reads, "right", most)
             place = start, columns, left.values, left.first, right.values, right.first
             reads.kernels.add_low_rank(values, *place, scale)
 
     def _add_ranks(self, values: Array, start: int, left: FactorSlice, reads: Reads) -> None:
         """All columns of the ranks that are there, which follow each other in the file."""
-        sums = reads.scratch("sums", len(values))
+        sums, most = reads.scratch("sums", len(values)), reads.held_most_bytes
         sums[:] = 0
-        columns, ranks, length = self.right.width, self.right.length, self.right.at_once
-        for first in range(0, ranks, length):
-            right = self.right.part(first, min(ranks, first + length), reads, "right")
+        columns, ranks, step = self.right.width, self.right.length, self.right.at_once(most)
+        for first in range(0, ranks, step):
+            right = self.right.part(first, min(ranks, first + step), reads, "right", most)
             reads.kernels.add_products(sums, start, columns, left.values, left.first, right.values, 0, first)
         reads.kernels.add_scaled(values, sums, _as_fp32(self.scale))
 
@@ -329,13 +323,11 @@ class MaskedChange:
     def out_dtype(self) -> str:
         return self.weight.out_dtype
 
-    @property
-    def held_bytes(self) -> int:
-        return self.weight.derived.held_bytes if self.weight.derived else 0
+    def held_bytes(self, most_bytes: int) -> int:
+        return self.weight.derived.held_bytes(most_bytes) if self.weight.derived else 0
 
-    @property
-    def scratch_bytes(self) -> int:
-        inner = self.weight.derived.scratch_bytes if self.weight.derived else 0
+    def scratch_bytes(self, most_bytes: int) -> int:
+        inner = self.weight.derived.scratch_bytes(most_bytes) if self.weight.derived else 0
         stored = DTYPES[self.change.info.dtype].size * PIECE_ELEMENTS + PIECE_ELEMENTS // 8 + 1
         return inner + 2 * 4 * PIECE_ELEMENTS + stored
 

@@ -51,13 +51,11 @@ class Stack:
     def out_dtype(self) -> str:
         return self.pieces[0].out_dtype
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(piece.derived.held_bytes for piece in self.pieces if piece.derived)
+    def held_bytes(self, most_bytes: int) -> int:
+        return sum(piece.derived.held_bytes(most_bytes) for piece in self.pieces if piece.derived)
 
-    @property
-    def scratch_bytes(self) -> int:
-        inner = max((piece.derived.scratch_bytes for piece in self.pieces if piece.derived), default=0)
+    def scratch_bytes(self, most_bytes: int) -> int:
+        inner = max((piece.derived.scratch_bytes(most_bytes) for piece in self.pieces if piece.derived), default=0)
         return inner + (4 * PIECE_ELEMENTS if any(piece.info.dtype != self.dtype for piece in self.pieces) else 0)
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:

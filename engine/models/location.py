@@ -35,6 +35,10 @@ class Reads(Protocol):
     def by_rows(self) -> Reads:
         """The same for tensors whose rows are read one by one, in any order."""
 
+    @property
+    def held_most_bytes(self) -> int:
+        """Matrices of up to this size in fp32 are kept for the windows of a tensor."""
+
     def computing(self) -> AbstractContextManager[None]:
         """Counts what is computed inside as time of the reader threads."""
 
@@ -60,13 +64,11 @@ class Derived(Protocol):
     def out_dtype(self) -> str:
         """The dtype in which a merged tensor is stored when the recipe names none."""
 
-    @property
-    def held_bytes(self) -> int:
-        """Memory for what is kept between windows."""
+    def held_bytes(self, most_bytes: int) -> int:
+        """Memory for what is kept between windows, where matrices of up to `most_bytes` are."""
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Memory that a reader thread needs besides the window's own buffer."""
+    def scratch_bytes(self, most_bytes: int) -> int:
+        """Memory that a reader thread needs besides the window's own buffer, then."""
 
     def fill(self, begin: int, end: int, into: Bytes, reads: Reads) -> None:
         """Write elements [begin, end) of the tensor, in its logical dtype."""

@@ -74,14 +74,12 @@ class RowGather:
     def stretches(self) -> int:
         return len(self.row) * max((source.stretches for source in self.parts), default=0)
 
-    @property
-    def held_bytes(self) -> int:
-        inner = sum(source.derived.held_bytes for source in self.parts if source.derived)
+    def held_bytes(self, most_bytes: int) -> int:
+        inner = sum(source.derived.held_bytes(most_bytes) for source in self.parts if source.derived)
         return inner + (4 * self.columns if self.padding else 0)
 
-    @property
-    def scratch_bytes(self) -> int:
-        inner = max((source.derived.scratch_bytes for source in self.parts if source.derived), default=0)
+    def scratch_bytes(self, most_bytes: int) -> int:
+        inner = max((source.derived.scratch_bytes(most_bytes) for source in self.parts if source.derived), default=0)
         sums = 4 * (PIECE_ELEMENTS + self.columns) + 8 * self.columns if self.padding else 0
         return inner + 4 * PIECE_ELEMENTS + 12 * self.columns + sums
 

@@ -17,6 +17,7 @@ from ..kernels import Array, Kernels
 from ..models import (
     BYTES_PER_TENSOR,
     DTYPES,
+    HELD_BYTES,
     Bytes,
     Checkpoint,
     Opened,
@@ -159,8 +160,8 @@ class Comparison:
         remote = any(crosses_network(side.store.url) for side in self._sides)
         window = LARGEST_REMOTE_SLAB if remote else LARGEST_SLAB
         derived = [location.derived for pair in self._pairs for location in pair if location.derived is not None]
-        held = 2 * sum(sorted((d.held_bytes for d in derived), reverse=True)[:2])
-        scratch = 2 * max((d.held_bytes + d.scratch_bytes for d in derived), default=0)
+        held = 2 * sum(sorted((d.held_bytes(HELD_BYTES) for d in derived), reverse=True)[:2])
+        scratch = 2 * max((d.held_bytes(HELD_BYTES) + d.scratch_bytes(HELD_BYTES) for d in derived), default=0)
         tensors = sum(len(side.checkpoint.tensors) for side in self._sides)
         fixed = FIXED_BYTES + client_bytes(side.store.url for side in self._sides) + held + BYTES_PER_TENSOR * tensors
         per_thread = 2 * window + TILE_BYTES + scratch
@@ -217,7 +218,7 @@ class _Worker:
         self._window_bytes = max(memory.window_bytes, TILE * 8)
         self._buffers = _Buffers()
         self._scratch = Scratch()
-        held, meter = HeldArrays(memory.held_bytes), Meter()
+        held, meter = HeldArrays(memory.held_bytes, HELD_BYTES), Meter()
         self._readers: list[list[SourceReader]] = []
         for number, side in enumerate(sides):
             readers: list[SourceReader] = []

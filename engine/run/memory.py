@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import ResourceError
 from ..fold import Workspace
 from ..kernels import ROW
-from ..models import BYTES_PER_TENSOR, TensorLocation
+from ..models import BYTES_PER_TENSOR, HELD_BYTES, TensorLocation
 from ..plan import (
     Plan,
     SharedReading,
@@ -50,6 +50,8 @@ SMALLEST_SLAB = 64 << 10
 LOCAL_READERS = 2
 REMOTE_READERS = 16
 """Ranged requests in flight: one stream of an object store carries a fraction of what the network does."""
+LARGE_HELD_BYTES = (128 << 20, 32 << 20)
+"""Matrices of up to this size are kept between windows where memory is left for it: factors of large adapters."""
 AHEAD = 2
 """Windows that are read ahead or written behind, beyond those being folded."""
 
@@ -67,6 +69,8 @@ class MemoryPlan:
     slabs: int
     held_bytes: int = 0
     """What derived tensors may keep between windows; within `fixed_bytes`."""
+    held_most_bytes: int = HELD_BYTES
+    """Largest matrix that they keep."""
     readers: int = LOCAL_READERS
     """Threads that read."""
 
@@ -125,14 +129,16 @@ def plan_shared_memory(
         buffers = _buffers(costs, least, room, LARGEST_REMOTE_SLAB if around.remote_inputs else LARGEST_SLAB)
         if buffers is not None:
             slab, slabs = buffers
+            held = _hold_more(group, costs.derived, readers, room - slab * slabs)
             return MemoryPlan(
                 limit_bytes=limit_bytes,
                 threads=count,
-                fixed_bytes=fixed + derived,
+                fixed_bytes=fixed + held.bytes_for(readers),
                 workspace_bytes=workspaces,
                 slab_bytes=slab,
                 slabs=slabs,
-                held_bytes=costs.derived.kept,
+                held_bytes=held.kept,
+                held_most_bytes=held.most,
                 readers=readers,
             )
     need = fixed + costs.derived.bytes_for(_reader_threads(group, 1, around.remote_inputs))
@@ -176,6 +182,8 @@ class _DerivedCosts:
     held: int
     """Largest of one source."""
     scratch: int
+    most: int
+    """Matrices of up to this size are kept."""
 
     def bytes_for(self, readers: int) -> int:
         """A reader may still use what was kept before and had to make room."""
@@ -189,15 +197,24 @@ def _reader_threads(group: SharedReading, threads: int, remote: bool) -> int:
     return max(LOCAL_READERS, threads) if any(plan.has_derived for plan in group.plans) else LOCAL_READERS
 
 
-def _derived_costs(group: SharedReading) -> _DerivedCosts:
+def _derived_costs(group: SharedReading, most: int) -> _DerivedCosts:
     kept, held, scratch = 0, 0, 0
     members = range(len(group.plans))
     for position in range(len(group.plans[0].tasks)) if any(plan.has_derived for plan in group.plans) else ():
         found = [location.derived for _, location in group.reads(position, members) if location.derived is not None]
-        kept = max(kept, sum(derived.held_bytes for derived in found))
-        held = max(held, max((derived.held_bytes for derived in found), default=0))
-        scratch = max(scratch, max((derived.scratch_bytes for derived in found), default=0))
-    return _DerivedCosts(2 * kept, held, scratch)
+        kept = max(kept, sum(derived.held_bytes(most) for derived in found))
+        held = max(held, max((derived.held_bytes(most) for derived in found), default=0))
+        scratch = max(scratch, max((derived.scratch_bytes(most) for derived in found), default=0))
+    return _DerivedCosts(2 * kept, held, scratch, most)
+
+
+def _hold_more(group: SharedReading, least: _DerivedCosts, readers: int, room_bytes: int) -> _DerivedCosts:
+    """The costs of keeping the largest matrices that the room, beyond the least costs, has a place for."""
+    for most in LARGE_HELD_BYTES if least.held else ():
+        costs = _derived_costs(group, most)
+        if costs.bytes_for(readers) - least.bytes_for(readers) <= room_bytes:
+            return costs
+    return least
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +290,7 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
         outputs=len(group.plans),
         least_slab=least_slab,
         several_passes=several,
-        derived=_derived_costs(group),
+        derived=_derived_costs(group, HELD_BYTES),
         long_row=long_row,
         largest_bytes=widest,
     )

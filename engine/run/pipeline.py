@@ -121,7 +121,7 @@ class _Run:
         done: Callable[[TensorJob], None] | None,
     ) -> None:
         memory, kernels, meter = pipeline.memory, pipeline.kernels, pipeline.meter
-        held, scratch = HeldArrays(memory.held_bytes), Scratch()
+        held, scratch = HeldArrays(memory.held_bytes, memory.held_most_bytes), Scratch()
         self._sources: list[SourceReader] = []
         for index, (checkpoint, store) in enumerate(zip(pipeline.sources, pipeline.stores, strict=True)):
             reader = SourceReader(

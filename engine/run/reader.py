@@ -23,9 +23,15 @@ class _Kept(NamedTuple):
 
 
 class HeldArrays:
-    """Small matrices that windows of a tensor share, up to a number of bytes; what was used longest ago goes first."""
+    """Small matrices that windows of a tensor share, up to a number of bytes; what was used longest ago goes first.
 
-    def __init__(self, room_bytes: int) -> None:
+    Args:
+        room_bytes: of all of them.
+        most_bytes: of one; larger ones are not to be kept.
+    """
+
+    def __init__(self, room_bytes: int, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
         self._room = room_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[Any, _Kept] = OrderedDict()
@@ -148,6 +154,11 @@ class SourceReader:
         """See `Reads.by_rows`."""
         return self
 
+    @property
+    def held_most_bytes(self) -> int:
+        """See `Reads.held_most_bytes`."""
+        return self._held.most_bytes
+
     def computing(self) -> AbstractContextManager[None]:
         """See `Reads.computing`."""
         return self._meter.measure("read")
@@ -183,6 +194,10 @@ class _Noting:
 
     def by_rows(self) -> _Noting:
         return _Noting(self._reader, self._taken, rows=True)
+
+    @property
+    def held_most_bytes(self) -> int:
+        return self._reader.held_most_bytes
 
     def computing(self) -> AbstractContextManager[None]:
         return self._reader.computing()

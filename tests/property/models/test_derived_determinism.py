@@ -10,9 +10,12 @@ from unittest import mock
 import pytest
 import torch
 
+from anabranch.engine.errors import ResourceError
 from anabranch.engine.models import derived
+from anabranch.engine.plan import Plan
 from anabranch.engine.plan.inputs import open_inputs
 from anabranch.engine.recipe.parse import load_recipe
+from anabranch.engine.run import memory
 from anabranch.engine.run.memory import LOCAL_READERS, Surroundings, plan_memory
 
 from ...adapters import product, write_adapter
@@ -90,11 +93,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_no_execution_changes_a_byte(place: Place, tmp_path: Path, name: str) -> None:
     expected = run(place.recipe(name), tmp_path / "out")
     assert sum(file.endswith(".safetensors") for file in expected) > 1
-    small = {"HELD_BYTES": 16, "PART_ELEMENTS": 7 * RANK, "PIECE_ELEMENTS": 4096, "LONG_PIECE_ELEMENTS": 8192}
+    small = {"PART_ELEMENTS": 7 * RANK, "PIECE_ELEMENTS": 4096, "LONG_PIECE_ELEMENTS": 8192}
     for number, (execution, options) in enumerate(EXECUTIONS.items()):
         with ExitStack() as stack:
             for limit, value in small.items() if number % 2 else ():
                 stack.enter_context(mock.patch.object(derived, limit, value))
+                stack.enter_context(mock.patch.object(memory, "HELD_BYTES", 16))
+                stack.enter_context(mock.patch.object(memory, "LARGE_HELD_BYTES", ()))
             assert run(place.recipe(name), tmp_path / str(number), **options) == expected, execution
 
 
@@ -127,3 +132,32 @@ def test_an_adapter_is_read_once_and_its_base_once_for_every_model_on_it(place: 
     plan = open_inputs(load_recipe(place.recipe("cabs")), place.folder).plan
     sizes = [path.stat().st_size for path in place.folder.rglob("*.safetensors")]
     assert plan.read_bytes <= sum(sizes) + sum(tensor.nbytes for tensor in place.base.values())
+
+
+def test_large_matrices_are_kept_where_memory_is_left_for_them(place: Place) -> None:
+    plan = open_inputs(load_recipe(place.recipe("cabs")), place.folder).plan
+    with (
+        mock.patch.object(memory, "HELD_BYTES", 16),
+        mock.patch.object(memory, "LARGE_HELD_BYTES", (1 << 20,)),
+        mock.patch.object(derived, "PART_ELEMENTS", RANK),
+        mock.patch.object(derived, "LONG_PIECE_ELEMENTS", 64),
+        mock.patch.object(derived, "PIECE_ELEMENTS", 64),
+    ):
+        plenty = plan_memory(plan, 1024 * MIB, 1)
+        short = plan_memory(plan, least_limit(plan), 1)
+    assert (plenty.held_most_bytes, short.held_most_bytes) == (1 << 20, 16)
+    assert short.peak_bytes <= short.limit_bytes
+    assert plenty.held_bytes > short.held_bytes
+
+
+def least_limit(plan: Plan) -> int:
+    """The smallest limit that a worker can do with."""
+    low, high = 0, 1024 * MIB
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            plan_memory(plan, middle, 1)
+            high = middle
+        except ResourceError:
+            low = middle
+    return high

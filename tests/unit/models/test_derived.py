@@ -48,7 +48,7 @@ class Opened:
         self.store = MemoryStore()
         self.store.replace("model.safetensors", save(STORED))
         self.checkpoint: Checkpoint = open_checkpoint(self.store.url, self.store)
-        self.held = HeldArrays(1 << 20)
+        self.held = HeldArrays(1 << 20, derived.HELD_BYTES)
         self.reader = SourceReader(
             0, self.checkpoint, self.store, kernels=kernels, held=self.held, scratch=Scratch(), meter=Meter()
         )
@@ -76,13 +76,13 @@ def opened(request: pytest.FixtureRequest) -> Opened:
 
 
 @pytest.fixture(params=["held", "in parts"])
-def parts(request: pytest.FixtureRequest) -> Iterator[None]:
+def parts(request: pytest.FixtureRequest, opened: Opened) -> Iterator[None]:
     """Factors that are kept whole, and such small room that they are read in parts of a few rows or columns."""
     if request.param == "held":
         yield
         return
+    opened.held.most_bytes = 16
     with (
-        mock.patch.object(derived, "HELD_BYTES", 16),
         mock.patch.object(derived, "PART_ELEMENTS", 3 * RANK),
         mock.patch.object(derived, "PIECE_ELEMENTS", 64),
         mock.patch.object(derived, "LONG_PIECE_ELEMENTS", 128),
@@ -256,14 +256,24 @@ def test_a_held_factor_is_read_once_and_a_window_reads_its_weight_in_one_request
 def test_what_the_memory_plan_counts(opened: Opened) -> None:
     factor = Factor(opened["b"], 0)
     adapter = LowRank(opened["weight"], factor, Factor(opened["a"], 0), 0.3)
-    assert adapter.held_bytes == 4 * RANK * (ROWS + COLUMNS)
-    with mock.patch.object(derived, "HELD_BYTES", 16), mock.patch.object(derived, "PART_ELEMENTS", 3 * RANK):
-        assert factor.at_once == 3
-        assert (factor.held_bytes, factor.scratch_bytes) == (0, 3 * RANK * (2 + 4))
+    assert adapter.held_bytes(1 << 20) == 4 * RANK * (ROWS + COLUMNS)
+    assert adapter.held_bytes(16) == 2 * RANK * (ROWS + COLUMNS)  # stored bytes that wait to be hashed
+    assert adapter.scratch_bytes(16) > adapter.scratch_bytes(1 << 20)
+    with mock.patch.object(derived, "PART_ELEMENTS", 3 * RANK):
+        assert factor.at_once(16) == 3
+        assert factor.scratch_bytes(16) == 3 * RANK * (2 + 4)
+
+
+def test_rows_in_the_order_of_the_file_are_kept_only_of_a_small_factor(opened: Opened) -> None:
+    with mock.patch.object(derived, "HELD_BYTES", 16):
+        plain = LowRank(opened["weight"], Factor(opened["b"], 0), Factor(opened["a"], 0), 0.3)
+        assert plain.held_bytes(1 << 20) == 2 * RANK * ROWS + 4 * RANK * COLUMNS
+        turned = LowRank(opened["weight"], Factor(opened["a_of_rows"], 1, True), Factor(opened["a"], 0), 0.3)
+        assert turned.held_bytes(1 << 20) == 4 * RANK * (ROWS + COLUMNS)
 
 
 def test_held_arrays_stay_within_their_room() -> None:
-    held, made = HeldArrays(100), []
+    held, made = HeldArrays(100, 100), []
 
     def get(key: str) -> str:
         return held.get(key, 40, lambda: made.append(key) or key.upper())  # type: ignore[func-returns-value]
@@ -273,7 +283,7 @@ def test_held_arrays_stay_within_their_room() -> None:
 
 
 def test_threads_wait_for_what_one_of_them_makes() -> None:
-    held, started, go = HeldArrays(100), threading.Event(), threading.Event()
+    held, started, go = HeldArrays(100, 100), threading.Event(), threading.Event()
     made: list[int] = []
 
     def make() -> int:
@@ -294,7 +304,7 @@ def test_threads_wait_for_what_one_of_them_makes() -> None:
 
 
 def test_what_could_not_be_made_is_tried_again() -> None:
-    held = HeldArrays(100)
+    held = HeldArrays(100, 100)
 
     def fail() -> None:
         raise InputError("no")

@@ -56,7 +56,7 @@ def values(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Every tensor, through the store that a worker opens."""
     store = open_source(checkpoint)
     reader = SourceReader(
-        0, checkpoint, store, kernels=CpuKernels(), held=HeldArrays(1 << 20), scratch=Scratch(), meter=Meter()
+        0, checkpoint, store, kernels=CpuKernels(), held=HeldArrays(1 << 20, 1 << 20), scratch=Scratch(), meter=Meter()
     )
     kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     found = {}
