@@ -14,6 +14,7 @@ import click
 from ..engine.errors import AnabranchError, IntegrityError, ResourceError
 from .completion import folders, recipe_files
 from .endings import report
+from .garbage import collect_seldom
 from .interrupts import handle_signals
 from .mergekit_options import MergeCommand
 from .pushing import add_push
@@ -453,6 +454,7 @@ def main() -> None:
     """The console script."""
     guard_streams()
     handle_signals()
+    collect_seldom()
     try:
         cli(prog_name="anabranch")
     except Exception as error:  # noqa: BLE001 - outside of commands: --help that cannot be printed, a module not loaded

@@ -286,7 +286,6 @@ _EXPECTED = {
     "less_than": _SEED,
     "tuple_type": "a list",
     "model_type": "a mapping",
-    "string_pattern_mismatch": "letters, digits, `_`, `-` and `.`, at most 100",
 }
 """What each of pydantic's errors that our schema can raise means."""
 

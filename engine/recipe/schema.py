@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -127,17 +129,29 @@ def _residual_weight(raw: Any) -> None:
         raise ValueError("not supported: mergekit accepts residual_weight and does nothing with it; remove the key")
 
 
+def _name(text: str) -> str:
+    """As TASK_NAME; marks that belong to letters count as such. pydantic's own patterns take 50 ms to compile."""
+    plain = "".join("_" if unicodedata.category(c) in ("Mn", "Mc", "Me", "Pc") or c in _JOINERS else c for c in text)
+    if not re.fullmatch(TASK_NAME, plain):
+        raise ValueError(f"expected letters, digits, `_`, `-` and `.`, at most 100, got {shorten(text)}")
+    return text
+
+
+_JOINERS = "\u200c\u200d"
 Reference = Annotated[StrictStr, BeforeValidator(_reference)]
 Dtype = Annotated[StrictStr | None, BeforeValidator(_dtype)]
+Name = Annotated[StrictStr, AfterValidator(_name)]
 Names = Annotated[Mapping[StrictStr, StrictStr], BeforeValidator(_names)]
 Settings = Annotated[Mapping[str, Setting], SkipValidation]  # read by settings.read_parameters
 _FROZEN = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+_PART = ConfigDict(**_FROZEN, defer_build=True)
+"""Of what is read as a part of a recipe: who reads it alone, and nobody else, needs a validator of its own."""
 
 
 class Layout(BaseModel):
     """How the merged checkpoint is laid out."""
 
-    model_config = _FROZEN
+    model_config = _PART
 
     shard_size_bytes: Annotated[int, BeforeValidator(_size)] = Field(default=2_000_000_000, alias="shard_size")
     """Tensors fill a shard up to this size; a larger tensor has a shard of its own."""
@@ -152,7 +166,7 @@ class Layout(BaseModel):
 class ModelEntry(BaseModel):
     """One model to merge."""
 
-    model_config = _FROZEN
+    model_config = _PART
 
     model: Reference
     """Once it is read, with its adapter: BASE+ADAPTER."""
@@ -163,7 +177,7 @@ class ModelEntry(BaseModel):
     """A file of mean squares that orders this model's changes; None: the recipe's, if it has one."""
     names: Names = Field(default_factory=dict)
     """What this model calls tensors, and what the reference does, where no rule knows; see `names_of`."""
-    name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
+    name: Name | None = None
     """In `emr`, the name of the task and of its folder; None: the last part of the reference."""
 
     @model_validator(mode="before")
@@ -191,7 +205,7 @@ class SliceSource(ModelEntry):
 class Slice(BaseModel):
     """Layers that follow each other in the output."""
 
-    model_config = _FROZEN
+    model_config = _PART
 
     sources: tuple[SliceSource, ...]
     """What is merged into them; every source gives as many layers."""
@@ -237,7 +251,7 @@ class Recipe(BaseModel):
     chat_template: Annotated[StrictStr | None, BeforeValidator(_chat_template)] = None
     names: Names = Field(default_factory=dict)
     """The same for all models."""
-    name: Annotated[StrictStr, Field(pattern=TASK_NAME)] | None = None
+    name: Name | None = None
     output: Layout = Field(default_factory=Layout)
 
     _places: Places = PrivateAttr(default_factory=Places)

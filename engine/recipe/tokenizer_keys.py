@@ -21,7 +21,7 @@ ReadReference = Callable[[Any], str]
 class TokenSource(BaseModel):
     """Where the row of a token comes from when a model lacks it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     model: str | None = None
     """None: zeros."""
@@ -32,7 +32,7 @@ class TokenSource(BaseModel):
 class TokenEntry(BaseModel):
     """What a recipe says about one token."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     source: TokenSource | None = None
     """None: the default."""
@@ -42,7 +42,7 @@ class TokenEntry(BaseModel):
 class TokenizerKeys(BaseModel):
     """Which vocabulary the output has."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     source: str = "union"
     """`base`, `union` or a model."""

@@ -61,6 +61,20 @@ def test_a_merge_imports_no_model_library(workplace: Workplace) -> None:
     assert in_new_process(script, workplace.recipe_path, workplace.out).strip() == ""
 
 
+def test_a_merge_imports_no_more_than_it_needs(workplace: Workplace) -> None:
+    """Starting takes most of a small merge: what is for a terminal, a network or a search stays out of it."""
+    script = (
+        "import sys\nfrom anabranch.cluster.cli import cli\n"
+        "try: cli(['merge', *sys.argv[1:]])\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'aiohttp', 'boto3', 'botocore', 'fsspec', 'httpx', 'huggingface_hub', 'numba', 'optuna', 'pandas', "
+        "'ray', 'requests', 's3fs', 'safetensors', 'scipy', 'torch', 'transformers', 'rich.console', 'rich.progress'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    in_new_process(script, workplace.recipe_path, workplace.out)  # compiles kernels where nobody has yet
+    found = in_new_process(script, workplace.recipe_path, workplace.folder / "again").splitlines()
+    assert found[-1] == "", found
+
+
 def test_the_package_offers_the_commands_as_functions(workplace: Workplace) -> None:
     report = package.plan(workplace.recipe_path, workplace.out)
     assert "20 merged, 1 copied" in str(report)

@@ -10,7 +10,9 @@ import time
 import pytest
 from rich.console import Console
 
-from anabranch.cluster.progress import BarProgress, Counter, LineProgress, Tally, open_progress
+from anabranch.cluster.progress import Tally, open_progress
+from anabranch.cluster.progress_bar import BarProgress
+from anabranch.cluster.progress_lines import Counter, LineProgress
 from anabranch.engine.run.protocols import Silent
 
 SHARDS = ["a.safetensors", "b.safetensors"]
