@@ -172,12 +172,12 @@ def _in_group(reference: Checkpoint, model: Checkpoint, group: tuple[str, ...]) 
 
 def names_embedding(name: str) -> bool:
     """Whether a tensor's name is that of an input embedding."""
-    return any(name == end or name.endswith(f".{end}") for end in EMBEDDINGS)
+    return name.endswith(EMBEDDINGS) and any(name == end or name.endswith(f".{end}") for end in EMBEDDINGS)
 
 
 def names_head(name: str) -> bool:
     """Whether a tensor's name is that of an output head."""
-    return any(name == end or name.endswith(f".{end}") for end in HEADS)
+    return name.endswith(HEADS) and any(name == end or name.endswith(f".{end}") for end in HEADS)
 
 
 def _only(names: Iterable[str]) -> str | None:

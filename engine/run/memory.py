@@ -259,7 +259,12 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
     long_row = None
     alone = _passes_alone(group)
     seen: set[tuple[Hashable, ...]] = set()
+    alike: set[tuple[Hashable, ...]] = set()
     for tasks in zip(*(plan.tasks for plan in group.plans), strict=True):
+        looks = tuple(map(_looks, tasks))
+        if looks in alike:
+            continue
+        alike.add(looks)
         largest = max(largest, tasks[0].numel if any(task.method for task in tasks) else 0)
         kept = max(kept, sum(kept_bytes(tasks[place]) for place in alone))
         key = tuple(map(_kind, tasks))
@@ -294,6 +299,12 @@ def _costs(group: SharedReading, quantiles: bool) -> _Costs:
         long_row=long_row,
         largest_bytes=widest,
     )
+
+
+def _looks(task: TensorTask) -> Hashable:
+    """Equal for tasks of one method, shape and dtypes, which cost the same for sure; quick, as there are many."""
+    models = [model and model.info.dtype for model in task.models]
+    return id(task.method), task.base.info.shape, task.base.info.dtype, task.out_dtype, task.stored, *models
 
 
 def _kind(task: TensorTask) -> Hashable:

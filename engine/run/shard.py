@@ -182,7 +182,8 @@ class ShardWorker:
         tasks = {member: with_survey(self._group.plans[member].tasks[position], surveys[member]) for member in members}
         alike: dict[Hashable, list[int]] = {}
         for member, task in tasks.items():
-            alike.setdefault(self._selection(member, task, surveys[member]), []).append(member)
+            key = self._selection(member, task, surveys[member]) if len(tasks) > 1 else member
+            alike.setdefault(key, []).append(member)
         elements = joint_window_elements(
             self._memory.slab_bytes,
             max(task.widest_bytes for task in tasks.values()),

@@ -45,6 +45,11 @@ class TensorJob:
     """Their windows begin and end alike; each keeps grains of its own whole."""
     taken: dict[Need, TakenBytes] = field(default_factory=dict)
     """What was read, by what it was read for; for needs that are in it."""
+    all_needs: Sequence[Need] = field(init=False)
+    """What the passes of all turns read, each once."""
+
+    def __post_init__(self) -> None:
+        self.all_needs = list(dict.fromkeys(need for part in self.parts for need in part.needs if need is not None))
 
     @property
     def turns(self) -> int:
@@ -74,11 +79,6 @@ class TensorJob:
     def needs(self, turn: int) -> list[Need]:
         """What the passes of that turn read, each once."""
         return list(dict.fromkeys(need for part in self.in_turn(turn) for need in part.needs if need is not None))
-
-    @property
-    def all_needs(self) -> list[Need]:
-        """What the passes of all turns read, each once."""
-        return list(dict.fromkeys(need for part in self.parts for need in part.needs if need is not None))
 
     @property
     def targets(self) -> list[Target]:

@@ -139,7 +139,8 @@ class _Entry:
                 if not flags & ALIGNED:
                     return self._call_on_copies(native, arguments)
                 # As numba sees an array: its two owners (none), size, bytes of an element, address, shape, strides.
-                flat += (None, None, value.size, way, address_of(value), *value.shape, *value.strides)
+                address = _pointer_at(id(value) + _DATA).value  # see `address_of`
+                flat += (None, None, value.size, way, address, *value.shape, *value.strides)
             elif way == NUMBER:
                 flat.append(value)
             elif way == NUMPY_NUMBER:
@@ -174,7 +175,10 @@ def address_of(array: npt.NDArray[Any]) -> int | None:
 
     `array.ctypes.data` says the same in ten times the time, which is longer than many a kernel runs.
     """
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value
+    return _pointer_at(id(array) + _DATA).value
+
+
+_pointer_at, _DATA = ctypes.c_void_p.from_address, object.__basicsize__
 
 
 def _c_types(kinds: Sequence[Kind]) -> list[Any]:
