@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Generic
 
 import ray
@@ -148,9 +149,14 @@ class RayRunner:
             self._meter.lanes.add(worker, step, began, time.perf_counter(), moved)
 
 
-def draining_nodes() -> frozenset[str]:
-    """Ids of nodes that will be taken away, on which Ray starts nothing more; only its inner state tells."""
-    return frozenset(ray._private.state.state.get_draining_nodes())
+def draining_nodes() -> dict[str, float]:
+    """Nodes that will be taken away, on which Ray starts nothing more; only its inner state tells.
+
+    Returns:
+        By id, seconds until then; inf where nobody has said.
+    """
+    deadlines = ray._private.state.state.get_draining_nodes()  # ms since 1970, 0 for none
+    return {node: ms / 1000 - time.time() if ms else inf for node, ms in deadlines.items()}
 
 
 def cluster_slots(options: WorkerOptions, draining: Container[str] = ()) -> int:
@@ -227,11 +233,11 @@ class _Drive(Generic[R]):
             raise self._error
 
     def _look_at_nodes(self) -> None:
-        draining = draining_nodes()
-        self._tell(SlotsChanged(time.monotonic(), self._runner.slots(draining)))
-        for worker in [worker for worker, node in self._nodes.items() if node in draining]:
+        draining, now = draining_nodes(), time.monotonic()
+        self._tell(SlotsChanged(now, self._runner.slots(draining)))
+        for worker, node in [each for each in self._nodes.items() if each[1] in draining]:
             del self._nodes[worker]
-            self._tell(WorkerLeaving(time.monotonic(), worker))
+            self._tell(WorkerLeaving(now, worker, now + draining[node]))
 
     def _release_workers(self) -> None:
         busy = {call.worker for call in self._calls.values()}

@@ -7,6 +7,7 @@ integers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from ...engine.errors import AnabranchError
 
@@ -47,10 +48,15 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeaving:
-    """The worker's node is being drained: let the present run end, give it no other."""
+    """The worker's node is being drained: let the present run end, give it no other.
+
+    A run that will not end before `deadline`, when the node is taken away, gets a twin at once.
+    """
 
     now: float
     worker: int
+    deadline: float = inf
+    """On the clock of `now`; inf where nobody has said when."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.run import counted
@@ -37,6 +38,7 @@ class Incidents:
         self._slots: int | None = None
         self._tried: set[int] = set()
         self._done: set[int] = set()
+        self._leaving: set[int] = set()
         self._runs: dict[int, tuple[int, int]] = {}  # run: task, worker
 
     def event(self, event: Event) -> None:
@@ -45,8 +47,10 @@ class Incidents:
             case SlotsChanged(slots=slots) if slots != self._slots:
                 self._slots = slots
                 self._note(f"room for {counted(slots, 'worker')}")
-            case WorkerLeaving(worker=worker):
-                self._note(f"worker {worker} gets no more shards: its node is being drained")
+            case WorkerLeaving(worker=worker, deadline=deadline, now=now):
+                self._leaving.add(worker)
+                when = f" and goes in {deadline - now:.0f} s" if deadline < inf else ""
+                self._note(f"worker {worker} gets no more shards: its node is being drained{when}")
             case WorkerLost(worker=worker, reason=reason):
                 names = self._close(worker)
                 doing = f" with {', '.join(names)}" if names else ""
@@ -85,8 +89,9 @@ class Incidents:
 
     def _again(self, task: int, worker: int) -> None:
         self._retried()
-        others = [str(w) for t, w in self._runs.values() if t == task]
-        still = f"; worker {', '.join(others)} is slow with it" if others else ""
+        others = [w for t, w in self._runs.values() if t == task]
+        why = "will be gone before it is done" if self._leaving.intersection(others) else "is slow with it"
+        still = f"; worker {', '.join(map(str, others))} {why}" if others else ""
         self._note(f"{self._names[task]} is given to worker {worker}{still}")
 
     def _close(self, worker: int) -> list[str]:

@@ -72,6 +72,11 @@ class Pace:
         self._bytes_per_second = max(median(self._recent), 1.0)
         return self._recent[-1]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any run has told it yet."""
+        return bool(self._recent)
+
     def expected_seconds(self, size_bytes: int) -> float:
         """What a run of that size takes."""
         return size_bytes / self._bytes_per_second

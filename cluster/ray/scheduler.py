@@ -8,7 +8,6 @@ Nothing is kept here that a rerun could not rebuild from those receipts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
 from typing import assert_never
@@ -36,43 +35,8 @@ from .events import (
     WorkerLost,
 )
 from .limits import Limits, Pace
+from .records import Entry, Run, TaskState
 from .workforce import Workforce
-
-
-@dataclass(slots=True)
-class _Run:
-    task: int
-    worker: int
-    started: float
-    done_bytes: int = 0
-    projected_seconds: float = 0.0
-    late: bool = False
-    overdue: bool = False
-    looked: bool = False
-
-
-_Entry = tuple[bool, int, int]  # (yields to others, -size_bytes, id): largest first
-
-
-@dataclass(slots=True)
-class _State:
-    """What is known of one task.
-
-    `entry` is its place in the ready heap, or in the timers until `not_before`; another entry of the task in
-    the heap is stale. `look` is the open look-up, 0 for none.
-    """
-
-    task: ShardTask
-    runs: list[int] = field(default_factory=list)
-    done: bool = False
-    failures: int = 0
-    resource_failures: int = 0
-    timeouts: int = 0
-    not_before: float = -inf
-    entry: _Entry | None = None
-    look: int = 0
-    error: AnabranchError | None = None
-
 
 # Timers: (when, what, id). All due ones fire in this order.
 _RETRY, _LOOK, _CHECK, _WORKERS = range(4)
@@ -94,13 +58,13 @@ class Scheduler:
     def __init__(self, tasks: Iterable[ShardTask], *, limits: Limits | None = None, seed: int = 0) -> None:
         self._limits = limits or Limits()
         self._seed = seed
-        self._states = {task.id: _State(task) for task in tasks}
+        self._states = {task.id: TaskState(task) for task in tasks}
         self._pace = Pace(self._limits, max((s.task.size_bytes for s in self._states.values()), default=0))
         self._unfinished = len(self._states)
         self._done_bytes = 0
         self._workforce = Workforce(self._limits, seed, lambda when: self._at(when, _WORKERS, 0))
-        self._runs: dict[int, _Run] = {}
-        self._ready: list[_Entry] = []
+        self._runs: dict[int, Run] = {}
+        self._ready: list[Entry] = []
         self._timers: list[tuple[float, int, int]] = []
         self._now = -inf
         self._last_run = self._last_look = 0
@@ -156,8 +120,8 @@ class Scheduler:
                 self._workforce.join(number)
             case WorkerLost(worker=number, reason=reason):
                 self._worker_lost(number, reason)
-            case WorkerLeaving(worker=number):
-                self._worker_leaving(number)
+            case WorkerLeaving(worker=number, deadline=deadline):
+                self._worker_leaving(number, deadline)
             case SlotsChanged(slots=slots):
                 self._workforce.slots = slots
             case Tick():
@@ -184,7 +148,7 @@ class Scheduler:
                 worker.bytes_per_second = max(worker.bytes_per_second, rate)
         self._set_done(state)
 
-    def _set_done(self, state: _State) -> None:
+    def _set_done(self, state: TaskState) -> None:
         """Take a receipt as proof, whoever brings it and however late; other runs of the task are stopped."""
         if state.done:
             return
@@ -254,12 +218,12 @@ class Scheduler:
             else:
                 self._at(self._now + self._backoff(state.failures, state.task.name), _LOOK, state.task.id)
 
-    def _count_failure(self, state: _State, error: AnabranchError) -> None:
+    def _count_failure(self, state: TaskState, error: AnabranchError) -> None:
         state.failures += 1
         state.error = error
         state.entry = None  # if it waited for a twin, `_settle` decides anew
 
-    def _settle(self, state: _State) -> None:
+    def _settle(self, state: TaskState) -> None:
         """Queue the task if it needs a run, or a twin because its only run is late."""
         if state.done or state.look:
             return
@@ -273,14 +237,14 @@ class Scheduler:
         elif len(state.runs) == 1 and self._runs[state.runs[0]].late and not spent:
             self._queue(state, yields=not self._runs[state.runs[0]].overdue)
 
-    def _queue(self, state: _State, *, yields: bool) -> None:
+    def _queue(self, state: TaskState, *, yields: bool) -> None:
         state.entry = (yields, -state.task.size_bytes, state.task.id)
         if state.not_before > self._now:
             self._at(state.not_before, _RETRY, state.task.id)
         else:
             heappush(self._ready, state.entry)
 
-    def _give_up(self, state: _State) -> None:
+    def _give_up(self, state: TaskState) -> None:
         last = state.error.message if state.error else "unknown"
         self._end(
             Stop(
@@ -293,13 +257,15 @@ class Scheduler:
 
     # Workers.
 
-    def _worker_leaving(self, number: int) -> None:
+    def _worker_leaving(self, number: int, deadline: float) -> None:
         worker = self._workforce.members.get(number)
         if worker is None:
             return
-        worker.leaving = True
+        worker.leaving, worker.deadline = True, deadline
         if worker.run is None:
             self._stop_worker(number)
+        else:
+            self._judge(worker.run)
 
     def _worker_lost(self, number: int, reason: str) -> None:
         if number not in self._workforce.members:
@@ -334,12 +300,12 @@ class Scheduler:
             self._stop_if_hopeless(state)
             self._last_run += 1
             worker = self._workforce.occupy(self._last_run)
-            self._runs[self._last_run] = _Run(state.task.id, worker, self._now)
+            self._runs[self._last_run] = Run(state.task.id, worker, self._now)
             state.runs.append(self._last_run)
             self._at(self._now + self._limits.deadline_floor_seconds, _CHECK, self._last_run)
             self._actions.append(StartTask(state.task.id, worker, self._last_run))
 
-    def _stop_if_hopeless(self, state: _State) -> None:
+    def _stop_if_hopeless(self, state: TaskState) -> None:
         """Before its twin starts, stop a run that would surely lose: its worker has better things to do."""
         for number in tuple(state.runs):
             run = self._runs[number]
@@ -349,7 +315,7 @@ class Scheduler:
                 self._stop_worker(run.worker)
                 self._count_failure(state, TemporaryError(f"worker {run.worker} was too slow"))
 
-    def _end_run(self, number: int) -> _Run | None:
+    def _end_run(self, number: int) -> Run | None:
         """Close a run and free its worker; None if it was closed before (a late or doubled answer)."""
         run = self._runs.pop(number, None)
         if run is None:
@@ -362,7 +328,7 @@ class Scheduler:
                 self._stop_worker(run.worker)
         return run
 
-    def _lose_run(self, state: _State, what: str) -> None:
+    def _lose_run(self, state: TaskState, what: str) -> None:
         self._count_failure(state, TemporaryError(what))
         self._look_up(state)
 
@@ -388,8 +354,9 @@ class Scheduler:
         late = run.started + self._pace.late_seconds(size)
         overdue = run.started + self._pace.overdue_seconds(size, self._workforce.members[run.worker].bytes_per_second)
         reached = max(self._now, run.started + run.projected_seconds)
+        cut_off = self._ends_at(run) >= self._workforce.members[run.worker].deadline
         before = run.late, run.overdue
-        run.late, run.overdue = reached >= late, reached >= overdue
+        run.late, run.overdue = cut_off or reached >= late, cut_off or reached >= overdue
         if run.late and not run.looked:
             run.looked = True
             self._look_up(state)  # perhaps only the answer was lost
@@ -398,7 +365,12 @@ class Scheduler:
             self._settle(state)
         return late, overdue
 
-    def _look_up(self, state: _State) -> None:
+    def _ends_at(self, run: Run) -> float:
+        """When a run will be over, by its progress or else by the pace of others; now, where nothing is known."""
+        expected = self._pace.expected_seconds(self._states[run.task].task.size_bytes) if self._pace.is_known else 0.0
+        return max(self._now, run.started + (run.projected_seconds or expected))
+
+    def _look_up(self, state: TaskState) -> None:
         self._last_look += 1
         state.look = self._last_look
         self._actions.append(LookUp(state.task.id, state.look))
@@ -420,7 +392,7 @@ class Scheduler:
             elif what == _WORKERS:
                 self._check_workers()
 
-    def _retry(self, state: _State) -> None:
+    def _retry(self, state: TaskState) -> None:
         if state.entry and state.not_before <= self._now:
             heappush(self._ready, state.entry)
 

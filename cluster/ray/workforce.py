@@ -17,6 +17,8 @@ class Member:
 
     joined: bool = False
     leaving: bool = False
+    deadline: float = inf
+    """When it will be taken away."""
     run: int | None = None
     bytes_per_second: float = 0.0
     """Its best run so far."""
@@ -91,7 +93,9 @@ class Workforce:
 
     def grow(self, unfinished: int, now: float) -> range:
         """Numbers of members to start: as many as there is room and use for, and one for a twin of the last task."""
-        missing = min(self.slots, unfinished + 1) - len(self.members) if now >= self._start_after else 0
+        # Those that leave are no use for what comes, and the room that they have is none of the slots any more.
+        staying = sum(not member.leaving for member in self.members.values())
+        missing = min(self.slots, unfinished + 1) - staying if now >= self._start_after else 0
         started = range(self._last + 1, self._last + 1 + max(missing, 0))
         self.members.update((number, Member()) for number in started)
         self._last += len(started)

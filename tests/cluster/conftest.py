@@ -62,16 +62,21 @@ class Nodes:
         """Take a node's processes away without a word, as a lost machine does."""
         self._cluster.remove_node(self.members.pop(), allow_graceful=False)
 
-    def drain(self) -> None:
-        """Say that the last node will be taken away in two minutes, as clouds do."""
+    def drain(self, seconds: float = 120.0) -> None:
+        """Say that the last node will be taken away in so many seconds, as clouds do."""
         client = GcsClient(address=self.address)
-        deadline_ms = int((time.time() + 120) * 1000)
+        deadline_ms = int((time.time() + seconds) * 1000)
         accepted, why = client.drain_node(self.members[-1].node_id, PREEMPTION, "spot", deadline_ms)
         assert accepted, why
 
     def workers(self) -> list[psutil.Process]:
         """Processes of the cluster that take shards at this moment."""
         return self._processes("ray::MergeWorker")
+
+    def last_workers(self) -> list[psutil.Process]:
+        """Those of them on the last node."""
+        (raylet,) = self.members[-1].all_processes["raylet"]
+        return [process for process in self.workers() if process.ppid() == raylet.process.pid]
 
     @staticmethod
     def _processes(title: str) -> list[psutil.Process]:

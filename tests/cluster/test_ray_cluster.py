@@ -79,8 +79,38 @@ def test_a_worker_on_a_drained_node_ends_its_shard_and_gets_no_other(nodes: Node
     assert done.returncode == 0, done.stderr
     assert_kept(watch)
     assert_same_output(out, cabs.expected)
-    assert re.search(r"^worker \d gets no more shards: its node is being drained$", done.stderr, flags=re.MULTILINE)
+    told = r"^worker \d gets no more shards: its node is being drained and goes in \d+ s$"
+    assert re.search(told, done.stderr, flags=re.MULTILINE)
     assert "was lost" not in done.stderr
+
+
+def test_a_shard_that_a_drained_node_cannot_end_in_time_is_not_waited_for(
+    nodes: Nodes, cabs: Case, tmp_path: Path
+) -> None:
+    nodes.resize(2)
+    out = tmp_path / "out"
+    hung: list[psutil.Process] = []
+
+    def hold_and_drain() -> None:
+        while not hung:
+            hung.extend(nodes.last_workers())
+        hung[0].suspend()
+        time.sleep(0.5)  # were it between two shards, it gets one
+        nodes.drain(1.0)
+
+    watch = When(out, 2, hold_and_drain)
+    done = cabs.run(out, nodes.address)
+    watch.join()
+    for process in hung:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    nodes.remove()
+    assert done.returncode == 0, done.stderr
+    assert_kept(watch)
+    assert_same_output(out, cabs.expected)
+    assert re.search(r"its node is being drained and goes in \d s$", done.stderr, flags=re.MULTILINE), done.stderr
+    assert re.search(r"worker \d will be gone before it is done$", done.stderr, flags=re.MULTILINE), done.stderr
+    assert "is slow with it" not in done.stderr
 
 
 def test_recipes_that_share_a_reading_survive_the_loss_of_a_node(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -173,7 +174,7 @@ class World:
         assert not (self.end is None and copies.keys() & self.known_done), "a useless run goes on"
         assert all(count <= self.limits.attempts + 1 for count in self.starts.values())
         assert self.known_done <= self.receipts, "done without a receipt"
-        assert len(self.usable) + len(self.asked) <= 8
+        assert len((self.usable.keys() | self.asked) - self.leaving) <= 8
         if isinstance(self.end, Finish):
             assert self.receipts == set(self.starts)
         if isinstance(self.end, Stop) and not isinstance(self.end.error, TemporaryError):
@@ -228,11 +229,11 @@ class World:
         if self.alive:
             self.send(WorkerLost, list(self.alive)[index % len(self.alive)], "unreachable")
 
-    def drain(self, index: int) -> None:
+    def drain(self, index: int, seconds: float) -> None:
         if self.usable:
             worker = list(self.usable)[index % len(self.usable)]
             was_idle = self.usable[worker] is None
-            self.give(WorkerLeaving(self.now, worker))
+            self.give(WorkerLeaving(self.now, worker, self.now + seconds))
             assert self.end or (worker in self.usable) != was_idle, "an idle one is stopped at once"
 
     def report(self, index: int, percent: int) -> None:
@@ -339,9 +340,9 @@ class Cluster(RuleBasedStateMachine):
     def lose_touch(self, index: int) -> None:
         self.world.lose_touch(index)
 
-    @rule(index=index)
-    def drain(self, index: int) -> None:
-        self.world.drain(index)
+    @rule(index=index, seconds=st.sampled_from([-1.0, 0.0, 30.0, inf]))
+    def drain(self, index: int, seconds: float) -> None:
+        self.world.drain(index, seconds)
 
     @rule(index=index)
     def hang(self, index: int) -> None:
@@ -391,7 +392,7 @@ STEPS: list[tuple[int, Callable[[World, random.Random], None]]] = [
     (2, lambda w, r: w.fail(r.randrange(99), TemporaryError("slow down"))),
     (4, lambda w, r: w.report(r.randrange(99), r.choice([0, 1, 50, 100]))),
     (1, lambda w, r: w.fail_to_join(r.randrange(99))),
-    (1, lambda w, r: w.drain(r.randrange(99))),
+    (1, lambda w, r: w.drain(r.randrange(99), r.choice([0.0, 30.0, inf]))),
     (1, lambda w, r: w.slots(r.randrange(6))),
 ]
 

@@ -83,6 +83,18 @@ def test_a_drained_node_is_told_once_and_costs_no_retry() -> None:
     assert story.retries == 0
 
 
+def test_a_shard_of_a_worker_that_will_be_gone_is_told_of() -> None:
+    story = Story(["a", "b"], 2)
+    story.news()
+    story.tell(TaskDone(50.0, story.runs[2].task, story.runs[2].run))
+    story.tell(WorkerLeaving(60.0, 1, deadline=90.0))
+    story.look(60.0, found=False)
+    assert story.news() == [
+        "worker 1 gets no more shards: its node is being drained and goes in 30 s",
+        "a is given to worker 2; worker 1 will be gone before it is done",
+    ]
+
+
 def test_a_run_without_trouble_says_only_how_many_workers_it_has() -> None:
     story = Story(["a", "b"], workers=2)
     for run in list(story.runs.values()):

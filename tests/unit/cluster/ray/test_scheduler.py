@@ -345,9 +345,52 @@ def test_an_open_look_is_waited_for_before_a_failed_run_is_repeated() -> None:
 
 def test_a_draining_worker_ends_its_run_and_gets_no_other() -> None:
     scheduler, _ = running([1] * 4, 2)
+    assert scheduler.handle(SlotsChanged(1.0, 1)) == []
     assert scheduler.handle(WorkerLeaving(1.0, 1)) == []
-    assert scheduler.handle(TaskDone(2.0, 0, 1)) == [StopWorker(1), StartWorker(3)]
-    assert scheduler.handle(WorkerLeaving(3.0, 3)) == [StopWorker(3), StartWorker(4)]
+    assert scheduler.handle(TaskDone(2.0, 0, 1)) == [StopWorker(1)]
+    assert scheduler.handle(WorkerLeaving(3.0, 2)) == [StartWorker(3)]
+    assert scheduler.handle(WorkerLeaving(4.0, 3)) == [StopWorker(3), StartWorker(4)]
+
+
+def test_a_draining_worker_that_will_not_be_done_in_time_hands_its_shard_to_another() -> None:
+    scheduler = finished_pace([GB] * 5, 2)
+    scheduler.handle(SlotsChanged(110.0, 1))
+    scheduler.handle(TaskProgress(120.0, 2, 3, GB // 5))
+    assert scheduler.handle(WorkerLeaving(121.0, 1, deadline=190.0)) == [LookUp(2, 1)]
+    assert scheduler.handle(LookedUp(121.0, 2, 1, found=False)) == []
+    assert scheduler.handle(TaskDone(140.0, 3, 4)) == [StartTask(2, 2, 5)], "it goes before shards that nobody has"
+    assert scheduler.handle(WorkerLost(190.0, 1, "its node is gone")) == [LookUp(2, 2)]
+    assert scheduler.handle(LookedUp(190.0, 2, 2, found=False)) == [], "nothing is left to be done for it"
+    assert scheduler.handle(TaskDone(240.0, 2, 5)) == [StartTask(4, 2, 6)]
+
+
+def test_a_draining_worker_is_told_of_by_its_pace_where_it_has_not_reported() -> None:
+    scheduler = finished_pace([GB] * 5, 2)
+    scheduler.handle(SlotsChanged(110.0, 0))
+    assert scheduler.handle(WorkerLeaving(110.0, 1, deadline=201.0)) == []
+    assert scheduler.handle(WorkerLeaving(110.0, 2, deadline=199.0)) == [LookUp(3, 1)]
+
+
+def test_a_draining_worker_that_falls_behind_is_not_waited_for() -> None:
+    scheduler = finished_pace([GB] * 5, 2)
+    scheduler.handle(SlotsChanged(110.0, 1))
+    assert scheduler.handle(WorkerLeaving(110.0, 1, deadline=205.0)) == []
+    assert scheduler.handle(TaskProgress(150.0, 2, 3, GB // 2)) == []
+    assert scheduler.handle(TaskProgress(155.0, 2, 3, GB // 2)) == [LookUp(2, 1)]
+
+
+def test_a_draining_worker_is_believed_while_nothing_is_known() -> None:
+    scheduler, _ = running([GB] * 2, 1)
+    assert scheduler.handle(WorkerLeaving(1.0, 1, deadline=30.0)) == [StartWorker(2)]
+    scheduler.handle(WorkerJoined(2.0, 2))
+    assert scheduler.handle(TaskProgress(15.0, 0, 1, GB // 4)) == [LookUp(0, 1)]
+
+
+def test_a_worker_is_started_beside_one_that_leaves() -> None:
+    scheduler, _ = running([GB] * 4, 2)
+    scheduler.handle(SlotsChanged(1.0, 1))
+    assert scheduler.handle(WorkerLeaving(1.0, 1)) == []
+    assert scheduler.handle(SlotsChanged(2.0, 2)) == [StartWorker(3)]
 
 
 def test_an_unreadable_output_is_looked_at_again_later() -> None:
