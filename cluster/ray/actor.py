@@ -9,13 +9,14 @@ from typing import Any, Generic
 import ray
 from ray.util.metrics import Counter
 
-from ...engine.errors import AnabranchError, ResourceError
+from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.kernels import make_kernels
 from ...engine.models import open_source
 from ...engine.output import OutputDirectory
 from ...engine.plan import SharedReading
-from ...engine.run import MemoryPlan, Meter, Phase, R, Shard, Work, Worker, receipts_of
+from ...engine.run import MemoryPlan, Meter, PartRecord, Phase, R, Shard, Work, Worker, part_worker, receipts_of
 from ...engine.storage import open_store
+from .parting import EndErrand, Errand, PartErrand
 
 Usage = Mapping[Phase, tuple[float, int, int]]
 """Seconds, bytes and calls per phase."""
@@ -48,6 +49,14 @@ class Done(Generic[R]):
 
     receipts: Mapping[int, R]
     """By plan of the group."""
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class MadePart:
+    """A finished part of a shard."""
+
+    record: PartRecord
     usage: Usage
 
 
@@ -88,18 +97,22 @@ class MergeWorker:
         """The first sign of life: the id of the node."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def work(self, work: Work[R], shard: Shard) -> Done[R] | Failed:
-        """Do it for the shard's members, but for those whose receipt a twin published already."""
+    def work(self, work: Work[R], errand: Errand) -> Done[R] | MadePart | Failed:
+        """Do it for a shard's members, but for those whose receipt a twin published already; or a part of one."""
         meter = self._meter = Meter()
+        made: Mapping[int, R] | PartRecord
         try:
-            receipts = self._receipts(work, shard, meter)
+            made = self._receipts(work, errand, meter) if isinstance(errand, Shard) else self._part(work, errand, meter)
         except AnabranchError as error:
             return Failed(error)
         except MemoryError:
             return Failed(ResourceError("a worker ran out of memory", "give more with --memory"))
         usage = {phase: (u.seconds, u.bytes, u.calls) for phase, u in meter.usage.items()}
-        self._report(usage, work.step)
-        return Done(receipts, usage)
+        self._report(usage)
+        if isinstance(made, PartRecord):
+            return MadePart(made, usage)
+        self._shards.inc(1, {"what": work.step})
+        return Done(made, usage)
 
     def _receipts(self, work: Work[R], shard: Shard, meter: Meter) -> Mapping[int, R]:
         receipts = receipts_of(work, self._worker.outputs, shard)
@@ -108,13 +121,26 @@ class MergeWorker:
             work.do(self._worker, meter, [Shard(shard.index, missing)], lambda _, made: receipts.update(made))
         return receipts
 
-    def _report(self, usage: Usage, what: str) -> None:
+    def _part(self, work: Work[R], errand: PartErrand | EndErrand, meter: Meter) -> Mapping[int, R] | PartRecord:
+        worker = part_worker(self._worker, meter)
+        try:
+            if isinstance(errand, PartErrand):
+                return worker.make(errand.part, errand.before)
+            worker.finish(errand.records)
+        except FileNotFoundError as error:
+            # Another driver finished the shard, and the whole output, and removed what was unfinished.
+            found = receipts_of(work, self._worker.outputs, errand.shard)
+            if found:
+                return found
+            raise TemporaryError(f"the unfinished file of shard {errand.shard.index + 1} is gone") from error
+        return receipts_of(work, self._worker.outputs, errand.shard)
+
+    def _report(self, usage: Usage) -> None:
         for phase, (seconds, size, _) in usage.items():
             if size:
                 self._bytes.inc(size, {"phase": phase})
             if seconds > 0:
                 self._seconds.inc(seconds, {"phase": phase})
-        self._shards.inc(1, {"what": what})
 
 
 def make_worker(options: WorkerOptions, name: str) -> Any:

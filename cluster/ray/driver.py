@@ -19,7 +19,8 @@ from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.plan import SharedReading, share_reading
 from ...engine.run import Done as Told
 from ...engine.run import Member, Meter, Phase, R, Shard, Work, receipts_of
-from .actor import Done, Failed, WorkerOptions, make_worker
+from ...engine.storage import PartedStore
+from .actor import Done, Failed, MadePart, WorkerOptions, make_worker
 from .events import (
     Action,
     Event,
@@ -43,6 +44,7 @@ from .events import (
 )
 from .incidents import Incidents
 from .limits import Limits
+from .parting import Parting
 from .scheduler import Scheduler
 
 PROGRESS_POLL_SECONDS = 5.0
@@ -104,6 +106,20 @@ class RayRunner:
         """What the scheduler knows of a shard."""
         size = work.moved_bytes(self._group, shard)
         return ShardTask(shard.index, size, self._group.plans[shard.members[0]].shards[shard.index].name)
+
+    def parting(self, work: Work[R], shards: Sequence[Shard], run_id: str) -> Parting:
+        """The tasks of those shards; the last ones in parts where work and output allow it."""
+        store = self._outputs[0].store
+        alone = work.divides and len(self._group.plans) == 1
+        return Parting(
+            {shard.index: shard for shard in shards},
+            [self.task(work, shard) for shard in shards],
+            self._group.plans[0],
+            store if alone and isinstance(store, PartedStore) else None,
+            workers=self.slots(draining_nodes()),
+            limits=self._limits,
+            run_id=run_id,
+        )
 
     def look(self, work: Work[R], shard: Shard) -> Mapping[int, R] | None:
         """The receipts of all its members, or None where one is not there."""
@@ -192,13 +208,13 @@ class _Drive(Generic[R]):
     """
 
     def __init__(self, runner: RayRunner, work: Work[R], shards: Sequence[Shard], done: Told[R]) -> None:
-        tasks = [runner.task(work, shard) for shard in shards]
-        self._scheduler = Scheduler(tasks, limits=runner.limits)
-        self._incidents = runner.incidents(tasks)
+        self._run_id = secrets.token_hex(3)
+        self._parting = runner.parting(work, shards, self._run_id)
+        self._scheduler = Scheduler(self._parting.tasks, limits=runner.limits)
+        self._incidents = runner.incidents(self._parting.tasks)
         self._runner = runner
         self._work = work
         self._work_ref = ray.put(work)
-        self._shards = {shard.index: shard for shard in shards}
         self._done = done
         self._finished: set[int] = set()
         self._actors: dict[int, Any] = {}
@@ -209,7 +225,6 @@ class _Drive(Generic[R]):
         self._looks: dict[Future[Mapping[int, R] | None], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
         self._group_ref = ray.put(runner.group)
-        self._run_id = secrets.token_hex(3)
         self._error: AnabranchError | None = None
         self._over = False
 
@@ -228,6 +243,7 @@ class _Drive(Generic[R]):
                 self._tell(Tick(time.monotonic()))
         finally:
             self._release_workers()
+            self._parting.give_up()
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self._error is not None:
             raise self._error
@@ -293,6 +309,11 @@ class _Drive(Generic[R]):
                 self._tell(WorkerJoined(now, call.worker))
             case int(task), Failed(error=reason):
                 self._tell(TaskFailed(now, task, call.run, reason))
+            case int(task), MadePart(record=record, usage=usage):
+                self._runner.add_usage(usage)
+                self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
+                self._parting.made(task, record)
+                self._tell(TaskDone(now, task, call.run))
             case int(task), Done(receipts=receipts, usage=usage):
                 self._runner.add_usage(usage)
                 self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
@@ -310,10 +331,15 @@ class _Drive(Generic[R]):
             self._settle(look.task, receipts)
         self._tell(LookedUp(now, look.task, look.look, receipts is not None))
 
-    def _settle(self, shard: int, receipts: Mapping[int, R]) -> None:
+    def _settle(self, task: int, receipts: Mapping[int, R]) -> None:
+        """A task's shard has its receipts, and needs no other task any more."""
+        shard = self._parting.shard(task).index
         if shard not in self._finished:
             self._finished.add(shard)
             self._done(shard, receipts)
+            for other in reversed(self._parting.finished(shard)):  # so that none is started in between
+                if other != task:
+                    self._tell(LookedUp(time.monotonic(), other, 0, found=True))
 
     # -- actions become calls ------------------------------------------------------------------------------------
 
@@ -330,7 +356,7 @@ class _Drive(Generic[R]):
                 self._actors[number] = actor
                 self._calls[actor.ready.remote()] = _Call(number, None)
             case StartTask(task=task, worker=number, run=run):
-                call = self._actors[number].work.remote(self._work_ref, self._shards[task])
+                call = self._actors[number].work.remote(self._work_ref, self._parting.errand(task))
                 self._calls[call] = _Call(number, task, run, time.perf_counter())
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
@@ -338,7 +364,7 @@ class _Drive(Generic[R]):
                 self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
                 self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
             case LookUp(task=task):
-                look = self._pool.submit(self._runner.look, self._work, self._shards[task])
+                look = self._pool.submit(self._runner.look, self._work, self._parting.shard(task))
                 self._looks[look] = action
             case Stop(error=error):
                 self._error, self._over = error, True

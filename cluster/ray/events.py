@@ -14,17 +14,21 @@ from ...engine.errors import AnabranchError
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One unit of work that leaves one receipt: an output shard, or one piece of the survey.
+    """One unit of work that leaves one receipt: an output shard, a part or the end of one, or one piece of the survey.
 
     Args:
         id: unique in the run.
         size_bytes: bytes read plus bytes written; only ratios between tasks matter.
         name: what the user knows it as (the shard's file name), for messages.
+        after: tasks that must be done before.
+        path_bytes: what it and the tasks that can only follow it one after the other move, if that is more.
     """
 
     id: int
     size_bytes: int
     name: str
+    after: tuple[int, ...] = ()
+    path_bytes: int = 0
 
 
 # Events: what happened.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 from zlib import crc32
 
@@ -32,11 +33,21 @@ class Limits:
     became slow everywhere must not use up the attempts."""
     deadline_floor_seconds: float = 10.0
     """Nothing is late before this, and running tasks are looked at this often."""
+    deadline_least_seconds: float = 1.5
+    """The same for tasks of which it is known that they take no longer; between the two, half of what they take."""
     deadline_cap_seconds: float = 7200.0
     assumed_bytes_per_second: float = 10e6
     """What a worker is expected to do until tasks have finished; so slow that nobody is late by mistake."""
     no_worker_seconds: float = 600.0
     """Time without any worker before the run ends with exit 75."""
+    parted_rounds: float = 2.0
+    """So many shards for each worker, those that come last, are written in parts: all workers end together."""
+    part_share: float = 0.4
+    """Of what is left of such a shard, the next part: parts become smaller towards the end of the run."""
+    least_part_bytes: int = 400_000_000
+    """Read and written for the smallest part: two seconds of a worker's time or less, of which its start is little."""
+    longest_share: float = 0.7
+    """Of the time that the run takes at best. What one worker would need longer for is begun in several places."""
 
     def wait_seconds(self, failures: int, seed: str) -> float:
         """Backoff: doubles up to a cap, less up to half by the seed: tasks must not come back together."""
@@ -83,18 +94,25 @@ class Pace:
 
     def late_seconds(self, size_bytes: int) -> float:
         """Age at which a run of that size may have a twin."""
-        return self._deadline(self._limits.late_factor * size_bytes / self._bytes_per_second)
+        return self._deadline(self._limits.late_factor * size_bytes / self._bytes_per_second, size_bytes)
 
     def overdue_seconds(self, size_bytes: int, own_bytes_per_second: float) -> float:
         """Age at which it needs one, if its worker has done that many bytes per second (0: not known)."""
         slower = min(self._bytes_per_second, own_bytes_per_second or self._bytes_per_second)
-        return self._deadline(self._limits.overdue_factor * size_bytes / slower)
+        return self._deadline(self._limits.overdue_factor * size_bytes / slower, size_bytes)
 
     def hung_seconds(self, size_bytes: int, timeouts: int) -> float:
         """Age at which it is given up, after the same task was given up `timeouts` times before."""
         patience = self._limits.hang_factor * 2.0 ** min(timeouts, 30)
         # More than the floor allows to be late, or a task of no size would be given up at once.
-        return self._deadline(max(size_bytes / self._bytes_per_second, self._limits.deadline_floor_seconds) * patience)
+        least = max(self.expected_seconds(size_bytes), self._limits.deadline_floor_seconds)
+        return self._deadline(least * patience, size_bytes)
 
-    def _deadline(self, seconds: float) -> float:
-        return min(max(seconds, self._limits.deadline_floor_seconds), self._limits.deadline_cap_seconds)
+    def floor_seconds(self, size_bytes: int) -> float:
+        """Age before which nothing is said of a run of that size: its first seconds go into opening files."""
+        limits = self._limits
+        known = max(self.expected_seconds(size_bytes) / 2, limits.deadline_least_seconds) if self.is_known else inf
+        return min(known, limits.deadline_floor_seconds)
+
+    def _deadline(self, seconds: float, size_bytes: int) -> float:
+        return min(max(seconds, self.floor_seconds(size_bytes)), self._limits.deadline_cap_seconds)

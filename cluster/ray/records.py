@@ -24,7 +24,7 @@ class Run:
 
 
 Entry = tuple[bool, int, int]
-"""(yields to others, -size_bytes, id): largest first."""
+"""(yields to others, -bytes up to the end of what follows, id): the longest way first."""
 
 
 @dataclass(slots=True)
@@ -45,3 +45,7 @@ class TaskState:
     entry: Entry | None = None
     look: int = 0
     error: AnabranchError | None = None
+    awaited: int = 0
+    """Tasks that must be done before it and are not."""
+    followers: list[int] = field(default_factory=list)
+    """Tasks that wait for it."""

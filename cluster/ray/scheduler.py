@@ -43,7 +43,7 @@ _RETRY, _LOOK, _CHECK, _WORKERS = range(4)
 
 
 class Scheduler:
-    """Hands tasks to workers, largest first, until each has a receipt or the run has failed.
+    """Hands tasks to workers, the longest way to an end first, until each has a receipt or the run has failed.
 
     Call `handle` with each event, first SlotsChanged, and carry out the actions it returns; all is over with
     Finish or Stop, later events are ignored. Between events wait until `wake_at`, then send Tick. The same
@@ -71,7 +71,11 @@ class Scheduler:
         self._actions: list[Action] = []
         self._over = False
         for state in self._states.values():
-            self._queue(state, yields=False)
+            state.awaited = len(state.task.after)
+            for before in state.task.after:
+                self._states[before].followers.append(state.task.id)
+            if not state.awaited:
+                self._queue(state, yields=False)
 
     @property
     def wake_at(self) -> float | None:
@@ -155,10 +159,17 @@ class Scheduler:
         state.done, state.entry, state.look = True, None, 0
         self._unfinished -= 1
         self._done_bytes += state.task.size_bytes
+        self._release(state.followers)
         for run in tuple(state.runs):
             worker = self._runs[run].worker
             self._end_run(run)
             self._stop_worker(worker)
+
+    def _release(self, followers: Iterable[int]) -> None:
+        for follower in map(self._states.__getitem__, followers):
+            follower.awaited -= 1
+            if not follower.awaited and not follower.done:
+                self._queue(follower, yields=False)
 
     def _task_failed(self, event: TaskFailed) -> None:
         state = self._states[event.task]
@@ -183,9 +194,11 @@ class Scheduler:
     def _task_progress(self, event: TaskProgress) -> None:
         run = self._runs.get(event.run)
         # The first seconds go into opening files and say little.
-        if run is None or self._now < run.started + self._limits.deadline_floor_seconds or event.done_bytes <= 0:
+        if run is None or event.done_bytes <= 0:
             return
         size = self._states[run.task].task.size_bytes
+        if self._now < run.started + self._pace.floor_seconds(size):
+            return
         run.projected_seconds = (self._now - run.started) * size / event.done_bytes
         if event.done_bytes > run.done_bytes:
             # Slow is what is slower than the others now. A run that stands still must not teach patience.
@@ -238,7 +251,7 @@ class Scheduler:
             self._queue(state, yields=not self._runs[state.runs[0]].overdue)
 
     def _queue(self, state: TaskState, *, yields: bool) -> None:
-        state.entry = (yields, -state.task.size_bytes, state.task.id)
+        state.entry = (yields, -max(state.task.size_bytes, state.task.path_bytes), state.task.id)
         if state.not_before > self._now:
             self._at(state.not_before, _RETRY, state.task.id)
         else:
@@ -302,7 +315,7 @@ class Scheduler:
             worker = self._workforce.occupy(self._last_run)
             self._runs[self._last_run] = Run(state.task.id, worker, self._now)
             state.runs.append(self._last_run)
-            self._at(self._now + self._limits.deadline_floor_seconds, _CHECK, self._last_run)
+            self._at(self._now + self._pace.floor_seconds(state.task.size_bytes), _CHECK, self._last_run)
             self._actions.append(StartTask(state.task.id, worker, self._last_run))
 
     def _stop_if_hopeless(self, state: TaskState) -> None:
@@ -343,7 +356,7 @@ class Scheduler:
             self._stop_worker(run.worker)
             self._lose_run(state, f"worker {run.worker} gave no answer in {self._now - run.started:.0f} s")
             return
-        marks = (*self._judge(number), hung, self._now + self._limits.deadline_floor_seconds)
+        marks = (*self._judge(number), hung, self._now + self._pace.floor_seconds(state.task.size_bytes))
         self._at(min(when for when in marks if when > self._now), _CHECK, number)
 
     def _judge(self, number: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from .brackets import order_passes
 from .family import TensorFold
 from .histograms import quantile_orders
 from .inputs import WindowData
-from .passes import OptionalPass, Pass
+from .passes import CountingPass, OptionalPass, Pass, Share, SharePass
 from .statistics import HistogramPass, StatisticsPass
 from .tally import Target
 from .task_vectors import Sums, passes_to_kept_sums
@@ -18,10 +18,13 @@ from .tensor_fold import fold_of_tensor
 from .workspace import Real, Workspace
 
 __all__ = [
+    "CountingPass",
     "HistogramPass",
     "OptionalPass",
     "Pass",
     "Real",
+    "Share",
+    "SharePass",
     "StatisticsPass",
     "Sums",
     "Target",

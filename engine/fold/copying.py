@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..plan import TensorRow, tiles
@@ -10,7 +13,7 @@ from .family import TensorFold
 from .inputs import WindowData
 from .passes import CountingPass
 from .rounding import write_merged
-from .tally import Target, WindowTally
+from .tally import Target, WindowTally, add_into
 from .tensor import TensorState
 from .workspace import Workspace
 
@@ -79,6 +82,12 @@ class CopyPass(CountingPass):
             workspace.sum[:length] = 0
             workspace.active[:length] = 0
             tally.overflowed[0] += write_merged(state, data, workspace, begin, end)
+
+    def _own_share(self, begin: int, end: int) -> Sequence[NDArray[np.int64]]:  # noqa: ARG002
+        return [np.array(self._differing, np.int64)]
+
+    def _take_own(self, numbers: Sequence[NDArray[np.int64]]) -> None:
+        add_into(self._differing, numbers[0].tolist())
 
     def _conclude(self) -> None:
         state, count = self._state, self._computed_nonfinite

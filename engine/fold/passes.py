@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from .inputs import WindowData
@@ -29,6 +33,15 @@ class OptionalPass(ABC):
         """Whether there is anything to do; asked when the passes before are finished."""
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one look at a stretch of a tensor found, for a tensor that several processes merge."""
+
+    counts: WindowTally
+    numbers: Sequence[NDArray[Any]]
+    """What the pass gathers besides, as it alone knows."""
+
+
 class CountingPass(ABC):
     """A pass that counts what it finds in windows, and stops the run where that cannot be merged."""
 
@@ -49,6 +62,25 @@ class CountingPass(ABC):
         self._conclude()
         check_overflow(self._state)
 
+    def share(self, begin: int, end: int) -> Share:
+        """What was found in elements [begin, end), when all their windows and no others were looked at."""
+        tally, overflowed = self._state.tally, [target.overflowed for target in self._state.targets]
+        counts = WindowTally(self._nonfinite, tally.kept, tally.overlaps, overflowed, tally.claimed)
+        return Share(counts, self._own_share(begin, end))
+
+    def take(self, share: Share) -> None:
+        """Add what was found elsewhere. Shares come in the order of their elements; `finish` follows the last one."""
+        add_into(self._nonfinite, share.counts.nonfinite)
+        self._state.tally.add(share.counts)
+        self._take_own(share.numbers)
+
+    def _own_share(self, begin: int, end: int) -> Sequence[NDArray[Any]]:  # noqa: ARG002
+        """What a pass gathers besides counts."""
+        return ()
+
+    def _take_own(self, numbers: Sequence[NDArray[Any]]) -> None:  # noqa: B027
+        """Add what `_own_share` gave elsewhere."""
+
     @abstractmethod
     def _look(self, data: WindowData, workspace: Workspace, tally: WindowTally) -> None:
         """Do what the pass does with a window; by any thread, so what windows share is changed under the state's lock.
@@ -61,6 +93,25 @@ class CountingPass(ABC):
 
     def _conclude(self) -> None:  # noqa: B027
         """Draw conclusions from all windows; nothing unless a pass has any."""
+
+
+class SharePass:
+    """The only pass over a tensor, for elements [begin, end) alone: ends with a share instead of conclusions."""
+
+    def __init__(self, whole: CountingPass, begin: int, end: int) -> None:
+        self._whole = whole
+        self._begin = begin
+        self._end = end
+        self.share: Share | None = None
+        """Of all windows, once they have run."""
+
+    def run(self, data: WindowData, workspace: Workspace) -> None:
+        """See `Pass`."""
+        self._whole.run(data, workspace)
+
+    def finish(self) -> None:
+        """See `Pass`."""
+        self.share = self._whole.share(self._begin, self._end)
 
 
 def check_nonfinite(state: TensorState, counts: list[int]) -> None:

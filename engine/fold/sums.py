@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..kernels import ROW, Array, fold_rows, host
+from ..kernels import ROW, SUM_ROWS, Array, fold_rows, host
 from ..plan import tiles
 from .inputs import WindowData
 from .passes import CountingPass
@@ -38,6 +38,7 @@ class RowSums:
         self._state = state
         rows = -(-state.task.numel // ROW)
         self._rows = {i: np.zeros((rows, self.numbers), np.float64) for i in state.present}
+        self._shares: list[Sequence[NDArray[np.float64]]] = []
         self._parts: dict[tuple[int, int], _SharedRow] = {}
         """By model and row."""
 
@@ -89,8 +90,28 @@ class RowSums:
     def total(self) -> list[NDArray[np.float64] | None]:
         """Per model: f64 [numbers], or None for a model without the tensor. Asked once: the rows are let go."""
         assert not self._parts, "every element was added"
+        if self._shares:
+            totals = [np.add.accumulate(np.concatenate(shares))[-1] for shares in zip(*self._shares, strict=True)]
+            found = dict(zip(self._rows, totals, strict=True))
+            return [found.get(i) for i in range(len(self._state.task.models))]
         rows, self._rows = self._rows, {}
         return [fold_rows(rows[i]) if i in rows else None for i in range(len(self._state.task.models))]
+
+    def share(self, begin: int, end: int) -> list[NDArray[np.float64]]:
+        """Per present model, f64 [windows, numbers]: sums of the windows of the defined order in elements [begin, end).
+
+        The first begins at `begin`.
+        """
+        assert not self._parts, "every element was added"
+        first, last = begin // ROW, -(-end // ROW)
+        return [
+            np.stack([fold_rows(rows[place : min(place + SUM_ROWS, last)]) for place in range(first, last, SUM_ROWS)])
+            for rows in self._rows.values()
+        ]
+
+    def take(self, share: Sequence[NDArray[np.float64]]) -> None:
+        """Sums of windows that were taken elsewhere, in the order of windows; then no rows are added here."""
+        self._shares.append(share)
 
 
 class MomentSums(RowSums):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -146,6 +146,17 @@ class FoldPass(CountingPass):
             self._state.kept_squares = [None if sums is None else float(sums[0]) for sums in self._kept.total()]
         elif isinstance(self._state.masks.selection, All):
             self._state.kept_squares = squares_of(self._state.moments)
+
+    def _own_share(self, begin: int, end: int) -> Sequence[NDArray[np.float64]]:
+        return [sums for each in self._gathered() for sums in each.share(begin, end)]
+
+    def _take_own(self, numbers: Sequence[NDArray[np.float64]]) -> None:
+        models = len(self._state.present)
+        for place, each in enumerate(self._gathered()):
+            each.take(numbers[place * models : (place + 1) * models])
+
+    def _gathered(self) -> list[RowSums]:
+        return [sums for sums in (self._sums, self._kept) if sums is not None]
 
 
 class KeptSumsPass(CountingPass):

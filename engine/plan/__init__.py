@@ -9,6 +9,7 @@ from .demands import (
     FOUND_PER_TENSOR,
     SAMPLE_ELEMENTS,
     column_rows,
+    cut_elements,
     grain,
     histograms_per_model,
     kept_bytes,
@@ -28,6 +29,7 @@ from .task import TensorTask
 from .unchanged import check_changes
 from .windows import (
     Window,
+    cut_stretch,
     cut_windows,
     joint_window_elements,
     least_joint_elements,
@@ -58,6 +60,8 @@ __all__ = [
     "Window",
     "check_changes",
     "column_rows",
+    "cut_elements",
+    "cut_stretch",
     "cut_windows",
     "decide_densities",
     "grain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..kernels import ROW
+from ..kernels import ROW, SUM_ROWS
 from ..methods import Method, SurveyKind
 from .task import TensorTask
 
@@ -48,6 +48,23 @@ def grain(task: TensorTask) -> int:
     if needs_rows(task):
         return task.row_elements
     return 1 if task.method is None else task.method.block
+
+
+def cut_elements(task: TensorTask) -> int:
+    """Elements between places where a tensor may be cut so that each piece is merged by itself; 0: it stays whole.
+
+    One look must be enough, and at each place a block of the method, a window of the defined order of sums and a block
+    of what is noted of the inputs must begin.
+    """
+    window = ROW * SUM_ROWS
+    method = task.method
+    if method is not None:
+        local = method.sees in ("element", "block") and method.keeps == "nothing" and not method.survey
+        if not local or passes_over(method, task.is_double) > 1 or window % method.block:
+            return 0
+    if task.stored != "values" or any(source is not None and source.derived is not None for source in task.sources):
+        return 0
+    return window if task.numel > window else 0
 
 
 def needs_columns(task: TensorTask) -> bool:

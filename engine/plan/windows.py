@@ -91,6 +91,14 @@ def cut_windows(numel: int, elements: int, grain: int) -> list[Window]:
     return windows
 
 
+def cut_stretch(begin: int, end: int, elements: int, grain: int) -> list[Window]:
+    """The same over elements [begin, end) of a tensor that is cut there; `grain` and ROW divide `begin`."""
+    return [
+        Window(w.index, begin + w.begin, begin + w.end, begin + w.own_begin, begin + w.own_end)
+        for w in cut_windows(end - begin, elements, grain)
+    ]
+
+
 def tiles(begin: int, end: int, elements: int) -> Iterator[tuple[int, int]]:
     """Cut [begin, end) into tiles of `elements` elements, the last one shorter."""
     for start in range(begin, end, elements):

@@ -15,6 +15,7 @@ from .machine import available_cores, process_began
 from .memory import MemoryPlan
 from .merge_report import MergeReport
 from .meter import Meter, Phase
+from .parts import Part, PartRecord, Place, Places, begin_shard, part_worker
 from .prepare import TABLES_BYTES_PER_TENSOR, PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
 from .protocols import Member, Runner, Silent
 from .repair import Repair, repair
@@ -36,7 +37,11 @@ __all__ = [
     "MergeReport",
     "Meter",
     "ModelEnergy",
+    "Part",
+    "PartRecord",
     "Phase",
+    "Place",
+    "Places",
     "PreparedMerge",
     "R",
     "Repair",
@@ -48,6 +53,7 @@ __all__ = [
     "Work",
     "Worker",
     "available_cores",
+    "begin_shard",
     "check_disk",
     "compare",
     "counted",
@@ -57,6 +63,7 @@ __all__ = [
     "merge_reading",
     "open_side",
     "outputs_of",
+    "part_worker",
     "plan",
     "prepare_all",
     "process_began",

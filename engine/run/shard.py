@@ -137,7 +137,9 @@ class ShardWorker:
         self._memory = memory
         self._kernels = kernels
         self._meter = meter
-        self._pipeline = Pipeline(group.sources, stores, memory, kernels, meter)
+        self.pipeline = Pipeline(group.sources, stores, memory, kernels, meter)
+        self.places = group.places[0]
+        """Where the sources of the first plan are among the pipeline's."""
         self.run_id = uuid.uuid4().hex[:12]
         """Distinguishes this process's temporary files from another's."""
 
@@ -159,7 +161,7 @@ class ShardWorker:
         """
         run = _Merge(self._group, self._outputs, self._meter, self.run_id, done)
         try:
-            self._pipeline.run(self._jobs(shards, surveys, run), run.emit, run.job_done)
+            self.pipeline.run(self._jobs(shards, surveys, run), run.emit, run.job_done)
             run.finish()
         except BaseException:
             run.discard()
@@ -174,6 +176,11 @@ class ShardWorker:
                 job = TensorJob(parts, taken)
                 run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
+
+    def fold(self, position: int) -> TensorFold:
+        """What is done to the tensor at that position, for the only plan of a group that surveys nothing."""
+        ((fold, _),) = self._folds(position, (0,), (None,))
+        return fold
 
     def _folds(
         self, position: int, members: Sequence[int], surveys: Sequence[Survey | None]

@@ -6,7 +6,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..models import TensorInfo
@@ -95,6 +95,15 @@ class TakenBytes:
                 found += [Stretch(url, offset + a, offset + b, unit, digest) for a, b, digest in known.stretches()]
         return sorted(found) if len(found) > 1 else found
 
+    def take(self, other: TakenBytes) -> None:
+        """Add what somebody else noted of other blocks of the same tensors."""
+        for (url, offset, size, unit), known in other._tensors.items():
+            own = self._tensors.setdefault((url, offset, size, unit), known)
+            if own is not known:
+                assert isinstance(own, _Blocks), "a tensor that is cut has many blocks"
+                assert isinstance(known, _Blocks), "of which some were read there"
+                own.take(known)
+
 
 class _Blocks:
     """The blocks of one tensor."""
@@ -145,6 +154,26 @@ class _Blocks:
             part = self._parts[number] = _Part(size)
         part.add(begin, piece)
         return self._parts.pop(number).data if part.whole else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What travels from one process to another: the stretch that is known, of a tensor that may be much larger."""
+        first, last = max(self._known.find(1), 0), self._known.rfind(1) + 1
+        known, digests = bytes(self._known[first:last]), self._digests[first:last].tobytes()
+        return _Blocks.known, (self._size, self._unit, first, known, digests, self._parts)
+
+    @classmethod
+    def known(cls, size: int, unit: int, first: int, known: bytes, digests: bytes, parts: dict[int, _Part]) -> _Blocks:
+        """Blocks of which those from number `first` on are known where `known` is 1."""
+        blocks = cls(size, unit)
+        blocks._known[first : first + len(known)] = known
+        blocks._digests[first : first + len(known)] = array("Q", digests)
+        blocks._parts = parts
+        return blocks
+
+    def take(self, other: _Blocks) -> None:
+        for number, known in enumerate(other._known):
+            if known:
+                self._settle(number, other._digests[number])
 
     def stretches(self) -> Iterator[tuple[int, int, int]]:
         """(begin, end, digest) of whole blocks that follow each other, and of parts of blocks."""

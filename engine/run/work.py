@@ -47,6 +47,10 @@ class Work(Protocol[R]):
     def step(self) -> Step:
         """Which step of a run it is."""
 
+    @property
+    def divides(self) -> bool:
+        """Whether several workers may do parts of one shard."""
+
     def receipt(self, output: OutputDirectory, index: int) -> R | None:
         """What an output has of a shard; None where the work is still to be done."""
 
@@ -84,6 +88,10 @@ class MergeWork:
     """Per plan, what whole models decided, where it asks for it."""
     step: Step = "merge"
 
+    @property
+    def divides(self) -> bool:
+        return all(survey is None for survey in self.surveys)
+
     def receipt(self, output: OutputDirectory, index: int) -> Receipt | None:
         return output.receipt(index)
 
@@ -112,6 +120,10 @@ class SurveyWork:
 
     round: Round
     step: Step = "survey"
+
+    @property
+    def divides(self) -> bool:
+        return False
 
     def receipt(self, output: OutputDirectory, index: int) -> list[SurveyPart] | None:
         return output.survey_parts(self.round, index)

@@ -10,15 +10,28 @@ from .joined import JoinedStore
 from .local_files import absolute_path, translate
 from .memory import MemoryStore
 from .opening import client_bytes, crosses_network, open_hub_upload, open_output, open_store
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, Store, Upload, Writer
+from .protocol import (
+    DEFAULT_READ_LIMIT_BYTES,
+    RANGE_GRAIN_BYTES,
+    FileInfo,
+    Leftover,
+    PartedStore,
+    Store,
+    Upload,
+    Writer,
+)
+from .running_digest import RunningDigest, digests_move, moving_digest
 
 __all__ = [
     "BLOCK_BYTES",
     "DEFAULT_READ_LIMIT_BYTES",
+    "RANGE_GRAIN_BYTES",
     "FileInfo",
     "JoinedStore",
     "Leftover",
     "MemoryStore",
+    "PartedStore",
+    "RunningDigest",
     "Store",
     "Upload",
     "Writer",
@@ -26,6 +39,8 @@ __all__ = [
     "block_digest",
     "client_bytes",
     "crosses_network",
+    "digests_move",
+    "moving_digest",
     "open_hub_upload",
     "open_output",
     "open_store",

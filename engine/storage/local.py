@@ -18,6 +18,7 @@ from ..errors import InputError
 from .local_files import MAX_CALL_BYTES, absolute_path, make_folder, translate, translated, write_fully
 from .local_folders import NEW_FILE, open_below, opened_folder, status_below, unlink_below
 from .local_probe import probe_folder
+from .local_ranges import LocalRange, complete_file
 from .local_writer import LocalWriter
 from .protocol import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, check_name
 
@@ -160,6 +161,27 @@ class LocalStore:
         assert re.fullmatch(r"[A-Za-z0-9_]+", run_id), f"bad run id {run_id!r}"
         with translated(path):
             return LocalWriter(self._root, name, _temporary(os.path.basename(name), run_id), size)
+
+    def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
+        """See `PartedStore.begin`: an empty temporary file."""
+        del size, attributes
+        with translated(self.path(name)), self._folder(name, make=True) as (folder, base):
+            temporary = _temporary(base, run_id)
+            os.close(open_below(folder, temporary, NEW_FILE, temporary))
+            return temporary
+
+    def range_writer(self, name: str, token: str, begin: int, size: int) -> LocalRange:
+        """See `PartedStore.range_writer`."""
+        with translated(self.path(name)):
+            return LocalRange(self._root, name, token, begin, size)
+
+    def complete(self, name: str, token: str, size: int) -> None:
+        """See `PartedStore.complete`."""
+        complete_file(self._root, check_name(name), token, size)
+
+    def give_up(self, name: str, token: str) -> None:
+        """See `PartedStore.give_up`."""
+        self.delete(os.path.join(os.path.dirname(name), token))
 
     def attributes(self, name: str) -> Mapping[str, str] | None:
         """None: receipts say what local files are."""

@@ -33,21 +33,26 @@ class LocalWriter:
         name: of the file, relative to it; no link below the root is followed.
         temporary: the temporary file's name, in the folder of the file.
         size: bytes that will be written.
+        flags: how the temporary file is opened.
+        begin: where in it the bytes go; a multiple of ALIGNMENT.
     """
 
-    def __init__(self, root: str, name: str, temporary: str, size: int) -> None:
+    def __init__(
+        self, root: str, name: str, temporary: str, size: int, *, flags: int = NEW_FILE, begin: int = 0
+    ) -> None:
         self._path = os.path.join(root, name)
         self._root = root
         self._inner, self._base = os.path.split(name)
         self._temporary = temporary
         self._size = size
+        self._begin = begin
         self._taken = 0
         """Bytes handed over so far."""
         self._written = 0
         """Bytes in the file or on the way there; a multiple of BUFFER_BYTES until the end."""
         with opened_folder(root, self._inner, make=True) as folder:
-            self._descriptor: int | None = open_below(folder, temporary, NEW_FILE, temporary)
-        self._direct = _set_direct(self._descriptor, True)
+            self._descriptor: int | None = open_below(folder, temporary, flags, temporary)
+        self._direct = set_direct(self._descriptor, True)
         room = min(BUFFER_BYTES, -(-size // ALIGNMENT) * ALIGNMENT)
         self._buffers = [_aligned(room)] if size <= room else [_aligned(room), _aligned(room)]
         self._behind = ThreadPoolExecutor(1, "write")
@@ -83,13 +88,14 @@ class LocalWriter:
 
     def _put(self, data: NDArray[np.uint8], offset: int) -> None:
         descriptor, done = self._opened(), 0
+        offset += self._begin
         while done < len(data):
             try:
                 done += os.pwrite(descriptor, data[done : done + MAX_CALL_BYTES].data, offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._direct = _set_direct(descriptor, False)  # promised at opening, refused now
+                self._direct = set_direct(descriptor, False)  # promised at opening, refused now
 
     def commit(self) -> None:
         """See `Writer.commit`: sync, rename, sync the folder."""
@@ -139,7 +145,7 @@ def _aligned(count: int) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8)[:count]
 
 
-def _set_direct(descriptor: int, direct: bool) -> bool:
+def set_direct(descriptor: int, direct: bool) -> bool:
     """Switch direct writes; returns whether they are on, which some file systems (of memory, some networks) refuse."""
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:

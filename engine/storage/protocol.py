@@ -128,6 +128,43 @@ class Store(Protocol):
         """Space left for new files; None when unknown or unlimited."""
 
 
+RANGE_GRAIN_BYTES = 64 << 10
+"""Ranges of a file begin at multiples of it: no two processes write to one page or one block of a file system."""
+
+
+@runtime_checkable
+class PartedStore(Store, Protocol):
+    """A store where several processes may write one file."""
+
+    def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
+        """Start a file that is written in ranges; arguments as those of `writer`.
+
+        Returns:
+            What ranges are written with; it is `leftovers`' until `complete`.
+        """
+
+    def range_writer(self, name: str, token: str, begin: int, size: int) -> Writer:
+        """Write `size` bytes from `begin` on, a multiple of RANGE_GRAIN_BYTES, as the whole size but at the file's end.
+
+        `commit` makes them durable, and nothing visible. The same bytes may be written again, by others at the same
+        time, too.
+
+        Raises:
+            FileNotFoundError: the unfinished file was removed.
+        """
+
+    def complete(self, name: str, token: str, size: int) -> None:
+        """Make the file visible, whole and durable, after every range was committed.
+
+        Raises:
+            IntegrityError: it has another size.
+            FileNotFoundError: a twin completed it, or somebody removed it; look at what is there.
+        """
+
+    def give_up(self, name: str, token: str) -> None:
+        """Leave nothing behind of an unfinished file; absent is fine."""
+
+
 def check_name(name: str) -> str:
     """A normal relative path, as it is; names that users give are checked long before.
 

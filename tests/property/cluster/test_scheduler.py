@@ -52,7 +52,9 @@ class World:
     """Workers, an output with receipts, and a network that may delay, repeat and lose."""
 
     def __init__(self, sizes: list[int], limits: Limits = LIMITS, seed: int = 0) -> None:
-        self.tasks = [ShardTask(i, size, f"shard {i}") for i, size in enumerate(sizes)]
+        # Every third task waits for the one before it, every seventh for two.
+        waits = [tuple(range(i - (i % 3 == 2) - (i % 7 == 6), i)) for i in range(len(sizes))]
+        self.tasks = [ShardTask(i, size, f"shard {i}", waits[i]) for i, size in enumerate(sizes)]
         self.limits = limits
         self.make = partial(Scheduler, self.tasks, limits=limits, seed=seed)
         self.scheduler = self.make()
@@ -139,6 +141,7 @@ class World:
                 self.starting.append(worker)
             case StartTask(task=task, worker=worker):
                 assert task not in self.known_done, "a finished task was started again"
+                assert self.known_done.issuperset(self.tasks[task].after), "it began before what it waits for"
                 assert worker in self.usable.keys() - self.leaving, "a lost or leaving worker was given a task"
                 assert self.usable[worker] is None, "a busy worker was given a second task"
                 self.usable[worker] = action

@@ -347,9 +347,9 @@ def test_a_draining_worker_ends_its_run_and_gets_no_other() -> None:
     scheduler, _ = running([1] * 4, 2)
     assert scheduler.handle(SlotsChanged(1.0, 1)) == []
     assert scheduler.handle(WorkerLeaving(1.0, 1)) == []
-    assert scheduler.handle(TaskDone(2.0, 0, 1)) == [StopWorker(1)]
-    assert scheduler.handle(WorkerLeaving(3.0, 2)) == [StartWorker(3)]
-    assert scheduler.handle(WorkerLeaving(4.0, 3)) == [StopWorker(3), StartWorker(4)]
+    assert scheduler.handle(TaskDone(1.0, 0, 1)) == [StopWorker(1)]
+    assert scheduler.handle(WorkerLeaving(1.0, 2)) == [StartWorker(3)]
+    assert scheduler.handle(WorkerLeaving(1.0, 3)) == [StopWorker(3), StartWorker(4)]
 
 
 def test_a_draining_worker_that_will_not_be_done_in_time_hands_its_shard_to_another() -> None:
@@ -391,6 +391,29 @@ def test_a_worker_is_started_beside_one_that_leaves() -> None:
     scheduler.handle(SlotsChanged(1.0, 1))
     assert scheduler.handle(WorkerLeaving(1.0, 1)) == []
     assert scheduler.handle(SlotsChanged(2.0, 2)) == [StartWorker(3)]
+
+
+def test_a_task_waits_for_those_before_it_and_the_longest_way_goes_first() -> None:
+    chain = [ShardTask(0, 4, "a1", path_bytes=9), ShardTask(1, 3, "a2", (0,), 5), ShardTask(2, 2, "a3", (1, 3), 2)]
+    scheduler = Scheduler([*chain, ShardTask(3, 6, "b"), ShardTask(4, 8, "c")])
+    scheduler.handle(SlotsChanged(0.0, 1))
+    order = []
+    actions = scheduler.handle(WorkerJoined(0.0, 1))
+    while actions != [Finish()]:
+        (start,) = actions
+        assert isinstance(start, StartTask)
+        order.append(start.task)
+        actions = scheduler.handle(TaskDone(1.0, start.task, start.run))
+    assert order == [0, 4, 3, 1, 2]
+
+
+def test_what_follows_a_task_that_was_found_done_is_free_and_is_not_started_when_it_is_done_too() -> None:
+    scheduler = Scheduler([ShardTask(0, 4, "a1"), ShardTask(1, 3, "a2", (0,)), ShardTask(2, 2, "a3", (1,))])
+    scheduler.handle(SlotsChanged(0.0, 1))
+    assert scheduler.handle(LookedUp(0.0, 1, 0, found=True)) == [], "what comes before it is not done"
+    assert scheduler.handle(WorkerJoined(0.0, 1)) == [StartTask(0, 1, 1)]
+    assert scheduler.handle(LookedUp(0.0, 2, 0, found=True)) == []
+    assert scheduler.handle(TaskDone(1.0, 0, 1)) == [Finish()]
 
 
 def test_an_unreadable_output_is_looked_at_again_later() -> None:
@@ -447,7 +470,8 @@ def test_deadlines_follow_the_median_and_have_a_floor_and_a_cap() -> None:
     for seconds in (90.0, 100.0, 100.0, 110.0, 4000.0):
         assert pace.learn(GB, seconds) == GB / seconds
     assert pace.late_seconds(GB) == 150.0
-    assert pace.late_seconds(1) == 10.0
+    assert [pace.floor_seconds(size) for size in (1, GB // 25, GB // 10, GB)] == [1.5, 2.0, 5.0, 10.0]
+    assert pace.late_seconds(1) == 1.5
     assert pace.late_seconds(1000 * GB) == 7200.0
     assert [pace.overdue_seconds(GB, rate) for rate in (0.0, GB / 50, GB / 200)] == [200.0, 200.0, 400.0]
     assert [pace.hung_seconds(GB, n) for n in (0, 1, 9)] == [600.0, 1200.0, 7200.0]

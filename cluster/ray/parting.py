@@ -1,0 +1,148 @@
+"""Shards that several workers write: which parts there are, what a worker is told of its part, what has come back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...engine.errors import AnabranchError
+from ...engine.plan import Plan
+from ...engine.run import Part, PartRecord, Place, Places, Shard, begin_shard
+from ...engine.storage import PartedStore
+from .cuts import Stretch, cut_last, parted_tasks
+from .events import ShardTask
+from .limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class PartErrand:
+    """What a worker is asked for: a part, with the record of the one ahead of it where that is finished."""
+
+    shard: Shard
+    part: Part
+    before: PartRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndErrand:
+    """What a worker is asked for: to make a shard visible of which all parts are there."""
+
+    shard: Shard
+    records: Sequence[PartRecord]
+
+
+Errand = Shard | PartErrand | EndErrand
+"""What a task is to a worker."""
+
+
+@dataclass(slots=True)
+class _Parted:
+    """A shard in parts."""
+
+    name: str
+    stretches: list[tuple[Place, Place]]
+    waits: list[bool]
+    tasks: list[int]
+    """Of its parts in the order of the file, then of its end."""
+    token: str = ""
+    """Of the unfinished file; empty before the first part is asked for."""
+    records: dict[int, PartRecord] = field(default_factory=dict)
+    """By task."""
+
+
+class Parting:
+    """The tasks of a run in which the last shards are written in parts.
+
+    Args:
+        shards: what is wanted, by task.
+        tasks: one for each of them.
+        plan: of the run's first recipe.
+        store: where several may write one file of it; None: no shard is cut.
+        workers: how many there will be.
+        limits: see Limits.
+        run_id: letters and digits that mark unfinished files.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[int, Shard],
+        tasks: Sequence[ShardTask],
+        plan: Plan,
+        store: PartedStore | None,
+        *,
+        workers: int,
+        limits: Limits,
+        run_id: str,
+    ) -> None:
+        self._shards = dict(shards)
+        self._plan = plan
+        self._store = store
+        self._run_id = run_id
+        self._parted: dict[int, _Parted] = {}
+        """By index of the shard."""
+        self._number = max(self._shards, default=-1)
+        cuts = cut_last(tasks, workers, limits) if store is not None else {}
+        self.tasks = [each for task in tasks for each in self._cut(task, cuts.get(task.id, ()))]
+
+    def _cut(self, task: ShardTask, stretches: Sequence[Stretch]) -> list[ShardTask]:
+        """The tasks of a shard that is cut near those shares; the task itself where it has no such places."""
+        if not stretches:
+            return [task]
+        index = self._shards[task.id].index
+        places = Places(self._plan, index)
+        found = places.stretches([(stretch.begin, stretch.waits) for stretch in stretches])
+        if len(found) < 2:
+            return [task]
+        waits = [waits for _, _, waits in found]
+        lengths = [places.byte(end) - places.byte(begin) for begin, end, _ in found]
+        made = parted_tasks(task, lengths, waits, self._number + 1)
+        self._number += len(found)
+        numbers = [each.id for each in made]
+        self._shards.update(dict.fromkeys(numbers, self._shards[task.id]))
+        self._parted[index] = _Parted(task.name, [(begin, end) for begin, end, _ in found], waits, numbers)
+        return made
+
+    def shard(self, task: int) -> Shard:
+        """The shard of which a task is a part, or all."""
+        return self._shards[task]
+
+    def errand(self, task: int) -> Errand:
+        """What a worker is asked for, when all that the task waits for is done.
+
+        Raises:
+            ResourceError, TemporaryError: the file cannot be begun.
+        """
+        shard = self._shards[task]
+        parted = self._parted.get(shard.index)
+        if parted is None:
+            return shard
+        place = parted.tasks.index(task)
+        if place == len(parted.stretches):
+            return EndErrand(shard, [parted.records[number] for number in parted.tasks[:-1]])
+        if not parted.token:
+            parted.token = self._begin(shard.index)
+        part = Part(shard.index, *parted.stretches[place], parted.token)
+        return PartErrand(shard, part, parted.records[parted.tasks[place - 1]] if parted.waits[place] else None)
+
+    def _begin(self, index: int) -> str:
+        assert self._store is not None, "a shard was cut"
+        return begin_shard(self._plan, index, self._store, self._run_id)
+
+    def made(self, task: int, record: PartRecord) -> None:
+        """A part is there."""
+        parted = self._parted.get(self._shards[task].index)
+        if parted is not None:
+            parted.records[task] = record
+
+    def finished(self, index: int) -> list[int]:
+        """A shard has its receipt; returns all tasks of one that was cut, and none of others."""
+        parted = self._parted.pop(index, None)
+        return parted.tasks if parted is not None else []
+
+    def give_up(self) -> None:
+        """Leave nothing of unfinished shards; what cannot be removed is left to `gc`."""
+        for parted in self._parted.values():
+            if parted.token and self._store is not None:
+                with contextlib.suppress(AnabranchError, OSError):
+                    self._store.give_up(parted.name, parted.token)
