@@ -73,6 +73,20 @@ output: {shard_size: 2GB}
     assert not recipe.excludes("lm_head.weight")
 
 
+@pytest.mark.parametrize(
+    "name", ["math_v1.5-x", "7", "\u00e9t\u00e9", "e\u0301te\u0301", "\u092e\u0949\u0921\u0932", "a" * 100]
+)
+def test_names_have_letters_of_any_script(name: str) -> None:
+    """Marks that belong to letters, as accents and vowels of many scripts do, are part of them."""
+    assert recipe_with(f"name: {json.dumps(name)}").name == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "a\n", "\u200b", "a" * 101])
+def test_names_that_are_none_of_a_folder(name: str) -> None:
+    with pytest.raises(RecipeError, match="name: expected"):
+        recipe_with(f"name: {json.dumps(name)}")
+
+
 def test_a_recipe_is_frozen_and_travels_to_workers() -> None:
     recipe = recipe_with("")
     with pytest.raises(ValidationError):
