@@ -57,4 +57,4 @@ def open_progress(
 
 def folded_bytes(meter: Meter) -> BytesDone:
     """The count for merges and surveys: bytes of inputs that fold threads have looked at, and of shards read again."""
-    return lambda: meter.usage["fold"].bytes + meter.usage["check"].bytes
+    return lambda: meter.usage["fold"].bytes + meter.usage["check"].bytes + meter.folded_elsewhere_bytes

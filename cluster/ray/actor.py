@@ -61,6 +61,14 @@ class MadePart:
 
 
 @dataclass(frozen=True, slots=True)
+class Going:
+    """What has been looked at and written of work in hand."""
+
+    folded_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """An error that a user can understand; others reach the driver as Ray's own."""
 
@@ -88,10 +96,10 @@ class MergeWorker:
         self._shards = Counter("anabranch_shards", "Finished shards.", ("what",))
 
     @ray.method(concurrency_group="watch")  # type: ignore[untyped-decorator]
-    def moved_bytes(self) -> int:
-        """Bytes looked at and written for the shard in work; answered while it is being made."""
+    def progress(self) -> Going:
+        """How far the work in hand is; answered while it is being done."""
         usage = self._meter.usage
-        return usage["fold"].bytes + usage["write"].bytes
+        return Going(usage["fold"].bytes, usage["write"].bytes)
 
     def ready(self) -> str:
         """The first sign of life: the id of the node."""

@@ -20,7 +20,7 @@ from ...engine.plan import SharedReading, share_reading
 from ...engine.run import Done as Told
 from ...engine.run import Member, Meter, Phase, R, Shard, Work, receipts_of
 from ...engine.storage import PartedStore
-from .actor import Done, Failed, MadePart, WorkerOptions, make_worker
+from .actor import Done, Failed, Going, MadePart, Usage, WorkerOptions, make_worker
 from .events import (
     Action,
     Event,
@@ -42,6 +42,7 @@ from .events import (
     WorkerLeaving,
     WorkerLost,
 )
+from .folded_so_far import FoldedSoFar
 from .incidents import Incidents
 from .limits import Limits
 from .parting import Parting
@@ -153,6 +154,10 @@ class RayRunner:
         """Keep idle actors for the next phase: each has its kernels loaded and its inputs open."""
         self._spare += actors
 
+    def going(self) -> FoldedSoFar:
+        """Where to note how far tasks are."""
+        return FoldedSoFar(self._meter)
+
     def add_usage(self, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
         for phase, (seconds, size, calls) in usage.items():
             total = self._meter.usage[phase]
@@ -222,6 +227,7 @@ class _Drive(Generic[R]):
         """Of workers that are not leaving, the id of the node."""
         self._calls: dict[Any, _Call] = {}
         self._watches: dict[Any, _Call] = {}
+        self._going = runner.going()
         self._looks: dict[Future[Mapping[int, R] | None], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
         self._group_ref = ray.put(runner.group)
@@ -282,12 +288,14 @@ class _Drive(Generic[R]):
         asked = {call.worker for call in self._watches.values()}
         for call in self._calls.values():
             if call.task is not None and call.worker not in asked:
-                self._watches[self._actors[call.worker].moved_bytes.remote()] = call
+                self._watches[self._actors[call.worker].progress.remote()] = call
 
     def _progressed(self, ref: Any, call: _Call) -> None:
         with contextlib.suppress(RayError):  # a worker that died is noticed by its own call
-            moved = ray.get(ref, timeout=10)
+            going: Going = ray.get(ref, timeout=10)
             if call.task is not None and call in self._calls.values():
+                self._going.note(call.task, going.folded_bytes)
+                moved = going.folded_bytes + going.written_bytes
                 self._tell(TaskProgress(time.monotonic(), call.task, call.run, moved))
 
     # -- answers become events -----------------------------------------------------------------------------------
@@ -310,15 +318,19 @@ class _Drive(Generic[R]):
             case int(task), Failed(error=reason):
                 self._tell(TaskFailed(now, task, call.run, reason))
             case int(task), MadePart(record=record, usage=usage):
-                self._runner.add_usage(usage)
-                self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
+                self._add(call, task, usage)
                 self._parting.made(task, record)
                 self._tell(TaskDone(now, task, call.run))
             case int(task), Done(receipts=receipts, usage=usage):
-                self._runner.add_usage(usage)
-                self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
+                self._add(call, task, usage)
                 self._settle(task, receipts)
                 self._tell(TaskDone(now, task, call.run))
+
+    def _add(self, call: _Call, task: int, usage: Usage) -> None:
+        """Count what a worker used for a task that is done."""
+        self._going.done(task)
+        self._runner.add_usage(usage)
+        self._runner.add_lane(f"worker {call.worker}", self._work.step, call.began, usage)
 
     def _looked(self, future: Future[Mapping[int, R] | None], look: LookUp) -> None:
         now = time.monotonic()
@@ -328,6 +340,7 @@ class _Drive(Generic[R]):
             self._tell(LookUpFailed(now, look.task, look.look, error))
             return
         if receipts is not None:
+            self._going.done(look.task)
             self._settle(look.task, receipts)
         self._tell(LookedUp(now, look.task, look.look, receipts is not None))
 

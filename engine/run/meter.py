@@ -48,6 +48,8 @@ class Meter:
     keep_spans: bool = False
     lanes: Lanes | None = None
     usage: dict[Phase, Usage] = field(default_factory=lambda: {phase: Usage() for phase in PHASES})
+    folded_elsewhere_bytes: int = 0
+    """By other processes, in work of which `usage` is not told before it is done."""
     stages: dict[Stage, float] = field(default_factory=dict)
     """Seconds of what the whole run did one after the other."""
     spans: list[Span] = field(default_factory=list)
