@@ -37,9 +37,9 @@ from .tasks import SIZES, load
 FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
 MEMORY_BYTES = 2 << 30
-BLOCKS = (17, 45)
+BLOCKS = (17, 45, 58)
 """Where blocks of cells end: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
-other models."""
+other orders, weights and dtypes; then other models."""
 AT_ONCE = 6
 """Cells of one job at most: few enough for all processes to have work, enough to read models seldom."""
 TRAINING = {LOWER: Training(), WHOLE: Training(layers=WHOLE, rate=1e-4)}
