@@ -21,7 +21,7 @@ from anabranch.cluster.demo.texts import SIZES, TASKS, WHEEL, Sizes, Task, load_
 from anabranch.engine.errors import InputError, OutputConflictError
 
 from ..merging import merge, merge_parts, write_checkpoint, write_recipe
-from ..texts import write_texts
+from .texts import write_texts
 
 BRIEF = Training(layers=1, steps=4, batch=8)
 FEW = Sizes(16, 8, 8)

@@ -18,7 +18,7 @@ from benchmarks.quality import run, tasks
 from benchmarks.quality.cells import Cell, tadrop
 
 from ..merging import merge, write_recipe
-from ..texts import write_more_texts, write_texts
+from .texts import write_more_texts, write_texts
 
 PAIR = ("movies", "spam")
 CELLS = (

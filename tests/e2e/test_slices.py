@@ -239,7 +239,7 @@ def test_a_killed_sliced_merge_goes_on_to_the_same_bytes(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.rstrip().endswith("left"):  # a shard is done, others are not
+            if " done" in line:  # the first of 301 shards; all may be folded by then, but hardly any is durable
                 process.kill()
                 break
     assert not (workplace.out / "anabranch.manifest.json").exists()
