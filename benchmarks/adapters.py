@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anabranch.engine.models.header import build_header
+
 from .measure import CommandFailed, Cost, run
 
 if TYPE_CHECKING:
@@ -57,16 +59,11 @@ def _bf16(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True)
-    header, end = {}, 0
-    for name, codes in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": list(codes.shape), "data_offsets": [end, end + codes.nbytes]}
-        end += codes.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header, infos = build_header([(name, "BF16", codes.shape) for name, codes in tensors.items()], {"format": "pt"})
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for codes in tensors.values():
-            codes.tofile(file)
+        file.write(header)
+        for info in infos:
+            tensors[info.name].tofile(file)
 
 
 def loop(folder: Path, out: Path) -> None:

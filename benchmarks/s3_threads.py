@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from anabranch.engine.methods import METHODS
-
 from .synthetic.server import BUCKET
-from .thirty_billion import COMMAND, OUT, Site
+from .thirty_billion import COMMAND, DENSITY, OUT, Site
 
 LOOK_SECONDS = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -50,11 +47,7 @@ def measure(size: str, method: str, memory: str, folder: Path) -> None:
     """Merge once and print a row."""
     site = Site(size, folder)
     try:
-        site.write_recipe(0.25)
-        recipe = json.loads(site.recipe.read_text()) | {"merge_method": method}
-        if "density" not in METHODS[method].schema.parameters:
-            del recipe["parameters"]
-        site.recipe.write_text(json.dumps(recipe))
+        site.write_recipe(DENSITY, method)
         command = [*COMMAND, "merge", str(site.recipe), f"s3://{BUCKET}/{OUT}", "--memory", memory]
         began = time.perf_counter()
         with open(folder / "log", "wb") as log:

@@ -29,6 +29,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from anabranch.cluster.ray.events import ShardTask
+from anabranch.engine.methods import METHODS
 
 from .measure import Cost, busy_seconds, run
 from .scale import FAULTS, SHARD_BYTES, START_SECONDS, Replay
@@ -114,13 +115,14 @@ class Site:
         self._shard_bytes = min(SHARD_BYTES, 2 * catalog(size).parameters // LEAST_SHARDS)
         self.write_recipe({"tadrop": {"mean": DENSITY}})
 
-    def write_recipe(self, density: object) -> None:
-        """CABS; with densities by TADrop a pass over all weights decides them."""
+    def write_recipe(self, density: object, method: str = "cabs") -> None:
+        """With densities by TADrop a pass over all weights decides them; a method that takes none gets none."""
+        takes = "density" in METHODS[method].schema.parameters
         content = {
-            "merge_method": "cabs",
+            "merge_method": method,
             "base_model": f"s3://{BUCKET}/base",
             "models": [{"model": f"s3://{BUCKET}/model-{number}"} for number in range(1, MODELS + 1)],
-            "parameters": {"density": density},
+            "parameters": {"density": density} if takes else {},
             "output": {"shard_size": self._shard_bytes},
         }
         self.recipe.write_text(json.dumps(content))  # JSON is YAML

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .tasks import FOUR, RELATED_FOUR, SIX, TWO
@@ -74,7 +74,7 @@ def _at(density: float) -> Iterator[Cell]:
 
 
 def _with(cell: Cell, group: str, models: tuple[str, ...], layers: int = LOWER) -> Cell:
-    return Cell(group, cell.title, cell.method, cell.parameters, models, layers, alone=cell.alone)
+    return replace(cell, group=group, models=models, layers=layers)
 
 
 def _whole() -> Iterator[Cell]:

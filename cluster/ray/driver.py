@@ -18,7 +18,7 @@ from ray.util.metrics import Counter
 from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.plan import SharedReading, share_reading
 from ...engine.run import Done as Told
-from ...engine.run import Member, Meter, Phase, R, Shard, Work, receipts_of
+from ...engine.run import Member, Meter, R, Shard, Work, receipts_of
 from ...engine.storage import PartedStore
 from .actor import Done, Failed, Going, MadePart, Usage, WorkerOptions, make_worker
 from .events import (
@@ -158,12 +158,12 @@ class RayRunner:
         """Where to note how far tasks are."""
         return FoldedSoFar(self._meter)
 
-    def add_usage(self, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
+    def add_usage(self, usage: Usage) -> None:
         for phase, (seconds, size, calls) in usage.items():
             total = self._meter.usage[phase]
             total.seconds, total.bytes, total.calls = total.seconds + seconds, total.bytes + size, total.calls + calls
 
-    def add_lane(self, worker: str, step: str, began: float, usage: Mapping[Phase, tuple[float, int, int]]) -> None:
+    def add_lane(self, worker: str, step: str, began: float, usage: Usage) -> None:
         """A shard that a worker made, from when it was handed out to its answer."""
         if self._meter.lanes is not None:
             moved = usage["read"][1] + usage["write"][1]

@@ -172,12 +172,17 @@ def _in_group(reference: Checkpoint, model: Checkpoint, group: tuple[str, ...]) 
 
 def names_embedding(name: str) -> bool:
     """Whether a tensor's name is that of an input embedding."""
-    return name.endswith(EMBEDDINGS) and any(name == end or name.endswith(f".{end}") for end in EMBEDDINGS)
+    return _is_called(name, EMBEDDINGS)
 
 
 def names_head(name: str) -> bool:
     """Whether a tensor's name is that of an output head."""
-    return name.endswith(HEADS) and any(name == end or name.endswith(f".{end}") for end in HEADS)
+    return _is_called(name, HEADS)
+
+
+def _is_called(name: str, ends: tuple[str, ...]) -> bool:
+    """Whether a name ends with whole parts of one of them; few of many names do, which one look tells."""
+    return name.endswith(ends) and any(name == end or name.endswith(f".{end}") for end in ends)
 
 
 def _only(names: Iterable[str]) -> str | None:

@@ -90,6 +90,12 @@ def status_below(folder: int, name: str, path: str) -> os.stat_result:
     return status
 
 
+def rename_below(folder: int, temporary: str, name: str) -> None:
+    """Give a file its name, durably, whatever has it."""
+    os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
 def unlink_below(folder: int, name: str) -> None:
     """Remove a file, or a link and not what it leads to; absent is fine."""
     with contextlib.suppress(FileNotFoundError):

@@ -6,7 +6,7 @@ import os
 
 from ..errors import IntegrityError
 from .local_files import translated
-from .local_folders import open_below, opened_folder
+from .local_folders import open_below, opened_folder, rename_below
 from .local_writer import ALIGNMENT, LocalWriter, set_direct
 
 _EXISTING = os.O_WRONLY | os.O_CLOEXEC
@@ -20,9 +20,7 @@ class LocalRange(LocalWriter):
 
     def commit(self) -> None:
         """Sync. What is no multiple of the alignment goes through the page cache: a file never grows beyond its end."""
-        descriptor = self._opened()
-        if self._taken != self._size:
-            raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
+        descriptor = self._complete()
         with translated(self._path):
             self._settle()
             rest = self._size - self._written
@@ -55,5 +53,4 @@ def complete_file(root: str, name: str, temporary: str, size: int) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.replace(temporary, base, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        rename_below(folder, temporary, base)

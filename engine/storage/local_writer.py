@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import IntegrityError
 from .local_files import MAX_CALL_BYTES, translated
-from .local_folders import NEW_FILE, open_below, opened_folder, unlink_below
+from .local_folders import NEW_FILE, open_below, opened_folder, rename_below, unlink_below
 
 BUFFER_BYTES = 4 << 20
 """One buffer is filled while the other is written: large enough that a disk does not wait for the next request."""
@@ -99,9 +99,7 @@ class LocalWriter:
 
     def commit(self) -> None:
         """See `Writer.commit`: sync, rename, sync the folder."""
-        descriptor = self._opened()
-        if self._taken != self._size:
-            raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
+        descriptor = self._complete()
         with translated(self._path):
             self._settle()
             rest = self._size - self._written
@@ -113,8 +111,7 @@ class LocalWriter:
             os.fsync(descriptor)
             self._close()
             with opened_folder(self._root, self._inner) as folder:
-                os.replace(self._temporary, self._base, src_dir_fd=folder, dst_dir_fd=folder)
-                os.fsync(folder)
+                rename_below(folder, self._temporary, self._base)
 
     def discard(self) -> None:
         """See `Writer.discard`."""
@@ -131,6 +128,13 @@ class LocalWriter:
         if self._descriptor is None:
             raise ValueError(f"{self._path}: written after commit or discard")
         return self._descriptor
+
+    def _complete(self) -> int:
+        """The descriptor, when all bytes have been handed over."""
+        descriptor = self._opened()
+        if self._taken != self._size:
+            raise IntegrityError(f"{self._path}: {self._taken} bytes were written, expected {self._size}")
+        return descriptor
 
     def _close(self) -> None:
         self._behind.shutdown()  # nothing may be on the way when the descriptor goes

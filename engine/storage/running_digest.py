@@ -24,7 +24,7 @@ class RunningDigest:
         library = _openssl()
         assert library is not None, "asked before"
         self._library = library
-        self._state = ctypes.create_string_buffer(state, STATE_BYTES) if state else ctypes.create_string_buffer(128)
+        self._state = ctypes.create_string_buffer(state or b"", STATE_BYTES)
         if not state:
             library.SHA256_Init(self._state)
 

@@ -106,7 +106,7 @@ def count_near(bits: Any, largest: Any, low: Any, high: Any, counts: Any, inside
         counts[NEAR_HIGH] += np.int64(from_high) - np.int64(above)
         counts[NEAR_LOW] += np.int64(from_low) - np.int64(above_low)
         counts[NEAR_ZERO] += np.int64(zeros)
-        between = np.int64(above_low) - np.int64(from_high)  # below 0 where both ends are the same key
+        between = np.int64(above_low) - np.int64(from_high)
         if between > 0 and inside.size:
             list_inside(part, largest, low, high, inside, number)
         number += max(int(between), 0)
