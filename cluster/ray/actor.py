@@ -130,7 +130,7 @@ class MergeWorker:
         return receipts
 
     def _part(self, work: Work[R], errand: PartErrand | EndErrand, meter: Meter) -> Mapping[int, R] | PartRecord:
-        worker = part_worker(self._worker, meter)
+        worker = part_worker(self._worker, work.survey(0), meter)
         try:
             if isinstance(errand, PartErrand):
                 return worker.make(errand.part, errand.before)

@@ -19,7 +19,7 @@ from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.plan import SharedReading, share_reading
 from ...engine.run import Done as Told
 from ...engine.run import Member, Meter, R, Shard, Work, receipts_of
-from ...engine.storage import PartedStore
+from ...engine.storage import PartedStore, Store
 from .actor import Done, Failed, Going, MadePart, Usage, WorkerOptions, make_worker
 from .events import (
     Action,
@@ -110,13 +110,13 @@ class RayRunner:
 
     def parting(self, work: Work[R], shards: Sequence[Shard], run_id: str) -> Parting:
         """The tasks of those shards; the last ones in parts where work and output allow it."""
-        store = self._outputs[0].store
         alone = work.divides and len(self._group.plans) == 1
         return Parting(
             {shard.index: shard for shard in shards},
             [self.task(work, shard) for shard in shards],
             self._group.plans[0],
-            store if alone and isinstance(store, PartedStore) else None,
+            work.survey(0),
+            _parted(self._outputs[0].store) if alone else None,
             workers=self.slots(draining_nodes()),
             limits=self._limits,
             run_id=run_id,
@@ -168,6 +168,11 @@ class RayRunner:
         if self._meter.lanes is not None:
             moved = usage["read"][1] + usage["write"][1]
             self._meter.lanes.add(worker, step, began, time.perf_counter(), moved)
+
+
+def _parted(store: Store) -> PartedStore | None:
+    """The store where several workers may write one file of it, else None."""
+    return store if isinstance(store, PartedStore) and store.takes_ranges else None
 
 
 def draining_nodes() -> dict[str, float]:

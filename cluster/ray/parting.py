@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...engine.errors import AnabranchError
-from ...engine.plan import Plan
+from ...engine.plan import Plan, Survey
 from ...engine.run import Part, PartRecord, Place, Places, Shard, begin_shard
 from ...engine.storage import PartedStore
 from .cuts import Stretch, cut_last, parted_tasks
@@ -58,6 +58,7 @@ class Parting:
         shards: what is wanted, by task.
         tasks: one for each of them.
         plan: of the run's first recipe.
+        survey: what whole models decided for it.
         store: where several may write one file of it; None: no shard is cut.
         workers: how many there will be.
         limits: see Limits.
@@ -69,6 +70,7 @@ class Parting:
         shards: Mapping[int, Shard],
         tasks: Sequence[ShardTask],
         plan: Plan,
+        survey: Survey | None,
         store: PartedStore | None,
         *,
         workers: int,
@@ -77,6 +79,7 @@ class Parting:
     ) -> None:
         self._shards = dict(shards)
         self._plan = plan
+        self._survey = survey
         self._store = store
         self._run_id = run_id
         self._parted: dict[int, _Parted] = {}
@@ -87,11 +90,12 @@ class Parting:
 
     def _cut(self, task: ShardTask, stretches: Sequence[Stretch]) -> list[ShardTask]:
         """The tasks of a shard that is cut near those shares; the task itself where it has no such places."""
-        if not stretches:
+        if not stretches or self._store is None:
             return [task]
         index = self._shards[task.id].index
-        places = Places(self._plan, index)
-        found = places.stretches([(stretch.begin, stretch.waits) for stretch in stretches])
+        places = Places(self._plan, index, self._survey)
+        least_bytes = self._store.range_rules(self._plan.shards[index].size).least_bytes
+        found = places.stretches([(stretch.begin, stretch.waits) for stretch in stretches], least_bytes)
         if len(found) < 2:
             return [task]
         waits = [waits for _, _, waits in found]

@@ -15,7 +15,9 @@ from .machine import available_cores, process_began
 from .memory import MemoryPlan
 from .merge_report import MergeReport
 from .meter import Meter, Phase
-from .parts import Part, PartRecord, Place, Places, begin_shard, part_worker
+from .part_writer import Part, PartRecord
+from .parts import begin_shard, part_worker
+from .places import Place, Places
 from .prepare import TABLES_BYTES_PER_TENSOR, PreparedMerge, check_disk, outputs_of, prepare_all, share_readings
 from .protocols import Member, Runner, Silent
 from .repair import Repair, repair

@@ -177,9 +177,9 @@ class ShardWorker:
                 run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
 
-    def fold(self, position: int) -> TensorFold:
-        """What is done to the tensor at that position, for the only plan of a group that surveys nothing."""
-        ((fold, _),) = self._folds(position, (0,), (None,))
+    def fold(self, position: int, survey: Survey | None) -> TensorFold:
+        """What is done to the tensor at that position, for the only plan of a group."""
+        ((fold, _),) = self._folds(position, (0,), (survey,))
         return fold
 
     def _folds(

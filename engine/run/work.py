@@ -51,6 +51,9 @@ class Work(Protocol[R]):
     def divides(self) -> bool:
         """Whether several workers may do parts of one shard."""
 
+    def survey(self, member: int) -> Survey | None:
+        """What whole models decided that it goes by, for that plan of the group."""
+
     def receipt(self, output: OutputDirectory, index: int) -> R | None:
         """What an output has of a shard; None where the work is still to be done."""
 
@@ -90,7 +93,10 @@ class MergeWork:
 
     @property
     def divides(self) -> bool:
-        return all(survey is None for survey in self.surveys)
+        return True
+
+    def survey(self, member: int) -> Survey | None:
+        return self.surveys[member]
 
     def receipt(self, output: OutputDirectory, index: int) -> Receipt | None:
         return output.receipt(index)
@@ -124,6 +130,9 @@ class SurveyWork:
     @property
     def divides(self) -> bool:
         return False
+
+    def survey(self, member: int) -> None:
+        """None: it is what decides."""
 
     def receipt(self, output: OutputDirectory, index: int) -> list[SurveyPart] | None:
         return output.survey_parts(self.round, index)

@@ -12,11 +12,12 @@ from .memory import MemoryStore
 from .opening import client_bytes, crosses_network, open_hub_upload, open_output, open_store
 from .protocol import (
     DEFAULT_READ_LIMIT_BYTES,
-    RANGE_GRAIN_BYTES,
     FileInfo,
     Leftover,
     PartedStore,
+    RangeRules,
     Store,
+    UnjoinableError,
     Upload,
     Writer,
 )
@@ -25,14 +26,15 @@ from .running_digest import RunningDigest, digests_move, moving_digest
 __all__ = [
     "BLOCK_BYTES",
     "DEFAULT_READ_LIMIT_BYTES",
-    "RANGE_GRAIN_BYTES",
     "FileInfo",
     "JoinedStore",
     "Leftover",
     "MemoryStore",
     "PartedStore",
+    "RangeRules",
     "RunningDigest",
     "Store",
+    "UnjoinableError",
     "Upload",
     "Writer",
     "absolute_path",

@@ -9,18 +9,25 @@ import re
 import secrets
 import shutil
 import stat
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from ..errors import InputError
 from .local_files import MAX_CALL_BYTES, absolute_path, make_folder, translate, translated, write_fully
 from .local_folders import NEW_FILE, open_below, opened_folder, status_below, unlink_below
+from .local_open_files import OpenFiles, check_version
 from .local_probe import probe_folder
-from .local_ranges import LocalRange, complete_file
+from .local_ranges import RULES, LocalRange, complete_file
 from .local_writer import LocalWriter
-from .protocol import DEFAULT_READ_LIMIT_BYTES, TEMPORARY_PREFIX, TEMPORARY_SUFFIX, FileInfo, Leftover, check_name
+from .protocol import (
+    DEFAULT_READ_LIMIT_BYTES,
+    TEMPORARY_PREFIX,
+    TEMPORARY_SUFFIX,
+    FileInfo,
+    Leftover,
+    RangeRules,
+    check_name,
+)
 
 __all__ = ["LocalStore", "LocalWriter", "translate"]
 
@@ -31,8 +38,6 @@ none clearly better than another."""
 LEAST_STREAMED_BYTES = 256 << 10
 """Smaller reads say nothing about what comes next: they are headers, which a plan reads alone, and single rows. The
 kernel's own reading ahead covers small tensors that lie side by side."""
-MAX_IDLE_FILES = 64
-"""Open files kept for the next read; far below the usual limit of 1024 descriptors per process."""
 
 _TEMPORARY = re.compile(
     re.escape(TEMPORARY_PREFIX) + r"(?P<name>.+)-[A-Za-z0-9_]+\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX)
@@ -56,10 +61,12 @@ class LocalStore:
             through a link, whosever folder it is: a link to a folder is refused, one to a file is replaced.
     """
 
+    takes_ranges = True
+
     def __init__(self, path: str, *, create: bool = False, own: bool = False) -> None:
         self._root = absolute_path(os.path.expanduser(path))
         self._own = own
-        self._files = _OpenFiles()
+        self._files = OpenFiles()
         if create:
             probes = [os.path.join(self._root, _temporary(_PROBE, "probe")) for _ in range(2)]
             with translated(self._root):
@@ -117,7 +124,7 @@ class LocalStore:
                 if into.nbytes >= LEAST_STREAMED_BYTES:
                     os.posix_fadvise(descriptor, offset + READ_AHEAD_BYTES, into.nbytes, os.POSIX_FADV_WILLNEED)
                 _read_fully(descriptor, offset, into, path)
-                _check_version(_file_info(os.fstat(descriptor), path), version, path)
+                check_version(_file_info(os.fstat(descriptor), path), version, path)
 
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
         """See `Store.read_bytes`."""
@@ -162,6 +169,11 @@ class LocalStore:
         with translated(path):
             return LocalWriter(self._root, name, _temporary(os.path.basename(name), run_id), size)
 
+    def range_rules(self, size: int) -> RangeRules:
+        """See `PartedStore.range_rules`."""
+        del size
+        return RULES
+
     def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
         """See `PartedStore.begin`: an empty temporary file."""
         del size, attributes
@@ -170,13 +182,15 @@ class LocalStore:
             os.close(open_below(folder, temporary, NEW_FILE, temporary))
             return temporary
 
-    def range_writer(self, name: str, token: str, begin: int, size: int) -> LocalRange:
+    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> LocalRange:
         """See `PartedStore.range_writer`."""
+        del size
         with translated(self.path(name)):
-            return LocalRange(self._root, name, token, begin, size)
+            return LocalRange(self._root, name, token, begin, end - begin)
 
-    def complete(self, name: str, token: str, size: int) -> None:
+    def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
         """See `PartedStore.complete`."""
+        del attributes
         complete_file(self._root, check_name(name), token, size)
 
     def give_up(self, name: str, token: str) -> None:
@@ -279,60 +293,6 @@ def _write_temporary(folder: int, base: str, data: bytes) -> str:
     return name
 
 
-class _OpenFiles:
-    """Open descriptors by path, so that thousands of positioned reads of a shard open it once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
-        self._idle_count = 0
-
-    @contextlib.contextmanager
-    def borrow(self, path: str, version: str, open_file: Callable[[], tuple[int, FileInfo]]) -> Iterator[int]:
-        """A descriptor of the file in exactly this version, for one thread at a time; `open_file` makes another."""
-        key = (path, version)
-        with self._lock:
-            descriptors = self._idle.get(key)
-            descriptor = descriptors.pop() if descriptors else None
-            if descriptor is not None:
-                self._idle_count -= 1
-                if not descriptors:
-                    del self._idle[key]
-        if descriptor is None:
-            descriptor, info = open_file()
-            try:
-                _check_version(info, version, path)
-            except BaseException:
-                os.close(descriptor)
-                raise
-        try:
-            yield descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._give_back(key, descriptor)
-
-    def _give_back(self, key: tuple[str, str], descriptor: int) -> None:
-        surplus = None
-        with self._lock:
-            self._idle.setdefault(key, []).append(descriptor)
-            self._idle.move_to_end(key)
-            self._idle_count += 1
-            if self._idle_count > MAX_IDLE_FILES:
-                oldest, descriptors = next(iter(self._idle.items()))
-                surplus = descriptors.pop()
-                self._idle_count -= 1
-                if not descriptors:
-                    del self._idle[oldest]
-        if surplus is not None:
-            os.close(surplus)
-
-    def __del__(self) -> None:
-        for descriptors in self._idle.values():
-            for descriptor in descriptors:
-                os.close(descriptor)
-
-
 def _described(descriptor: int, path: str) -> tuple[int, FileInfo]:
     """The descriptor and what it is open to; closed where that is no regular file."""
     try:
@@ -347,14 +307,6 @@ def _file_info(status: os.stat_result, path: str) -> FileInfo:
         raise InputError(f"{path}: expected a regular file, found a folder, device or pipe")
     version = f"{status.st_mtime_ns}-{status.st_size}"
     return FileInfo(status.st_size, version, status.st_ino, status.st_ctime_ns)
-
-
-def _check_version(info: FileInfo, version: str, path: str) -> None:
-    if info.version != version:
-        raise InputError(
-            f"{path}: changed while in use (modification time and size {info.version}, expected {version})",
-            "Restore the file, or start a new output from the changed inputs.",
-        )
 
 
 def _read_fully(descriptor: int, offset: int, into: memoryview, path: str) -> None:

@@ -8,7 +8,11 @@ from ..errors import IntegrityError
 from .local_files import translated
 from .local_folders import open_below, opened_folder, rename_below
 from .local_writer import ALIGNMENT, LocalWriter, set_direct
+from .protocol import RangeRules
 
+RANGE_GRAIN_BYTES = 64 << 10
+"""Ranges begin at multiples of it: no two processes write to one page or one block of a file system."""
+RULES = RangeRules(RANGE_GRAIN_BYTES, 4 * RANGE_GRAIN_BYTES)
 _EXISTING = os.O_WRONLY | os.O_CLOEXEC
 
 

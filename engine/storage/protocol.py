@@ -128,13 +128,29 @@ class Store(Protocol):
         """Space left for new files; None when unknown or unlimited."""
 
 
-RANGE_GRAIN_BYTES = 64 << 10
-"""Ranges of a file begin at multiples of it: no two processes write to one page or one block of a file system."""
+class RangeRules(NamedTuple):
+    """Where ranges of one file may begin."""
+
+    border_bytes: int
+    """At multiples of it."""
+    least_bytes: int
+    """None is shorter, but the one at the file's end."""
+
+
+class UnjoinableError(Exception):
+    """Every range is there, and the server makes no file of them; another file has to be written, whole."""
 
 
 @runtime_checkable
 class PartedStore(Store, Protocol):
     """A store where several processes may write one file."""
+
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether the server behind it allows that; where it does not, nothing else is asked."""
+
+    def range_rules(self, size: int) -> RangeRules:
+        """Where ranges of a file of `size` bytes begin; the same in every process."""
 
     def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
         """Start a file that is written in ranges; arguments as those of `writer`.
@@ -143,22 +159,25 @@ class PartedStore(Store, Protocol):
             What ranges are written with; it is `leftovers`' until `complete`.
         """
 
-    def range_writer(self, name: str, token: str, begin: int, size: int) -> Writer:
-        """Write `size` bytes from `begin` on, a multiple of RANGE_GRAIN_BYTES, as the whole size but at the file's end.
+    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> Writer:
+        """Write the bytes from `begin` to `end` of a file of `size` bytes; see `range_rules`.
 
         `commit` makes them durable, and nothing visible. The same bytes may be written again, by others at the same
-        time, too.
+        time, too. `discard` leaves the unfinished file to the others.
 
         Raises:
-            FileNotFoundError: the unfinished file was removed.
+            FileNotFoundError: the unfinished file was removed; perhaps only `commit` says so.
         """
 
-    def complete(self, name: str, token: str, size: int) -> None:
-        """Make the file visible, whole and durable, after every range was committed.
+    def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
+        """Make the file visible, whole and durable, after every range was committed; attributes as for `begin`.
+
+        Returns also where it finds that somebody else completed this file, if the store keeps attributes.
 
         Raises:
             IntegrityError: it has another size.
             FileNotFoundError: a twin completed it, or somebody removed it; look at what is there.
+            UnjoinableError: see there.
         """
 
     def give_up(self, name: str, token: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..errors import InputError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
 from .requests import side_by_side
 from .s3_client import GarbledError, RefusedError, S3Client, shared_client
+from .s3_ranges import S3Range, begin_upload, complete_upload, range_rules
 from .s3_writer import S3Writer, from_metadata
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -102,6 +103,32 @@ class S3Store(BucketFiles):
         del run_id  # an upload has an identity of its own
         return S3Writer(self._client, self._bucket, self._key(name), self._where(name), size, attributes)
 
+    @property
+    def takes_ranges(self) -> bool:
+        """See `PartedStore.takes_ranges`: some servers want all parts of an upload equally long."""
+        return self._client.takes_uneven_parts
+
+    def range_rules(self, size: int) -> RangeRules:
+        """See `PartedStore.range_rules`."""
+        return range_rules(size)
+
+    def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
+        """See `PartedStore.begin`: a multipart upload, known by its id."""
+        del size, run_id
+        return begin_upload(self._client, self._where(name), self._object(name), attributes)
+
+    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> S3Range:
+        """See `PartedStore.range_writer`: parts of that upload."""
+        return S3Range(self._client, self._where(name), self._upload(name, token), begin, end, size)
+
+    def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
+        """See `PartedStore.complete`."""
+        complete_upload(self._client, self._where(name), self._upload(name, token), size, attributes)
+
+    def give_up(self, name: str, token: str) -> None:
+        """See `PartedStore.give_up`."""
+        self.delete_leftover(Leftover(name, token, 0.0, 0))
+
     def attributes(self, name: str) -> Mapping[str, str] | None:
         """See `Store.attributes`: the object's metadata."""
         answer = self._client.request("head_object", self._where(name), **self._object(name))
@@ -128,9 +155,9 @@ class S3Store(BucketFiles):
 
     def delete_leftover(self, leftover: Leftover) -> None:
         """See `Store.delete_leftover`."""
-        arguments = {**self._object(leftover.name), "UploadId": leftover.token}
+        upload = self._upload(leftover.name, leftover.token)
         try:
-            self._client.request("abort_multipart_upload", self._where(leftover.name), **arguments)
+            self._client.request("abort_multipart_upload", self._where(leftover.name), **upload)
         except FileNotFoundError:
             return
 
@@ -171,6 +198,9 @@ class S3Store(BucketFiles):
 
     def _object(self, name: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._key(name)}
+
+    def _upload(self, name: str, token: str) -> dict[str, Any]:
+        return {**self._object(name), "UploadId": token}
 
     def _exists(self, name: str) -> bool:
         try:

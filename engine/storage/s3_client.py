@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import botocore.exceptions
@@ -48,6 +49,8 @@ _CONNECTION_ERRORS = (
     EOFError,
     OSError,
 )
+_EVEN_PARTS = (".r2.cloudflarestorage.com", ".s4.mega.io")
+"""Hosts of servers that take no upload of which parts, but for the last, have several lengths."""
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 OTHER_ETAGS = 3
 """So many first answers in a row are not flipped bits, but a server whose ETags are no MD5."""
@@ -198,6 +201,12 @@ class S3Client(LoopClient):
     def _is_protected(self) -> bool:
         """Whether requests travel in TLS."""
         return str(self._fs.s3.meta.endpoint_url).startswith("https://")
+
+    @property
+    def takes_uneven_parts(self) -> bool:
+        """Whether the server, as far as is known of it, makes an object of parts that are not equally long."""
+        host = urlsplit(str(self._fs.s3.meta.endpoint_url)).hostname or ""
+        return not host.endswith(_EVEN_PARTS)
 
     @contextlib.asynccontextmanager
     async def transfer(self, where: str, size: int) -> AsyncIterator[None]:

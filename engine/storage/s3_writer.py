@@ -18,7 +18,8 @@ MAX_PARTS = 10_000
 GRAIN_BYTES = 1 << 20
 """Parts that are larger than usual are whole MiB."""
 
-_GONE = {"NoSuchUpload", "404"}
+GONE = {"NoSuchUpload", "404"}
+"""Codes of answers about an upload that is no more."""
 _CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
 
 
@@ -31,6 +32,76 @@ def to_metadata(attributes: Mapping[str, str]) -> dict[str, str]:
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The reverse of `to_metadata`."""
     return {name.lower().replace("-", "_"): value for name, value in metadata.items()}
+
+
+class PartSender:
+    """Sends parts of one upload, a few at once; each may be sent again.
+
+    Args:
+        where: our URL of the object, for messages.
+        upload: bucket, key and upload id.
+    """
+
+    def __init__(self, client: S3Client, where: str, upload: Mapping[str, Any]) -> None:
+        self._client = client
+        self._where = where
+        self._upload = upload
+        self._pending: deque[tuple[int, Future[dict[str, Any]]]] = deque()
+        self._sent: list[dict[str, Any]] = []
+
+    def send(self, number: int, body: bytes) -> None:
+        """Start sending a part; waits while enough are on their way, and raises what one of these met."""
+        while len(self._pending) >= self._client.limits.parts_in_flight:
+            self._collect()
+
+        async def attempt() -> dict[str, Any]:
+            return await self._client.call("upload_part", self._where, body=body, PartNumber=number, **self._upload)
+
+        self._pending.append((number, self._client.start(self._client.repeat(attempt))))
+
+    def settle(self) -> list[dict[str, Any]]:
+        """Wait for all of them; what completing the upload takes, in the order in which they were sent."""
+        while self._pending:
+            self._collect()
+        return self._sent
+
+    def cancel(self) -> None:
+        """Send nothing more."""
+        for _, future in self._pending:
+            future.cancel()
+        self._pending.clear()
+
+    def _collect(self) -> None:
+        """Wait for the oldest part on its way."""
+        number, future = self._pending[0]
+        answer = future.result()
+        self._pending.popleft()
+        self._sent.append(as_completed(number, answer))
+
+
+def as_completed(number: int, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What completing an upload takes of a part, from what the server said of it."""
+    found = {name: answer[name] for name in _CHECKSUMS if name in answer}
+    return {"PartNumber": number, "ETag": answer["ETag"], **found}
+
+
+async def published(client: S3Client, where: str, where_object: Mapping[str, Any], size: int) -> dict[str, str] | None:
+    """The attributes of an object that is there with this size, else None."""
+    try:
+        answer = await client.call("head_object", where, **where_object)
+    except FileNotFoundError:
+        return None
+    return from_metadata(answer.get("Metadata", {})) if answer["ContentLength"] == size else None
+
+
+def check_published(client: S3Client, where: str, where_object: Mapping[str, Any], size: int) -> None:
+    """IntegrityError where the object is not as large as what was sent."""
+    answer = client.request("head_object", where, **where_object)
+    if answer["ContentLength"] != size:
+        raise IntegrityError(
+            f"{where}: the server holds {answer['ContentLength']} bytes, {size} were sent",
+            "The store did not keep what it confirmed; do not use this output.",
+        )
 
 
 class S3Writer:
@@ -50,9 +121,11 @@ class S3Writer:
         self._buffer = bytearray(min(size, self._part_bytes))
         self._filled = 0
         self._written = 0
-        self._pending: deque[Future[dict[str, Any]]] = deque()
+        self._number = 0
+        """Of the last part that was sent."""
         self._parts: list[dict[str, Any]] = []
         self._upload: dict[str, Any] | None = None
+        self._sender: PartSender | None = None
         self._open = True
         if size > self._part_bytes:
             answer = client.request(
@@ -60,6 +133,7 @@ class S3Writer:
                 ContentType="application/octet-stream",
             )  # fmt: skip
             self._upload = {**self._object, "UploadId": answer["UploadId"]}
+            self._sender = PartSender(client, where, self._upload)
 
     def write(self, data: memoryview | bytes) -> None:
         """See `Writer.write`; waits only when enough parts are on their way. Raises what an earlier part met."""
@@ -73,68 +147,52 @@ class S3Writer:
             self._buffer[self._filled : self._filled + count] = view[:count]
             self._filled += count
             view = view[count:]
-            if self._filled == self._part_bytes and self._upload is not None:
-                self._send_part()
+            if self._filled == self._part_bytes and self._sender is not None:
+                self._send_part(self._sender)
 
     def commit(self) -> None:
         """See `Writer.commit`; completing is one request, all or nothing."""
         assert self._open, "commit after commit or discard"
         if self._written != self._size:
             raise IntegrityError(f"{self._where}: {self._written} bytes were written, expected {self._size}")
-        if self._upload is None:
+        if self._sender is None:
             self._client.request(
                 "put_object", self._where, **self._object, Metadata=self._metadata, body=bytes(self._buffer),
                 ContentType="application/octet-stream",
             )  # fmt: skip
         else:
             if self._filled:
-                self._send_part()
-            while self._pending:
-                self._collect_part()
+                self._send_part(self._sender)
+            self._parts = self._sender.settle()
             self._client.run(self._client.repeat(self._complete))
         self._open = False
-        self._check_published()
+        check_published(self._client, self._where, self._object, self._size)
 
     def discard(self) -> None:
         """See `Writer.discard`; what cannot be aborted now is left for `gc`."""
         if not self._open:
             return
         self._open = False
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
+        if self._sender is not None:
+            self._sender.cancel()
         if self._upload is not None:
             try:
-                self._client.request("abort_multipart_upload", self._where, expect=_GONE, **self._upload)
+                self._client.request("abort_multipart_upload", self._where, expect=GONE, **self._upload)
             except (RefusedError, AnabranchError, FileNotFoundError):
                 return
 
-    def _send_part(self) -> None:
+    def _send_part(self, sender: PartSender) -> None:
         """Start sending what the buffer holds as the next part."""
-        while len(self._pending) >= self._client.limits.parts_in_flight:
-            self._collect_part()
-        arguments = {**(self._upload or {}), "PartNumber": len(self._parts) + len(self._pending) + 1}
-        body = bytes(memoryview(self._buffer)[: self._filled])
-
-        async def attempt() -> dict[str, Any]:
-            return await self._client.call("upload_part", self._where, body=body, **arguments)
-
-        self._pending.append(self._client.start(self._client.repeat(attempt)))
+        sender.send(self._number + 1, bytes(memoryview(self._buffer)[: self._filled]))
+        self._number += 1
         self._filled = 0
-
-    def _collect_part(self) -> None:
-        """Wait for the oldest part on its way."""
-        answer = self._pending[0].result()
-        self._pending.popleft()
-        part = {"PartNumber": len(self._parts) + 1, "ETag": answer["ETag"]}
-        self._parts.append(part | {name: answer[name] for name in _CHECKSUMS if name in answer})
 
     async def _complete(self) -> None:
         """Complete the upload; after a lost answer, see whether it was completed."""
         assert self._upload is not None
         try:
             await self._client.call(
-                "complete_multipart_upload", self._where, expect=_GONE, **self._upload,
+                "complete_multipart_upload", self._where, expect=GONE, **self._upload,
                 MultipartUpload={"Parts": self._parts},
             )  # fmt: skip
         except RefusedError as error:
@@ -146,19 +204,8 @@ class S3Writer:
 
     async def _is_published(self) -> bool:
         """Whether the object is there: ours, or a twin's of the same plan, which is byte for byte the same."""
-        try:
-            answer = await self._client.call("head_object", self._where, **self._object)
-        except FileNotFoundError:
+        found = await published(self._client, self._where, self._object, self._size)
+        if found is None:
             return False
-        found = from_metadata(answer.get("Metadata", {}))
         ours = found.pop(IDENTITY_ATTRIBUTE, None) == self._identity
-        twin = bool(self._attributes) and found == self._attributes
-        return bool(answer["ContentLength"] == self._size and (ours or twin))
-
-    def _check_published(self) -> None:
-        answer = self._client.request("head_object", self._where, **self._object)
-        if answer["ContentLength"] != self._size:
-            raise IntegrityError(
-                f"{self._where}: the server holds {answer['ContentLength']} bytes, {self._size} were sent",
-                "The store did not keep what it confirmed; do not use this output.",
-            )
+        return ours or (bool(self._attributes) and found == self._attributes)

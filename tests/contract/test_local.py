@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anabranch.engine.errors import InputError, ResourceError, TemporaryError
-from anabranch.engine.storage import local
+from anabranch.engine.storage import local, local_open_files
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.opening import open_store
 
@@ -81,7 +81,7 @@ class TestLocalStore(StoreContract):
         assert asked == [(offset + 300, 100, os.POSIX_FADV_WILLNEED) for offset in range(0, 1000, 100)]
 
     def test_open_files_are_bounded(self, store, monkeypatch):
-        monkeypatch.setattr(local, "MAX_IDLE_FILES", 3)
+        monkeypatch.setattr(local_open_files, "MAX_IDLE_FILES", 3)
         for number in range(10):
             store.replace(f"f{number}", b"1")
         before = len(os.listdir("/proc/self/fd"))

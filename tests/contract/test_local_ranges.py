@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from anabranch.engine.errors import IntegrityError, ResourceError
-from anabranch.engine.storage import RANGE_GRAIN_BYTES, PartedStore, RunningDigest, digests_move
+from anabranch.engine.storage import PartedStore, RunningDigest, digests_move
 from anabranch.engine.storage.local import LocalStore
+from anabranch.engine.storage.local_ranges import RANGE_GRAIN_BYTES
 
 SIZE = 5 * RANGE_GRAIN_BYTES + 777
 
@@ -23,13 +24,15 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def write(store: PartedStore, token: str, data: bytes, begin: int, end: int) -> None:
-    writer = store.range_writer("x", token, begin, end - begin)
+    writer = store.range_writer("x", token, begin, end, len(data))
     writer.write(memoryview(data)[begin:end])
     writer.commit()
 
 
 def test_a_local_folder_is_a_parted_store(store: LocalStore) -> None:
     assert isinstance(store, PartedStore)
+    assert store.takes_ranges
+    assert store.range_rules(SIZE).border_bytes == RANGE_GRAIN_BYTES
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -44,7 +47,7 @@ def test_ranges_in_any_order_and_twice_are_one_file(store: LocalStore, seed: int
         write(store, token, data, begin, end)
     assert store.list() == []
     assert [left.name for left in store.leftovers(["x"])] == ["x"]
-    store.complete("x", token, SIZE)
+    store.complete("x", token, SIZE, {})
     assert store.list() == ["x"]
     assert store.read_bytes("x") == data
     assert store.leftovers(["x"]) == ()
@@ -54,8 +57,8 @@ def test_what_is_not_whole_does_not_become_visible(store: LocalStore) -> None:
     token = store.begin("x", SIZE, {}, "r1")
     write(store, token, bytes(SIZE), 0, RANGE_GRAIN_BYTES)
     with pytest.raises(IntegrityError, match=f"{RANGE_GRAIN_BYTES} bytes were written, expected {SIZE}"):
-        store.complete("x", token, SIZE)
-    writer = store.range_writer("x", token, RANGE_GRAIN_BYTES, 100)
+        store.complete("x", token, SIZE, {})
+    writer = store.range_writer("x", token, RANGE_GRAIN_BYTES, RANGE_GRAIN_BYTES + 100, SIZE)
     writer.write(bytes(99))
     with pytest.raises(IntegrityError, match="99 bytes were written, expected 100"):
         writer.commit()
@@ -69,9 +72,9 @@ def test_a_file_that_was_given_up_is_not_written_again(store: LocalStore) -> Non
     token = store.begin("x", SIZE, {}, "r1")
     store.give_up("x", token)
     with pytest.raises(FileNotFoundError):
-        store.range_writer("x", token, 0, SIZE)
+        store.range_writer("x", token, 0, SIZE, SIZE)
     with pytest.raises(FileNotFoundError):
-        store.complete("x", token, SIZE)
+        store.complete("x", token, SIZE, {})
 
 
 def test_a_link_that_was_put_in_its_place_is_not_followed(store: LocalStore, tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_a_link_that_was_put_in_its_place_is_not_followed(store: LocalStore, tmp
     (tmp_path / token).unlink()
     (tmp_path / token).symlink_to(victim)
     with pytest.raises(ResourceError, match="symbolic link"):
-        store.range_writer("x", token, 0, 4)
+        store.range_writer("x", token, 0, 4, SIZE)
     assert victim.read_bytes() == b"mine"
 
 
@@ -93,7 +96,7 @@ def test_every_range_and_the_name_are_made_durable(store: LocalStore, monkeypatc
     token = store.begin("x", SIZE, {}, "r1")
     calls.clear()
     write(store, token, bytes(SIZE), 0, SIZE)
-    store.complete("x", token, SIZE)
+    store.complete("x", token, SIZE, {})
     assert calls == ["pwrite", "fsync", "fsync", "replace", "fsync"]
 
 

@@ -20,10 +20,13 @@ from anabranch.engine.plan.inputs import Inputs, open_inputs
 from anabranch.engine.recipe.parse import load_recipe
 from anabranch.engine.run.execution import Execution, worker_memory
 from anabranch.engine.run.meter import Meter
-from anabranch.engine.run.parts import Part, PartRecord, PartWorker, Place, Places
+from anabranch.engine.run.part_writer import Part, PartRecord
+from anabranch.engine.run.parts import PartWorker
+from anabranch.engine.run.places import Place, Places
 from anabranch.engine.run.protocols import Member
 from anabranch.engine.run.shard import ShardWorker
-from anabranch.engine.storage import RANGE_GRAIN_BYTES, open_store, running_digest
+from anabranch.engine.storage import open_store, running_digest
+from anabranch.engine.storage.local_ranges import RANGE_GRAIN_BYTES
 from anabranch.engine.storage.protocol import PartedStore
 
 from ...merging import MIB, merge, write_checkpoint, write_recipe
@@ -76,7 +79,7 @@ class Writing:
         memory = worker_memory([Member(self.inputs, self.output)], Execution(2, 1024 * MIB))
         meter = Meter()
         shards = ShardWorker(group, self.inputs.stores, [self.output], memory, CpuKernels(), meter)
-        return PartWorker(shards, self.plan, self.output, meter)
+        return PartWorker(shards, self.plan, None, self.output, meter)
 
     def cut(self, places: list[Place]) -> list[Part]:
         return [Part(0, a, b, self.token) for a, b in pairwise([Place(0), *places, self.places.end])]
@@ -160,7 +163,7 @@ def test_a_shard_whose_receipt_was_not_written_is_finished_by_another(tmp_path: 
     writing = Writing(recipe, tmp_path / "out")
     (cut,) = writing.cut([])
     record = writing.worker().make(cut, None)
-    writing.store.complete(writing.plan.shards[0].name, writing.token, writing.size)
+    writing.store.complete(writing.plan.shards[0].name, writing.token, writing.size, {})
     assert_same(tmp_path / "out", tmp_path / "expected", writing.worker().finish([record]))
     assert writing.worker().finish([record]) == writing.output.receipt(0)
 

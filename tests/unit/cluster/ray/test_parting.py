@@ -24,7 +24,7 @@ def parting(folder: Path, shape: tuple[int, int], store: LocalStore | None) -> P
     recipe = write_merge(folder, {"a": shape}, 1, merge_method="task_arithmetic")
     plan = open_inputs(load_recipe(recipe), folder).plan
     task = ShardTask(0, 3 * plan.shards[0].size, plan.shards[0].name)
-    return Parting({0: SHARD}, [task], plan, store, workers=2, limits=LIMITS, run_id="r1")
+    return Parting({0: SHARD}, [task], plan, None, store, workers=2, limits=LIMITS, run_id="r1")
 
 
 @pytest.fixture
