@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ...engine.errors import AnabranchError
@@ -32,6 +33,8 @@ class EndErrand:
     records: Sequence[PartRecord]
 
 
+BEGUN_AT_ONCE = 8
+"""Files that are begun, or given up, at the same time: each is a request where they lie in an object store."""
 Errand = Shard | PartErrand | EndErrand
 """What a task is to a worker."""
 
@@ -45,14 +48,14 @@ class _Parted:
     waits: list[bool]
     tasks: list[int]
     """Of its parts in the order of the file, then of its end."""
-    token: str = ""
-    """Of the unfinished file; empty before the first part is asked for."""
+    token: Future[str]
+    """Of the unfinished file, which is being begun."""
     records: dict[int, PartRecord] = field(default_factory=dict)
     """By task."""
 
 
 class Parting:
-    """The tasks of a run in which the last shards are written in parts.
+    """The tasks of a run in which the last shards are written in parts; files of all of these are begun at once.
 
     Args:
         shards: what is wanted, by task.
@@ -84,6 +87,7 @@ class Parting:
         self._run_id = run_id
         self._parted: dict[int, _Parted] = {}
         """By index of the shard."""
+        self._pool = ThreadPoolExecutor(BEGUN_AT_ONCE, "begin")
         self._number = max(self._shards, default=-1)
         cuts = cut_last(tasks, workers, limits) if store is not None else {}
         self.tasks = [each for task in tasks for each in self._cut(task, cuts.get(task.id, ()))]
@@ -104,7 +108,8 @@ class Parting:
         self._number += len(found)
         numbers = [each.id for each in made]
         self._shards.update(dict.fromkeys(numbers, self._shards[task.id]))
-        self._parted[index] = _Parted(task.name, [(begin, end) for begin, end, _ in found], waits, numbers)
+        token = self._pool.submit(begin_shard, self._plan, index, self._store, self._run_id)
+        self._parted[index] = _Parted(task.name, [(begin, end) for begin, end, _ in found], waits, numbers, token)
         return made
 
     def shard(self, task: int) -> Shard:
@@ -124,14 +129,8 @@ class Parting:
         place = parted.tasks.index(task)
         if place == len(parted.stretches):
             return EndErrand(shard, [parted.records[number] for number in parted.tasks[:-1]])
-        if not parted.token:
-            parted.token = self._begin(shard.index)
-        part = Part(shard.index, *parted.stretches[place], parted.token)
+        part = Part(shard.index, *parted.stretches[place], parted.token.result())
         return PartErrand(shard, part, parted.records[parted.tasks[place - 1]] if parted.waits[place] else None)
-
-    def _begin(self, index: int) -> str:
-        assert self._store is not None, "a shard was cut"
-        return begin_shard(self._plan, index, self._store, self._run_id)
 
     def made(self, task: int, record: PartRecord) -> None:
         """A part is there."""
@@ -147,6 +146,11 @@ class Parting:
     def give_up(self) -> None:
         """Leave nothing of unfinished shards; what cannot be removed is left to `gc`."""
         for parted in self._parted.values():
-            if parted.token and self._store is not None:
-                with contextlib.suppress(AnabranchError, OSError):
-                    self._store.give_up(parted.name, parted.token)
+            if not parted.token.cancel():
+                self._pool.submit(self._remove, parted)
+        self._pool.shutdown()
+
+    def _remove(self, parted: _Parted) -> None:
+        assert self._store is not None, "a shard was cut"
+        with contextlib.suppress(AnabranchError, OSError):
+            self._store.give_up(parted.name, parted.token.result())

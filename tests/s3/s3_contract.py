@@ -10,6 +10,7 @@ from anabranch.engine.errors import ResourceError
 from anabranch.engine.storage.s3 import S3Store
 
 from ..contract.bucket_contract import BucketContract, pattern
+from ..contract.range_contract import ATTRIBUTES, RangeContract
 from ..contract.store_contract import RUN_ID
 
 PART = 5 << 20
@@ -21,7 +22,7 @@ def _client_and_bucket(server):
     return client, server.bucket(client)
 
 
-class S3Contract(BucketContract):
+class S3Contract(BucketContract, RangeContract):
     part, piece = PART, 1_234_567
     checks_credentials = True
     tells_upload_age = True
@@ -94,6 +95,36 @@ class S3Contract(BucketContract):
         finally:
             del store._client.request
         assert calls == ["list_objects_v2"] * 3
+
+    def test_long_lists_of_parts_are_read_to_their_end(self, store):
+        data = pattern(4 * PART)
+        token = self.whole(store, data)
+        original = store._client.request
+        calls = []
+
+        def small_pages(method, where, **arguments):
+            calls.append(method)
+            return original(method, where, **arguments, **({"MaxParts": 3} if method == "list_parts" else {}))
+
+        store._client.request = small_pages
+        try:
+            store.complete("big", token, len(data), ATTRIBUTES)
+        finally:
+            del store._client.request
+        assert calls.count("list_parts") == 2
+        assert store.read_bytes("big") == data
+
+    def test_a_given_up_upload_takes_no_more_ranges(self, store):
+        token = self.begin(store, 2 * PART)
+        store.give_up("big", token)
+        store.give_up("big", token)
+        assert store.leftovers(["big"]) == ()
+        writer = store.range_writer("big", token, 0, PART, 2 * PART)
+        writer.write(bytes(PART))
+        with pytest.raises(self.errors_of_a_removed_upload):
+            writer.commit()
+        with pytest.raises(FileNotFoundError):
+            store.complete("big", token, 2 * PART, ATTRIBUTES)
 
     def test_a_missing_bucket_is_a_resource_error(self, server):
         with pytest.raises(ResourceError, match="NoSuchBucket"):
