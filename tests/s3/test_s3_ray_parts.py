@@ -1,0 +1,99 @@
+"""Shards that workers of a real Ray cluster upload to S3 in parts, one of them killed: the bytes of one process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from anabranch.engine.storage.s3 import S3Store
+
+from ..cluster.conftest import Nodes
+from ..merging import merge, write_checkpoint, write_recipe
+from .servers import Server
+
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
+
+LARGEST_BYTES = 64 << 20
+LARGEST = "model-00001-of-00003.safetensors"
+SMALL_PARTS = """
+import sys
+from functools import partial
+from anabranch.cluster.ray import driver
+driver.Limits = partial(driver.Limits, least_part_bytes=48 << 20)
+from anabranch.cluster.cli import main
+sys.exit(main())
+"""
+"""The command, for shards that are smaller than those that are worth a part each."""
+
+
+@pytest.fixture
+def nodes(moto: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """Each node has its own credentials: Ray starts with this environment."""
+    for name, value in moto.environment().items():
+        monkeypatch.setenv(name, value)
+    cluster = Nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def surveyed_recipe(folder: Path) -> Path:
+    """Three shards of one tensor each, the first much larger than the others, and densities from a survey."""
+    torch.manual_seed(0)
+    rows = {"embedding": 6144, "layers.0.weight": 2048, "layers.1.weight": 2048}
+    base = {name: torch.randn(count, 4096).to(torch.bfloat16) for name, count in rows.items()}
+    write_checkpoint(folder / "base", base)
+    for i in range(2):
+        noise = 0.02 * torch.randn(6144, 4096).to(torch.bfloat16)
+        write_checkpoint(folder / f"model{i}", {name: t + noise[: len(t)] for name, t in base.items()})
+    recipe = {
+        "merge_method": "cabs",
+        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "output": {"shard_size": 20_000_000},
+    }
+    return write_recipe(folder / "recipe.yml", recipe)
+
+
+def uploaded(store: S3Store) -> int:
+    """Parts of uploads of the largest shard that have arrived."""
+    found = 0
+    for left in store.leftovers([LARGEST]):
+        answer = store._client.request("list_parts", "", **store._object(LARGEST), UploadId=left.token)
+        found += len(answer.get("Parts", []))
+    return found
+
+
+def test_a_worker_that_is_killed_while_it_uploads_a_part_costs_that_part(
+    moto: Server, nodes: Nodes, tmp_path: Path
+) -> None:
+    recipe, store = surveyed_recipe(tmp_path), moto.store("out")
+    merge(recipe, tmp_path / "expected")
+    nodes.resize(2)
+    options = ("--ray", nodes.address, "--insecure-cluster", "--memory", "700MiB")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SMALL_PARTS, "merge", str(recipe), store.url, *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while uploaded(store) < 1:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, "the largest shard is not uploaded in parts"
+    nodes.workers()[0].kill()
+    _, errors = driver.communicate(timeout=240)
+    assert driver.returncode == 0, errors
+    assert re.search(r"^worker \d was lost with model-\S+, part \d: ", errors, flags=re.MULTILINE), errors
+    names = {p.name for p in (tmp_path / "expected").iterdir() if p.is_file()}
+    assert set(store.list()) == names
+    receipts = [f".anabranch/receipts/{name}.json" for name in names if name.endswith(".safetensors")]
+    for name in [*receipts, *(name for name in names if not name.endswith(".parquet") and "manifest" not in name)]:
+        assert store.read_bytes(name, LARGEST_BYTES) == (tmp_path / "expected" / name).read_bytes(), name
+    assert store.leftovers(names) == ()
