@@ -10,8 +10,9 @@ import contextlib
 import functools
 import hashlib
 import io
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import adlfs
@@ -127,6 +128,31 @@ class AzureBucket:
         del size
         return AzureUpload(self._container.get_blob_client(key), attributes, self._once)
 
+    def mark(self) -> str:
+        """See `RangedBucket.mark`."""
+        return f"r{secrets.token_hex(4)[1:]}"  # no digest begins so
+
+    async def send(self, key: str, mark: str, offset: int, body: bytes) -> None:
+        """See `RangedBucket.send`."""
+        digest = await asyncio.to_thread(hashlib.sha256, body)
+        await self._upload(key).stage(f"{offset:016x}{mark}{digest.hexdigest()[:16]}", body)
+
+    async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
+        """See `RangedBucket.join`: one request lists the blocks that were sent, one commits those of this upload."""
+        upload = self._upload(key, attributes)
+        blocks = sorted((name, count) for name, count in await upload.staged() if name[16:].startswith(mark))
+        place = 0
+        for name, count in blocks:
+            if int(name[:16], 16) != place:
+                raise GoneError
+            place += count
+        if place != size:
+            raise GoneError
+        await upload.join([name for name, _ in blocks])
+
+    def _upload(self, key: str, attributes: Mapping[str, str] | None = None) -> AzureUpload:
+        return AzureUpload(self._container.get_blob_client(key), attributes or {}, self._once)
+
     async def unfinished(self, prefix: str) -> list[Unfinished]:
         """See `Bucket.unfinished`: names that have blocks and no blob."""
         found = []
@@ -181,14 +207,31 @@ class AzureUpload:
         """See `PartedUpload.part`."""
         digest = await asyncio.to_thread(hashlib.sha256, body)
         name = f"{offset:016x}{digest.hexdigest()[:24]}"
+        await self.stage(name, body)
+        self._blocks[offset] = name
+
+    async def stage(self, name: str, body: bytes) -> None:
+        """Send a block; all blocks of a blob have names of 40 letters."""
         with _answers():
             await self._blob.stage_block(name, io.BytesIO(body), len(body), **self._once)
-        self._blocks[offset] = name
+
+    async def staged(self) -> list[tuple[str, int]]:
+        """Names and sizes of blocks that belong to no blob yet; GoneError where there are none."""
+        with _answers():
+            try:
+                _, blocks = await self._blob.get_block_list("uncommitted", **self._once)
+            except ResourceNotFoundError as error:
+                raise GoneError from error
+        return [(block.id, block.size) for block in blocks]
 
     async def finish(self, offset: int, body: bytes) -> None:
         """See `PartedUpload.finish`: one request commits the list of all blocks."""
         await self.part(offset, body)
-        blocks = [BlobBlock(self._blocks[offset]) for offset in sorted(self._blocks)]
+        await self.join([self._blocks[offset] for offset in sorted(self._blocks)])
+
+    async def join(self, names: Sequence[str]) -> None:
+        """Make a blob of those blocks; GoneError where one of them is gone."""
+        blocks = [BlobBlock(name) for name in names]
         with _answers():
             try:
                 await self._blob.commit_block_list(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from .object_client import ObjectClient
 
@@ -86,3 +86,21 @@ class Bucket(Protocol):
 
     async def remove_unfinished(self, key: str) -> None:
         """Remove what an unfinished upload left; FileNotFoundError where there is nothing."""
+
+
+@runtime_checkable
+class RangedBucket(Bucket, Protocol):
+    """A bucket where several processes may send parts of one object, in any order and again."""
+
+    def mark(self) -> str:
+        """What is common to the parts of one upload, and to no others; nothing is asked."""
+
+    async def send(self, key: str, mark: str, offset: int, body: bytes) -> None:
+        """Send bytes from `offset` on."""
+
+    async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
+        """Make the object visible, whole; may be repeated.
+
+        Raises:
+            GoneError: its parts are not there, or not all of them; perhaps because it was joined.
+        """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping
 
-from ..errors import InputError
+from ..errors import InputError, IntegrityError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
-from .object_bucket import Bucket, ObjectInfo, Unfinished
-from .object_client import ConditionError
+from .bucket_ranges import RangeWriter
+from .object_bucket import Bucket, ObjectInfo, RangedBucket, Unfinished
+from .object_client import ConditionError, GoneError
+from .object_ranges import range_rules, range_writer
 from .object_writer import ObjectWriter
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
 from .requests import side_by_side
 
 
@@ -74,6 +76,57 @@ class ObjectStore(BucketFiles):
         """See `Store.writer`: an upload in parts, or one request for small files."""
         del run_id  # an upload has an identity of its own
         return ObjectWriter(self._bucket, self._key(name), self._where(name), size, attributes)
+
+    @property
+    def takes_ranges(self) -> bool:
+        """See `PartedStore.takes_ranges`: where the cloud takes parts in any order."""
+        return isinstance(self._bucket, RangedBucket)
+
+    def range_rules(self, size: int) -> RangeRules:
+        """See `PartedStore.range_rules`."""
+        return range_rules(self._ranged, size)
+
+    def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
+        """See `PartedStore.begin`: there is nothing to ask."""
+        del name, size, attributes, run_id
+        return self._ranged.mark()
+
+    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
+        """See `PartedStore.range_writer`."""
+        return range_writer(self._ranged, self._key(name), self._where(name), token, begin, end, size)
+
+    def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
+        """See `PartedStore.complete`."""
+        bucket, key, where = self._ranged, self._key(name), self._where(name)
+        try:
+            self._client.request(where, lambda: bucket.join(key, token, size, attributes))
+        except (GoneError, TemporaryError) as error:
+            if not self._is_there(name, size, attributes):
+                if isinstance(error, TemporaryError):
+                    raise
+                raise FileNotFoundError(f"{where}: its unfinished upload was removed, or is not whole") from error
+        found = self._head(name).size
+        if found != size:
+            raise IntegrityError(f"{where}: the server holds {found} bytes, {size} were sent")
+
+    def give_up(self, name: str, token: str) -> None:
+        """Nothing, as in `PartedUpload.abort`: what is taken away there is taken away from twins, too."""
+
+    def _is_there(self, name: str, size: int, attributes: Mapping[str, str]) -> bool:
+        """Whether somebody else completed it."""
+        try:
+            found = self._head(name)
+        except FileNotFoundError:
+            return False
+        return found.size == size and {**found.attributes, IDENTITY_ATTRIBUTE: ""} == {
+            **attributes,
+            IDENTITY_ATTRIBUTE: "",
+        }
+
+    @property
+    def _ranged(self) -> RangedBucket:
+        assert isinstance(self._bucket, RangedBucket), "asked before"
+        return self._bucket
 
     def attributes(self, name: str) -> Mapping[str, str] | None:
         """See `Store.attributes`: the object's metadata."""

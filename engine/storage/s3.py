@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import InputError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
+from .bucket_ranges import RangeWriter
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
 from .requests import side_by_side
 from .s3_client import GarbledError, RefusedError, S3Client, shared_client
-from .s3_ranges import S3Range, begin_upload, complete_upload, range_rules
+from .s3_ranges import begin_upload, complete_upload, range_rules, range_writer
 from .s3_writer import S3Writer, from_metadata
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -117,9 +118,9 @@ class S3Store(BucketFiles):
         del size, run_id
         return begin_upload(self._client, self._where(name), self._object(name), attributes)
 
-    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> S3Range:
+    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
         """See `PartedStore.range_writer`: parts of that upload."""
-        return S3Range(self._client, self._where(name), self._upload(name, token), begin, end, size)
+        return range_writer(self._client, self._where(name), self._upload(name, token), begin, end, size)
 
     def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
         """See `PartedStore.complete`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import IntegrityError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
+from .bucket_ranges import RangeWriter
 from .protocol import RangeRules, UnjoinableError
 from .s3_client import RefusedError, S3Client
 from .s3_writer import GONE, GRAIN_BYTES, MAX_PARTS, PartSender, as_completed, check_published, published, to_metadata
@@ -35,64 +36,32 @@ def part_number(offset: int, size: int) -> int:
     return offset // range_rules(size).least_bytes + 1
 
 
-class S3Range:
-    """Uploads the bytes from `begin` to `end` of an object of `size` bytes; see `Writer`.
+class _NumberedParts:
+    """Parts of an object of `size` bytes, sent by where they begin; see `RangeParts`."""
 
-    Args:
-        where: our URL of the object, for messages.
-        upload: bucket, key and upload id.
-    """
-
-    def __init__(
-        self, client: S3Client, where: str, upload: Mapping[str, Any], begin: int, end: int, size: int
-    ) -> None:
-        self._where = where
+    def __init__(self, sender: PartSender, size: int) -> None:
+        self._sender = sender
         self._size = size
-        self._least_bytes = range_rules(size).least_bytes
-        assert end - begin >= self._least_bytes or end == size, "ranges keep the rules"
-        self._part_bytes = part_size_bytes(size, client.limits.part_bytes, GRAIN_BYTES, MAX_PARTS)
-        self._sender = PartSender(client, where, upload)
-        self._begin, self._end = begin, end
-        self._place = begin
-        """Of what the buffer holds, in the object."""
-        self._buffer = bytearray(min(end - begin, self._part_bytes + self._least_bytes))
-        self._filled = 0
-        self._open = True
 
-    def write(self, data: memoryview | bytes) -> None:
-        """See `Writer.write`; waits only when enough parts are on their way. Raises what an earlier part met."""
-        assert self._open, "write after commit or discard"
-        view = memoryview(data).cast("B")
-        if self._place + self._filled + len(view) > self._end:
-            raise IntegrityError(f"{self._where}: more than the expected {self._end - self._begin} bytes were written")
-        while view:
-            length = self._part_length()
-            count = min(len(view), length - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[:count]
-            self._filled += count
-            view = view[count:]
-            if self._filled == length:
-                self._sender.send(part_number(self._place, self._size), bytes(memoryview(self._buffer)[:length]))
-                self._place, self._filled = self._place + length, 0
+    def send(self, offset: int, body: bytes) -> None:
+        self._sender.send(part_number(offset, self._size), body)
 
-    def _part_length(self) -> int:
-        """Of the part that is being filled: what would be left behind it for too small a part belongs to it."""
-        rest = self._end - self._place
-        return rest if rest < self._part_bytes + self._least_bytes else self._part_bytes
-
-    def commit(self) -> None:
-        """See `PartedStore.range_writer`: all parts have arrived."""
-        assert self._open, "commit after commit or discard"
-        if self._place != self._end:
-            written = self._place + self._filled - self._begin
-            raise IntegrityError(f"{self._where}: {written} bytes were written, expected {self._end - self._begin}")
+    def settle(self) -> None:
         self._sender.settle()
-        self._open = False
 
-    def discard(self) -> None:
-        """The upload is not this range's to abort."""
-        self._open = False
+    def cancel(self) -> None:
         self._sender.cancel()
+
+
+def range_writer(
+    client: S3Client, where: str, upload: Mapping[str, Any], begin: int, end: int, size: int
+) -> RangeWriter:
+    """See `PartedStore.range_writer`; `upload` is bucket, key and upload id."""
+    part_bytes = part_size_bytes(size, client.limits.part_bytes, GRAIN_BYTES, MAX_PARTS)
+    least_bytes = range_rules(size).least_bytes
+    assert end - begin >= least_bytes or end == size, "ranges keep the rules"
+    parts = _NumberedParts(PartSender(client, where, upload), size)
+    return RangeWriter(where, parts, begin, end, part_bytes=part_bytes, least_bytes=least_bytes)
 
 
 def begin_upload(client: S3Client, where: str, where_object: Mapping[str, Any], attributes: Mapping[str, str]) -> str:

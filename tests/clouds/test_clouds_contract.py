@@ -4,6 +4,7 @@ import pytest
 
 from anabranch.engine.errors import ResourceError
 
+from ..contract.range_contract import ATTRIBUTES, RangeContract, write
 from ..contract.store_contract import RUN_ID
 from ..s3.s3_contract import pattern
 from .cloud_contract import CloudContract, bucket_of
@@ -22,6 +23,9 @@ class TestGcsOnFakeGcsServer(CloudContract):
             store.replace(f"many/{number}", b"")
         assert store.list("many") == [f"many/{number}" for number in range(7)]
 
+    def test_one_file_has_one_writer(self, store):
+        assert not store.takes_ranges
+
     def test_unfinished_uploads_are_nobody_s_to_find(self, store):
         writer = store.writer("big", 4 * PART, {}, RUN_ID)
         writer.write(bytes(3 * PART))
@@ -32,7 +36,7 @@ class TestGcsOnFakeGcsServer(CloudContract):
             writer.commit()
 
 
-class TestAzureOnAzurite(CloudContract):
+class TestAzureOnAzurite(CloudContract, RangeContract):
     @pytest.fixture
     def server(self, azure):
         return azure
@@ -56,6 +60,18 @@ class TestAzureOnAzurite(CloudContract):
             writers["sub/w"].commit()
         assert store.list("sub") == []
         assert [found.name for found in store.leftovers(["sub/other"])] == ["sub/other"]
+
+    def test_two_uploads_of_one_object_do_not_mix(self, store):
+        """Two runs cut a shard at other places; whoever is first has it, and the other one finds it."""
+        data = pattern(4 * PART + 9)
+        cuts = {self.begin(store, len(data)): (PART, 3 * PART), self.begin(store, len(data)): (2 * PART, 3 * PART + 1)}
+        for token, (a, b) in cuts.items():
+            for begin, end in ((0, a), (a, b), (b, len(data))):
+                write(store, token, data, begin, end)
+        for token in cuts:
+            store.complete("big", token, len(data), ATTRIBUTES)
+        assert store.read_bytes("big") == data
+        assert store.leftovers(["big"]) == ()
 
     def test_what_a_killed_run_left_is_taken_up_or_dropped_by_the_next_commit(self, store):
         data = pattern(3 * PART + 5)

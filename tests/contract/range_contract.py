@@ -72,7 +72,7 @@ class RangeContract:
         token = self.begin(store, len(data))
         for begin, end in ((0, self.part), (2 * self.part, 3 * self.part)):
             write(store, token, data, begin, end)
-        with pytest.raises(IntegrityError):
+        with pytest.raises((IntegrityError, FileNotFoundError)):
             store.complete("big", token, len(data), ATTRIBUTES)
         assert store.list() == []
         writer = store.range_writer("big", token, self.part, 2 * self.part, len(data))

@@ -149,6 +149,31 @@ def test_an_upload_that_was_abandoned_is_found_by_gc(store: S3Store, recipes: di
     assert store.list() == []
 
 
+def test_an_object_of_another_plan_gets_no_receipt(store: S3Store, recipes: dict[str, Path]) -> None:
+    writing = Writing(recipes["cabs"], store)
+    (cut,) = writing.cut_near([])
+    record = writing.worker().make(cut, None)
+    store.give_up(NAME, writing.token)
+    store.replace(NAME, bytes(writing.size))
+    with pytest.raises(FileNotFoundError, match="NoSuchUpload"):
+        writing.worker().finish([record])
+    assert writing.output.receipt(0) is None
+
+
+def test_parts_on_ceph(ceph: Server, recipes: dict[str, Path]) -> None:
+    store = ceph.store()
+    writing = Writing(recipes["surveyed"], store)
+    cut = writing.cut_near([0.3, 0.6])
+    first = writing.worker().make(cut[0], None)
+    with ThreadPoolExecutor(2) as pool:
+        twins = [pool.submit(writing.worker().make, cut[1], first) for _ in range(2)]
+        apart = pool.submit(writing.worker().make, cut[2], None)
+        records = [first, twins[0].result(), apart.result()]
+        assert twins[1].result().state == records[1].state
+    assert_same(store, recipes["surveyed"], writing.worker().finish(records))
+    assert store.leftovers([NAME]) == ()
+
+
 def test_a_value_that_cannot_be_merged_makes_nothing_visible(store: S3Store, tmp_path: Path) -> None:
     writing = Writing(write(tmp_path, METHODS["cabs"], nan=True, rows=ROWS), store)
     with pytest.raises(InputError, match="NaN or Inf"):
