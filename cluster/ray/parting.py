@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class EndErrand:
 
 BEGUN_AT_ONCE = 8
 """Files that are begun, or given up, at the same time: each is a request where they lie in an object store."""
+BEGUN_AHEAD = 16
+"""Files that are begun before anybody asks for them, so that the driver does not wait."""
 Errand = Shard | PartErrand | EndErrand
 """What a task is to a worker."""
 
@@ -48,14 +51,14 @@ class _Parted:
     waits: list[bool]
     tasks: list[int]
     """Of its parts in the order of the file, then of its end."""
-    token: Future[str]
-    """Of the unfinished file, which is being begun."""
+    token: Future[str] | None = None
+    """Of the unfinished file, once that is being begun."""
     records: dict[int, PartRecord] = field(default_factory=dict)
     """By task."""
 
 
 class Parting:
-    """The tasks of a run in which the last shards are written in parts; files of all of these are begun at once.
+    """The tasks of a run in which the last shards are written in parts.
 
     Args:
         shards: what is wanted, by task.
@@ -91,6 +94,11 @@ class Parting:
         self._number = max(self._shards, default=-1)
         cuts = cut_last(tasks, workers, limits) if store is not None else {}
         self.tasks = [each for task in tasks for each in self._cut(task, cuts.get(task.id, ()))]
+        sizes = {self._shards[task.id].index: task.size_bytes for task in tasks}
+        self._next = deque(sorted(self._parted, key=lambda index: -sizes[index]))
+        """Shards whose files may not be begun, about as they will be asked for."""
+        self._ahead: set[int] = set()
+        """Those whose files were begun before anybody asked for them."""
 
     def _cut(self, task: ShardTask, stretches: Sequence[Stretch]) -> list[ShardTask]:
         """The tasks of a shard that is cut near those shares; the task itself where it has no such places."""
@@ -108,8 +116,7 @@ class Parting:
         self._number += len(found)
         numbers = [each.id for each in made]
         self._shards.update(dict.fromkeys(numbers, self._shards[task.id]))
-        token = self._pool.submit(begin_shard, self._plan, index, self._store, self._run_id)
-        self._parted[index] = _Parted(task.name, [(begin, end) for begin, end, _ in found], waits, numbers, token)
+        self._parted[index] = _Parted(task.name, [(begin, end) for begin, end, _ in found], waits, numbers)
         return made
 
     def shard(self, task: int) -> Shard:
@@ -129,8 +136,24 @@ class Parting:
         place = parted.tasks.index(task)
         if place == len(parted.stretches):
             return EndErrand(shard, [parted.records[number] for number in parted.tasks[:-1]])
-        part = Part(shard.index, *parted.stretches[place], parted.token.result())
+        part = Part(shard.index, *parted.stretches[place], self._token(shard.index, parted))
         return PartErrand(shard, part, parted.records[parted.tasks[place - 1]] if parted.waits[place] else None)
+
+    def _token(self, index: int, parted: _Parted) -> str:
+        """Of the shard's file; those that will be asked for next are begun meanwhile."""
+        self._ahead.discard(index)
+        token = parted.token or self._begin(index, parted)
+        while self._next and len(self._ahead) < BEGUN_AHEAD:
+            following = self._next.popleft()
+            if following in self._parted and self._parted[following].token is None:
+                self._begin(following, self._parted[following])
+                self._ahead.add(following)
+        return token.result()
+
+    def _begin(self, index: int, parted: _Parted) -> Future[str]:
+        assert self._store is not None, "a shard was cut"
+        parted.token = self._pool.submit(begin_shard, self._plan, index, self._store, self._run_id)
+        return parted.token
 
     def made(self, task: int, record: PartRecord) -> None:
         """A part is there."""
@@ -140,17 +163,18 @@ class Parting:
 
     def finished(self, index: int) -> list[int]:
         """A shard has its receipt; returns all tasks of one that was cut, and none of others."""
+        self._ahead.discard(index)
         parted = self._parted.pop(index, None)
         return parted.tasks if parted is not None else []
 
     def give_up(self) -> None:
         """Leave nothing of unfinished shards; what cannot be removed is left to `gc`."""
         for parted in self._parted.values():
-            if not parted.token.cancel():
-                self._pool.submit(self._remove, parted)
+            if parted.token is not None and not parted.token.cancel():
+                self._pool.submit(self._remove, parted.name, parted.token)
         self._pool.shutdown()
 
-    def _remove(self, parted: _Parted) -> None:
+    def _remove(self, name: str, token: Future[str]) -> None:
         assert self._store is not None, "a shard was cut"
         with contextlib.suppress(AnabranchError, OSError):
-            self._store.give_up(parted.name, parted.token.result())
+            self._store.give_up(name, token.result())

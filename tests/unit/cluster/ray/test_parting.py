@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_parts_know_the_one_ahead_unless_they_are_begun_beside_it(tmp_path: Path
     made = parting(tmp_path, (4096, 2048), store)
     *parts, end = made.tasks
     assert [task.after for task in parts].count(()) == 3, "one worker would need three times too long"
+    assert store.leftovers(["model.safetensors"]) == ()
     records = {}
     for task in parts:
         errand = made.errand(task.id)
@@ -53,6 +55,34 @@ def test_parts_know_the_one_ahead_unless_they_are_begun_beside_it(tmp_path: Path
     assert last.records == list(records.values())
     made.give_up()
     assert store.leftovers(["model.safetensors"]) == ()
+
+
+def test_files_are_begun_a_few_shards_ahead_and_given_up_together(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anabranch.cluster.ray.parting.BEGUN_AHEAD", 2)
+    tensors = {f"t{number}": (2048, 1024) for number in range(6)}
+    recipe = write_merge(tmp_path, tensors, 1, merge_method="task_arithmetic", output={"shard_size": 9_000_000})
+    plan = open_inputs(load_recipe(recipe), tmp_path).plan
+    shards = {index: Shard(index, (0,)) for index in range(6)}
+    tasks = [ShardTask(index, 3 * shard.size, shard.name) for index, shard in enumerate(plan.shards)]
+    limits = Limits(part_share=0.5, least_part_bytes=1 << 20, parted_rounds=9.0)
+    made = Parting(shards, tasks, plan, None, store, workers=2, limits=limits, run_id="r1")
+
+    def begun_when(count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(store.leftovers([shard.name for shard in plan.shards])) != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    for index, begun in enumerate((3, 4, 5)):
+        made.errand(index)
+        begun_when(begun)
+    made.finished(3)
+    made.errand(4)
+    begun_when(6)
+    made.give_up()
+    assert [left.name for left in store.leftovers([shard.name for shard in plan.shards])] == [plan.shards[3].name]
 
 
 def test_a_shard_with_its_receipt_has_no_tasks_left(tmp_path: Path, store: LocalStore) -> None:
