@@ -7,12 +7,13 @@ import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import botocore.config
 import botocore.exceptions
 import botocore.parsers
 import s3fs
@@ -55,6 +56,8 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 OTHER_ETAGS = 3
 """So many first answers in a row are not flipped bits, but a server whose ETags are no MD5."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_OTHER_BODY = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest", "SignatureDoesNotMatch"}
+"""What a server says that got another body than the one that was signed."""
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
 
@@ -102,8 +105,10 @@ class S3Client(LoopClient):
         self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
         self._refresh_lock = asyncio.Lock()
         self._session_number = 0
+        self._prepared: Any = None
         self._md5_etags: bool | None = None
         self._other_etags = 0
+        self._compares: bool | None = None
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = self._fs.loop  # raises in a process that was forked meanwhile
@@ -161,6 +166,7 @@ class S3Client(LoopClient):
             arguments["Body"] = Outgoing(memoryview(body))
         try:
             async with asyncio.timeout(self.limits.deadline_seconds(len(body or b""))):
+                await self._prepare()
                 answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
                 if body is not None:
                     await self._check_received(answer, body, where)
@@ -168,24 +174,34 @@ class S3Client(LoopClient):
         except Exception as error:  # noqa: BLE001 - every failure is translated or passed on
             cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
             if isinstance(cause, botocore.exceptions.ClientError):
-                code = str(cause.response.get("Error", {}).get("Code", ""))
+                code = _code(cause)
                 if code in expect:
                     raise RefusedError(code) from cause
             raise translate(cause, where) from cause
+
+    async def _prepare(self) -> None:
+        """Tell the client of this session, a new one after credentials were renewed, how bodies are signed."""
+        client = await self._fs.set_session()
+        if client is not self._prepared:
+            client.meta.events.register("before-sign.s3.UploadPart", _sign_no_body_in_tls)
+            self._prepared = client
 
     async def _check_received(self, answer: dict[str, Any], body: bytes | memoryview, where: str) -> None:
         """Compare what a server says that it got with what was sent, where nothing else protects it on its way.
 
         Bodies travel with a checksum, which servers compare, but for a few that only keep it. TLS lets no bit change.
-        Without it the ETag is compared: most servers answer with the MD5 of what came, unless they encrypt it with
-        keys. One whose first answers are all something else has other ETags, which are not looked at any more.
+        Without it the ETag is compared, unless `learn_who_compares` found that the server does: most answer with the
+        MD5 of what came, if they do not encrypt it with keys. One whose first answers are all something else has other
+        ETags, which are not looked at any more.
 
         Raises:
             GarbledError: the server got other bytes.
         """
         etag = str(answer.get("ETag", "")).strip('"')
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
-        if self._md5_etags is False or encrypted or _MD5.fullmatch(etag) is None or self._is_protected:
+        if self._compares or self._md5_etags is False or encrypted or _MD5.fullmatch(etag) is None:
+            return
+        if self._is_protected:
             return
         digest = await asyncio.to_thread(lambda: hashlib.md5(body, usedforsecurity=False).hexdigest())
         if digest == etag:
@@ -196,6 +212,29 @@ class S3Client(LoopClient):
             self._md5_etags = False
         else:
             raise GarbledError(f"{where}: the server got other bytes than were sent", AGAIN)
+
+    async def learn_who_compares(self, upload: Mapping[str, Any]) -> None:
+        """Find out whether the server itself refuses a body that changed on its way, unless that is known.
+
+        It is sent one byte other than the one that was signed, as a part of an upload that nobody has sent parts of
+        yet. Who keeps that needs its answers compared with an MD5 of every body, which costs more than all other
+        work of an upload.
+
+        Args:
+            upload: Bucket, Key and UploadId; a part 1 that comes later takes the byte's place.
+        """
+        if self._compares is not None or self._is_protected:
+            return
+        body = Outgoing(memoryview(b"\0"), sent=memoryview(b"\1"))
+        try:
+            async with asyncio.timeout(self.limits.answer_seconds):
+                await self._fs._call_s3("upload_part", **upload, PartNumber=1, Body=body)
+        except Exception as error:  # noqa: BLE001 - the parts meet the same, and tell it
+            cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
+            if isinstance(cause, botocore.exceptions.ClientError) and _code(cause) in _OTHER_BODY:
+                self._compares = True
+        else:
+            self._compares = False
 
     @property
     def _is_protected(self) -> bool:
@@ -238,6 +277,24 @@ def redact(text: str) -> str:
     return _QUERY.sub("", _USERINFO.sub("", text))
 
 
+def _sign_no_body_in_tls(request: Any, **_: Any) -> None:
+    """Leave a body to TLS, which protects it as a checksum behind it would that botocore signs no body beside.
+
+    A SHA-256 would be taken where servers are said to know no such checksums, and on the loop of all requests.
+    `payload_signing_enabled` in the configuration of AWS decides, if it is there.
+    """
+    config = request.context["client_config"]
+    own = config.s3 or {}
+    if request.url.startswith("https://") and "payload_signing_enabled" not in own:
+        unsigned = botocore.config.Config(s3={**own, "payload_signing_enabled": False})
+        request.context["client_config"] = config.merge(unsigned)
+
+
+def _code(error: Any) -> str:
+    """The server's own word for what it refuses."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def translate(error: Exception, where: str) -> Exception:
     """The exception that a user should see for a failed request."""
     if isinstance(error, (AnabranchError, FileNotFoundError)):
@@ -262,7 +319,7 @@ def translate(error: Exception, where: str) -> Exception:
 def _translate_answer(error: Any, where: str) -> Exception:
     """From an S3 error answer: code first, as it is more precise, then HTTP status."""
     details = error.response.get("Error", {})
-    code = str(details.get("Code", ""))
+    code = _code(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     message = redact(str(details.get("Message") or ""))[:300]
     text = f"{where}: the server answered {status} {code}" + (f": {message}" if message not in ("", code) else "")

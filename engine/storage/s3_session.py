@@ -112,10 +112,16 @@ class Incoming:
 
 
 class Outgoing:
-    """The body of a request as botocore wants it, a file; nothing is copied."""
+    """The body of a request as botocore wants it, a file; nothing is copied.
 
-    def __init__(self, data: memoryview) -> None:
+    Args:
+        data: what is signed, and what checksums are of.
+        sent: what leaves instead, as if it had changed on its way; of the same length.
+    """
+
+    def __init__(self, data: memoryview, sent: memoryview | None = None) -> None:
         self.data = data
+        self.sent = data if sent is None else sent
         self._place = 0
 
     def read(self, size: int = -1) -> memoryview:
@@ -191,7 +197,7 @@ def _pieces(body: Any, stopped: threading.Event) -> Iterator[memoryview]:
 def _chunks(body: Any) -> Iterator[memoryview | bytes]:
     """A body in as few chunks as it comes in."""
     if isinstance(body, Outgoing):
-        yield body.data
+        yield body.sent
     elif hasattr(body, "__anext__"):  # botocore's frame with a checksum behind it: asynchronous, but never waits
         while (chunk := _next_of(body)) is not None:
             yield chunk

@@ -133,6 +133,7 @@ class S3Writer:
                 ContentType="application/octet-stream",
             )  # fmt: skip
             self._upload = {**self._object, "UploadId": answer["UploadId"]}
+            client.run(client.learn_who_compares(self._upload))
             self._sender = PartSender(client, where, self._upload)
 
     def write(self, data: memoryview | bytes) -> None:

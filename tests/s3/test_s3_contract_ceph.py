@@ -56,6 +56,22 @@ def test_a_read_only_bucket_is_a_resource_error(ceph):
     assert store.list() == ["x"]
 
 
+def test_where_the_server_compares_bodies_nobody_does_it_again(ceph):
+    """It refused a byte that was not the signed one, so its ETags are not looked at: no MD5 is taken for them."""
+    direct, data = ceph.store(), pattern(2 * PART + 5)
+    bucket, prefix = direct.url.removeprefix("s3://").split("/", 1)
+    with fault_proxy(ceph.endpoint) as proxy:
+        store = S3Store(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
+        writer = store.writer("big", len(data), {"plan_id": "p"}, "run1")
+        writer.write(data)
+        writer.commit()
+        assert proxy.count("PUT .*partNumber=1(&|$)") == 2
+        proxy.script(HttpFault("PUT", times=1000, etag="0123456789abcdef" * 2))
+        store.replace("small", b"123")
+        assert proxy.count("PUT") == 1
+    assert direct.read_bytes("big") == data
+
+
 def test_bits_that_flip_on_their_way_are_refused_by_the_server_and_sent_again(ceph):
     direct, data = ceph.store(), pattern(2 * PART + 5)
     bucket, prefix = direct.url.removeprefix("s3://").split("/", 1)

@@ -35,8 +35,11 @@ def proxy(moto):
 
 @pytest.fixture(scope="module")
 def clients(moto, proxy):
-    """Without and with the proxy."""
-    return moto.client(), moto.client(endpoint=proxy.endpoint)
+    """Without and with the proxy; both know already that this server compares no bodies, so they do not ask again."""
+    both = moto.client(), moto.client(endpoint=proxy.endpoint)
+    for client in both:
+        upload(S3Store(moto.bucket(client), "asked", client))
+    return both
 
 
 @pytest.fixture(scope="module")
@@ -401,6 +404,17 @@ def test_bits_that_keep_flipping_leave_nothing_visible(store, direct, proxy):
     assert caught.value.exit_code == 75
     assert direct.list() == ["first"]
     assert direct.leftovers(["big"]) == ()
+
+
+def test_a_server_is_asked_once_whether_it_compares_bodies(moto, proxy, direct):
+    """After an answer that says nothing, once more."""
+    fresh = through(moto, proxy, direct)
+    proxy.script(HttpFault(**UPLOAD_PART, status=503, code="SlowDown"))
+    for name, parts in (("first", 4), ("second", 4), ("third", 3)):
+        before = proxy.count("PUT .*partNumber")
+        upload(fresh, name=name)
+        assert proxy.count("PUT .*partNumber") - before == parts
+        assert direct.read_bytes(name) == pattern(2 * PART + 5)
 
 
 def test_servers_with_other_etags_are_believed(moto, proxy, direct):

@@ -67,6 +67,25 @@ def test_the_same_bytes_go_and_come_over_tls(secure, checksums):
     assert store.read_bytes("big", len(data)) == data
 
 
+@pytest.mark.parametrize(("own", "signed"), [({}, False), ({"payload_signing_enabled": True}, True)])
+def test_parts_are_signed_in_tls_only_where_the_configuration_says_so(secure, monkeypatch, own, signed):
+    """By servers that are said to know no checksums, for which botocore would sign them."""
+    said, send = [], s3_session.S3Session.send
+
+    async def listen(session, request):
+        if "partNumber" in request.url:
+            said.append(request.headers["X-Amz-Content-SHA256"])
+        return await send(session, request)
+
+    monkeypatch.setattr(s3_session.S3Session, "send", listen)
+    config = {"s3": {"addressing_style": "path", **own}, "request_checksum_calculation": "when_required"}
+    store, data = secure_store(*secure, config_kwargs=config), pattern(2 * PART + 5)
+    upload(store, data)
+    assert len(said) == 3
+    assert all((text in (b"UNSIGNED-PAYLOAD", "UNSIGNED-PAYLOAD")) != signed for text in said)
+    assert store.read_bytes("big", len(data)) == data
+
+
 def test_an_unknown_certificate_is_not_believed(secure):
     """Neither for what is small nor for ranges and parts, which go through another library."""
     server, certificate = secure
