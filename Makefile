@@ -40,7 +40,7 @@ help:
 	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-30b  30 billion parameters from S3 to S3 on two Ray workers, one of them killed (BENCH_SIZE=7b: fewer)'
-	@echo 'make evidence   accuracy of methods, densities and factors on fine-tuned models, over seeds'
+	@echo 'make evidence   accuracy of methods, densities and factors on fine-tuned models, over seeds (EVIDENCE_ARGS=--layers=6: whole encoders)'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
 

@@ -38,8 +38,8 @@ FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
 MEMORY_BYTES = 2 << 30
 BLOCKS = (17, 45, 58)
-"""Where blocks of cells end: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other densities; then
-other orders, weights and dtypes; then other models."""
+"""Where blocks of two layers' cells end: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other
+densities; then other orders, weights and dtypes; then other models."""
 AT_ONCE = 6
 """Cells of one job at most: few enough for all processes to have work, enough to read models seldom."""
 TRAINING = {LOWER: Training(), WHOLE: Training(layers=WHOLE, rate=1e-4)}
@@ -229,8 +229,11 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     whole.replace(file)
 
 
-def blocks(wanted: Sequence[Cell]) -> list[Sequence[Cell]]:
-    return [wanted[first:end] for first, end in itertools.pairwise((0, *BLOCKS, len(wanted)))]
+def blocks(layers: int) -> list[Sequence[Cell]]:
+    """Cells of encoders of that size, those that are to be done for every seed before the next ones begin together."""
+    wanted = list({cell.key: cell for cell in cells() if cell.layers == layers}.values())
+    ends = BLOCKS if layers == LOWER else ()
+    return [wanted[first:end] for first, end in itertools.pairwise((0, *ends, len(wanted)))]
 
 
 def alike(wanted: Iterable[Cell]) -> list[list[Cell]]:
@@ -262,14 +265,14 @@ def do_block(pool: Executor, seeds: Sequence[int], block: Sequence[Cell], folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--layers", type=int, choices=sorted(TRAINING), default=LOWER)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    wanted = list({cell.key: cell for cell in cells()}.values())
     begin = time.perf_counter()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        for block in blocks(wanted):
+        for block in blocks(options.layers):
             do_block(pool, range(options.seeds), block, options.folder)
     print(f"{time.perf_counter() - begin:.0f} s")
     write_results(options.folder, options.results)
