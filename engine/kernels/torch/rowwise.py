@@ -22,7 +22,7 @@ from ..elementary import (
     TO_WHOLE,
     WINDOW,
 )
-from ..row_sums import ROW, SUM_ROWS
+from ..row_sums import ROW
 
 
 def fold(term: Tensor) -> Tensor:
@@ -36,16 +36,24 @@ def fold(term: Tensor) -> Tensor:
 
 def ordered_sums(terms: Tensor) -> Tensor:
     """float64 [rows, width] -> [rows]: each row in the order of a whole tensor."""
-    rows, width = terms.shape
-    total = torch.zeros(rows, dtype=torch.float64, device=terms.device)
-    for start in range(0, width, WINDOW):
+    total = torch.zeros(terms.shape[0], dtype=torch.float64, device=terms.device)
+    for start in range(0, terms.shape[1], WINDOW):
         part = terms[:, start : start + WINDOW]
-        padded = torch.zeros(rows, -(-part.shape[1] // ROW) * ROW, dtype=torch.float64, device=terms.device)
-        padded[:, : part.shape[1]] = part
-        chunks = torch.zeros(rows, SUM_ROWS, dtype=torch.float64, device=terms.device)
-        chunks[:, : padded.shape[1] // ROW] = fold(padded.view(rows, -1, ROW))
-        total = total + fold(chunks)
+        row = min(ROW, _power_of_two(part.shape[1]))
+        count = -(-part.shape[1] // row)
+        sums = fold(_padded(part, count * row).view(-1, count, row))
+        total = total + fold(_padded(sums, _power_of_two(count)))
     return total
+
+
+def _power_of_two(count: int) -> int:
+    """The least that is no less: halves that are all padding would change no bit of a sum that begins with +0.0."""
+    return 1 << (count - 1).bit_length()
+
+
+def _padded(terms: Tensor, width: int) -> Tensor:
+    """Rows of so many terms, with +0.0 behind."""
+    return terms if terms.shape[1] == width else torch.nn.functional.pad(terms, (0, width - terms.shape[1]))
 
 
 def add_groups(terms: Tensor, rows: int, out: Tensor) -> None:
