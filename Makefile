@@ -26,7 +26,7 @@ help:
 	@echo 'make setup      a virtual environment in $(VENV) with every pinned dependency and the anabranch command'
 	@echo 'make demo       fine-tune a published model on four tasks, merge it seven ways, print the accuracy of each'
 	@echo 'make test       setup, lint, and the fast tests (under 15 minutes on two cores)'
-	@echo 'make test-slow  the long tests'
+	@echo 'make test-slow  whole sweeps of kills and faults, larger inputs, more examples of every property (hours)'
 	@echo 'make soak       kills and faults over local folders, S3 and Ray, drawn from a seed (half an hour or more)'
 	@echo 'make mutations  break one promise of the commit protocol at a time: the tests must notice'
 	@echo 'make test-parity  the same recipes through mergekit, in an environment of its own, and through us'
@@ -84,10 +84,11 @@ evidence: setup $(TEXTS) $(MORE_TEXTS)
 	$(BIN)/python -m benchmarks.quality.run $(EVIDENCE_ARGS)
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow and not parity' -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not parity' -n $(TEST_PROCESSES) --no-loadscope-reorder $(PYTEST_ARGS)
 
+# Whole sweeps, soaks, and four times the examples of `make test` for every property.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	ANABRANCH_HYPOTHESIS=wide $(BIN)/python -m pytest -m 'slow or hypothesis' $(PYTEST_ARGS)
 
 # Goes on with the rounds of $(SOAK_LOG); needs strace.
 soak: setup

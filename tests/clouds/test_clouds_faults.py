@@ -125,7 +125,7 @@ def test_a_server_that_stays_busy_ends_in_a_temporary_error(site: Site) -> None:
 @pytest.mark.parametrize(
     "misfortune",
     [
-        {"cut_after": 0},
+        pytest.param({"cut_after": 0}, marks=pytest.mark.slow),
         {"cut_after": 100_000},
         {"stall_after": 100_000},
         {"reset": True},

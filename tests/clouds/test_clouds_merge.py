@@ -18,7 +18,7 @@ from .servers import store
 
 pytestmark = pytest.mark.faults
 
-SHARDS = 5
+SHARDS = 4
 ROWS, COLUMNS = 1280, 4096
 """10 MiB of bfloat16: a shard is an upload in two parts."""
 
@@ -72,11 +72,12 @@ class Site:
         return [each for each in store(self.bucket, name).list(".anabranch/receipts") if each.endswith(".json")]
 
 
-@pytest.fixture(scope="module", params=["azure", "gcs"])
+@pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(request.getfixturevalue(request.param), tmp_path_factory.mktemp("site"))
 
 
+@pytest.mark.parametrize("site", ["gcs", pytest.param("azure", marks=pytest.mark.slow)], indirect=True)
 def test_a_merge_in_and_out_gives_the_bytes_of_a_local_one_and_keeps_to_its_memory(site: Site) -> None:
     done = site.run("merge", str(site.recipe), f"{site.root}/out", "--memory", "640MiB", "--json")
     assert done.returncode == 0, done.stderr
@@ -92,6 +93,7 @@ def test_a_merge_in_and_out_gives_the_bytes_of_a_local_one_and_keeps_to_its_memo
     assert refused.returncode == 5, "another plan of the same output"
 
 
+@pytest.mark.parametrize("site", ["gcs", pytest.param("azure", marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_merge_resumes_and_its_leftovers_are_told(site: Site) -> None:
     out = f"{site.root}/killed"
     command = site.command("merge", str(site.recipe), out, "--workers", "1")
@@ -114,6 +116,7 @@ def test_a_killed_merge_resumes_and_its_leftovers_are_told(site: Site) -> None:
     assert store(site.bucket, "killed").leftovers(names) == ()
 
 
+@pytest.mark.parametrize("site", ["gcs", pytest.param("azure", marks=pytest.mark.slow)], indirect=True)
 def test_a_store_without_credentials_is_told_so(site: Site, tmp_path: Path) -> None:
     """Not that a package is missing, which is what a failed import in a foreign library looks like."""
     names = ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING")

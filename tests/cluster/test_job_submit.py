@@ -182,6 +182,7 @@ def test_a_submitted_merge_with_a_lost_worker(head: Head, cabs: Case, tmp_path: 
     assert CANARY not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_a_failed_job_is_in_its_status(head: Head, tmp_path: Path) -> None:
     done = head.submit(tmp_path, "anabranch", "merge", "missing.yml", str(tmp_path / "out"), "--ray", "auto")
     assert done.returncode != 0

@@ -30,7 +30,9 @@ def assert_kept(watch: When) -> None:
         assert identity(watch.out / name) == before, f"{name} was made again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("case", ["cabs", "tadrop"], indirect=True)
 def test_any_number_of_nodes_gives_the_bytes_of_one_process(
     nodes: Nodes, case: Case, tmp_path: Path, count: int
 ) -> None:
@@ -57,6 +59,8 @@ def test_a_killed_worker_costs_only_its_shard(nodes: Nodes, cabs: Case, tmp_path
     assert len(lost) == 1, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["cabs", "tadrop"], indirect=True)
 def test_a_node_removed_in_the_middle_is_survived(nodes: Nodes, case: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     out = tmp_path / "out"
@@ -84,6 +88,7 @@ def test_a_worker_on_a_drained_node_ends_its_shard_and_gets_no_other(nodes: Node
     assert "was lost" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_shard_that_a_drained_node_cannot_end_in_time_is_not_waited_for(
     nodes: Nodes, cabs: Case, tmp_path: Path
 ) -> None:
@@ -135,6 +140,7 @@ def test_recipes_that_share_a_reading_survive_the_loss_of_a_node(nodes: Nodes, c
         assert_same_output(out / recipe.stem, tmp_path / "expected" / recipe.stem)
 
 
+@pytest.mark.slow
 def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
     nodes.resize(1)
     out = tmp_path / "out"
@@ -160,6 +166,7 @@ def test_a_hung_worker_is_overtaken_by_a_node_that_joins(nodes: Nodes, cabs: Cas
     assert_same_output(out, cabs.expected)
 
 
+@pytest.mark.parametrize("case", ["tadrop", pytest.param("cabs", marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_driver_is_resumed_with_another_number_of_nodes(nodes: Nodes, case: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     out = tmp_path / "out"
@@ -177,6 +184,7 @@ def test_a_killed_driver_is_resumed_with_another_number_of_nodes(nodes: Nodes, c
     assert_same_output(out, case.expected)
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_output_do_no_harm(nodes: Nodes, cabs: Case, tmp_path: Path) -> None:
     nodes.resize(3)
     out = tmp_path / "out"

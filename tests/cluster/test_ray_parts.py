@@ -13,6 +13,7 @@ from .conftest import COLUMNS, ROWS, Case, Nodes, When, assert_same_output
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_parts_and_a_task_model_survive_the_loss_of_a_node(nodes: Nodes, checkpoints: Path, tmp_path: Path) -> None:
     base, models = str(checkpoints / "base"), [{"model": str(checkpoints / f"model{i}")} for i in range(2)]
     recipe = {"merge_method": "emr", "base_model": base, "models": models, "output": {"shard_size": 2 * ROWS * COLUMNS}}

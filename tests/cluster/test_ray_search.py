@@ -68,6 +68,7 @@ def begun(folder: Path, name: str) -> str:
     return (folder / f"out/logs/{name}.out").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_leaves_no_evaluation_behind_and_goes_on(nodes: Nodes, folder: Path) -> None:
     nodes.resize(1)
     search = subprocess.Popen(

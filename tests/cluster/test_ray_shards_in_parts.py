@@ -84,6 +84,7 @@ def disturbed(case: Case, nodes: Nodes, out: Path, disturb: Callable[[subprocess
     return driver.returncode, errors
 
 
+@pytest.mark.slow
 def test_parts_give_the_bytes_of_one_process(nodes: Nodes, large: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     code, errors = disturbed(large, nodes, tmp_path / "out", lambda _: None)
@@ -101,6 +102,7 @@ def test_a_worker_that_is_killed_while_it_writes_a_part_costs_that_part(
     assert re.search(r"^worker \d was lost with model-\S+, part \d: ", errors, flags=re.MULTILINE), errors
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_and_nothing_of_its_parts_stays(nodes: Nodes, large: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     out = tmp_path / "out"
@@ -123,6 +125,7 @@ def test_a_killed_driver_is_resumed_and_nothing_of_its_parts_stays(nodes: Nodes,
     assert_same_output(out, large.expected)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_worker_that_hangs_is_written_by_a_twin(nodes: Nodes, large: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     hung: list[psutil.Process] = []
@@ -143,6 +146,7 @@ def test_a_part_of_a_worker_that_hangs_is_written_by_a_twin(nodes: Nodes, large:
     assert re.search(told, errors, flags=re.MULTILINE), errors
 
 
+@pytest.mark.slow
 def test_two_drivers_write_parts_of_one_output(nodes: Nodes, large: Case, tmp_path: Path) -> None:
     nodes.resize(2)
     out = tmp_path / "out"

@@ -6,6 +6,7 @@ gives.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -176,9 +177,21 @@ def assert_loads(name: str, folder: Path, expected: dict[str, torch.Tensor]) -> 
         torch.testing.assert_close(state[key], tensor, rtol=0, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("renamed", ["base", "model"])
-@pytest.mark.parametrize("way", [QUICK, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != QUICK)])
-@pytest.mark.parametrize("name", MODELS)
+SOME = [*MODELS][::3]
+
+
+def quick(name: str, way: str, renamed: str) -> bool:
+    """Whether a case belongs to the fast tests."""
+    return way == QUICK and (renamed == "base" or name in SOME)
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "renamed"),
+    [
+        pytest.param(*case, marks=() if quick(*case) else pytest.mark.slow)
+        for case in itertools.product(MODELS, WAYS, ("base", "model"))
+    ],
+)
 def test_a_merge_loads_and_holds_what_merging_the_loaded_models_gives(
     tmp_path: Path, name: str, way: str, renamed: str
 ) -> None:
@@ -199,7 +212,9 @@ def test_a_merge_loads_and_holds_what_merging_the_loaded_models_gives(
     assert_loads(name, tmp_path / "out", expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in MODELS]
+)
 def test_a_quantised_model_with_buffers_beside_an_adapter(tmp_path: Path, name: str) -> None:
     pytest.importorskip("transformers")
     base, model = build(name, 1), build(name, 2)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from ..merging import load_output, write_checkpoint, write_recipe
@@ -26,6 +27,7 @@ def write_model(folder: Path, tokens: list[str], seed: int) -> torch.Tensor:
     return matrix
 
 
+@pytest.mark.slow
 def test_large_vocabularies_stay_under_the_limit(tmp_path: Path) -> None:
     shared = [f"tökén\U0001f600{i}" for i in range(TOKENS - OWN)]
     names = {name: [*shared, *(f"{name}{i}" for i in range(OWN))] for name in ("base", "other")}

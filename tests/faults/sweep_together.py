@@ -1,7 +1,7 @@
 """As sweep.py, for recipes that share a reading: kills at the changes of one output while others are under way.
 
-Run as `python -m tests.faults.sweep_together FOLDER RECIPE...`, where FOLDER/expected/<recipe's name> holds what each
-recipe gives alone; ends with 0 when every resumed output is right.
+Run as `python -m tests.faults.sweep_together STEP FOLDER RECIPE...`, for a kill at every STEP-th change, where
+FOLDER/expected/<recipe's name> holds what each recipe gives alone; ends with 0 when every resumed output is right.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from anabranch.engine.storage.retry import Fault, FaultStore
 
 from ..merging import merge_together
 from .sweep import files_of, finished, in_child
-
-STEP = 3
-"""Every so many changes there is a kill: all of them would take long, and recipes do not differ in kind."""
 
 
 def merge(recipes: Sequence[Path], stores: Sequence[Store]) -> None:
@@ -55,14 +52,14 @@ def kill_and_resume(recipes: Sequence[Path], folder: Path, victim: int, fault: F
 
 
 def main() -> None:
-    folder, recipes = Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]]
+    step, folder, recipes = int(sys.argv[1]), Path(sys.argv[2]), [Path(argument) for argument in sys.argv[3:]]
     warm = folder / "warm"
     merge(recipes, local(recipes, warm))  # loads compiled kernels for all children
     for recipe, out in zip(recipes, outputs(recipes, warm), strict=True):
         assert files_of(out) == files_of(folder / "expected" / recipe.stem), out
     kills = 0
     for verb in ("create", "replace", "writer", "write", "commit"):
-        for number in range(1, 1000, STEP):
+        for number in range(1, 1000, step):
             fault = Fault(verb, number, action=lambda: os.kill(os.getpid(), signal.SIGKILL))
             if not kill_and_resume(recipes, folder / f"{verb}-{number}", number % len(recipes), fault):
                 break

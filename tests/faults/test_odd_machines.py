@@ -98,7 +98,7 @@ def test_system_calls_that_do_less_than_they_were_asked_for_are_gone_on_with(
     disturbed.assert_done(tmp_path / "out")
 
 
-@pytest.mark.parametrize("number", [1, 4, 9, 14])
+@pytest.mark.parametrize("number", [9, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 14))])
 def test_a_write_that_is_torn_by_a_kill_is_survived(disturbed: Disturbed, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
     environment = beginning_with(tmp_path / "torn", TORN.replace("NUMBER", str(number)))

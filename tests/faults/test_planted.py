@@ -95,7 +95,12 @@ def test_leftovers_behind_a_link_are_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "planted", [".anabranch/plan.json", ".anabranch/tasks.parquet", ".anabranch/inputs.json", "anabranch.manifest.json"]
+    "planted",
+    [
+        ".anabranch/plan.json",
+        "anabranch.manifest.json",
+        *(pytest.param(f".anabranch/{name}", marks=pytest.mark.slow) for name in ("tasks.parquet", "inputs.json")),
+    ],
 )
 def test_a_planted_link_to_a_file_of_ours_is_not_read(disturbed: Disturbed, tmp_path: Path, planted: str) -> None:
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

@@ -50,7 +50,7 @@ def receipts(hub: Hub) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (hub.folder / "state").rglob("receipts/*.json")}
 
 
-@pytest.mark.parametrize("shard", [1, 2, 3])
+@pytest.mark.parametrize("shard", [2, *(pytest.param(shard, marks=pytest.mark.slow) for shard in (1, 3))])
 def test_a_killed_merge_goes_on_without_sending_shards_again(hub: Hub, recipe: Path, out: Path, shard: int) -> None:
     """Killed while a shard is being sent; those before it are neither made nor sent again."""
     hub.kill_at_shard(shard, "merge", recipe, REPOSITORY)
@@ -70,10 +70,10 @@ def test_a_killed_merge_goes_on_without_sending_shards_again(hub: Hub, recipe: P
     "fault",
     [
         {"method": "PUT", "lose": True},
-        {"target": "/preupload/", "status": 503, "times": 2},
-        {"target": "/commit/", "lose": True},
-        {"target": "/commit/", "status": 429, "headers": {"Retry-After": "1"}},
         {"target": "/commit/", "other commit": "owner/name"},
+        pytest.param({"target": "/preupload/", "status": 503, "times": 2}, marks=pytest.mark.slow),
+        pytest.param({"target": "/commit/", "lose": True}, marks=pytest.mark.slow),
+        pytest.param({"target": "/commit/", "status": 429, "headers": {"Retry-After": "1"}}, marks=pytest.mark.slow),
     ],
     ids=lambda fault: "-".join(str(value).strip("/") for value in fault.values() if not isinstance(value, dict)),
 )
@@ -132,7 +132,13 @@ def test_a_cluster_is_refused(hub: Hub, recipe: Path) -> None:
     assert "is made on one machine" in done.stderr
 
 
-@pytest.mark.parametrize("url", ["hf://owner", "hf://owner/name/folder", "hf://owner/name@a@b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://owner/name@a@b",
+        *(pytest.param(url, marks=pytest.mark.slow) for url in ("hf://owner", "hf://owner/name/folder")),
+    ],
+)
 def test_what_is_no_repository_is_told(hub: Hub, recipe: Path, url: str) -> None:
     done = hub.run("merge", recipe, url)
     assert done.returncode == 3, done.stderr

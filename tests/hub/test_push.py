@@ -56,16 +56,16 @@ def test_a_branch_is_made_and_the_public_must_be_meant(hub: Hub, out: Path) -> N
     "fault",
     [
         {"target": "/preupload/", "status": 503, "times": 2},
-        {"target": "/lfs/objects/batch", "lose": True},
         {"method": "PUT", "lose": True},
-        {"method": "PUT", "status": 500, "number": 2},
-        {"target": "/commit/", "status": 429, "headers": {"Retry-After": "1"}},
-        {"target": "/commit/", "status": 502},
         {"target": "/commit/", "lose": True},
-        {"target": "/commit/", "status": 409},
-        {"target": "/commit/", "other commit": "owner/name"},
-        {"target": "/api/models/owner/name$", "status": 500},
-        {"target": "/create", "lose": True},
+        pytest.param({"target": "/commit/", "status": 429, "headers": {"Retry-After": "1"}}, marks=pytest.mark.slow),
+        pytest.param({"target": "/commit/", "other commit": "owner/name"}, marks=pytest.mark.slow),
+        pytest.param({"target": "/lfs/objects/batch", "lose": True}, marks=pytest.mark.slow),
+        pytest.param({"method": "PUT", "status": 500, "number": 2}, marks=pytest.mark.slow),
+        pytest.param({"target": "/commit/", "status": 502}, marks=pytest.mark.slow),
+        pytest.param({"target": "/commit/", "status": 409}, marks=pytest.mark.slow),
+        pytest.param({"target": "/api/models/owner/name$", "status": 500}, marks=pytest.mark.slow),
+        pytest.param({"target": "/create", "lose": True}, marks=pytest.mark.slow),
     ],
     ids=lambda fault: "-".join(str(value).strip("/") for value in fault.values() if not isinstance(value, dict)),
 )
@@ -80,7 +80,9 @@ def test_what_a_busy_hub_does_is_survived(hub: Hub, out: Path, fault: dict[str, 
         assert time.monotonic() - began > 1
 
 
-@pytest.mark.parametrize(("target", "number"), [("/preupload/", 3), ("/commit/", 1)])
+@pytest.mark.parametrize(
+    ("target", "number"), [("/preupload/", 3), pytest.param("/commit/", 1, marks=pytest.mark.slow)]
+)
 def test_an_expired_token_is_told_and_gone_on_from(hub: Hub, out: Path, target: str, number: int) -> None:
     hub.script({"target": target, "number": number, "times": 1000, "status": 401})
     done = push(hub, out)
@@ -151,7 +153,13 @@ def test_another_model_is_replaced_only_where_that_is_asked_for(hub: Hub, out: P
     assert set(hub.history()[-1]) == {".gitattributes", *digests(out)}
 
 
-@pytest.mark.parametrize("url", ["hf://owner", "hf://owner/name@main", "s3://owner/name", "owner/name"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://owner/name@main",
+        *(pytest.param(url, marks=pytest.mark.slow) for url in ("hf://owner", "s3://owner/name", "owner/name")),
+    ],
+)
 def test_what_is_no_repository_is_told(hub: Hub, out: Path, url: str) -> None:
     command = [*hub.command("push", out), url]
     done = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, timeout=60, check=False)
@@ -159,6 +167,7 @@ def test_what_is_no_repository_is_told(hub: Hub, out: Path, url: str) -> None:
     assert "expected hf://owner/name" in done.stderr
 
 
+@pytest.mark.slow
 def test_memory_stays_within_bounds_whatever_the_size(hub: Hub, out: Path, tmp_path: Path) -> None:
     """A shard of 200 MB, read from a disk, in parts: what it takes is the client and a buffer."""
     big = {"a": torch.zeros(50_000_000)}

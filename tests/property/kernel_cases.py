@@ -12,7 +12,7 @@ DTYPES = tuple(SIZES)
 
 
 def examples(count):
-    """So many examples in the fast profile, more in a thorough one; no deadline, as first calls compile."""
+    """So many examples where a profile has 50, and more or fewer in others; no deadline, as first calls compile."""
     return settings(max_examples=count * settings().max_examples // 50, deadline=None)
 
 

@@ -117,6 +117,7 @@ def test_s3_to_s3_gives_the_bytes_of_a_local_merge_without_a_local_copy(site: Si
     assert not [line for line in kept if '"/proc/' not in line], "a file was written on the local disk"
 
 
+@pytest.mark.slow
 def test_a_base_and_its_adapter_may_lie_in_different_places(site: Site, tmp_path: Path) -> None:
     """Both in the bucket, and each with the other one on the local disk: the bytes of a wholly local merge."""
     torch.manual_seed(2)
@@ -168,6 +169,7 @@ def test_a_finished_output_verifies_and_a_damaged_one_does_not(site: Site) -> No
     assert name in damaged.stdout + damaged.stderr
 
 
+@pytest.mark.slow
 def test_a_bit_that_flips_in_a_download_is_found_by_reading_the_inputs_again(site: Site) -> None:
     with fault_proxy(site.server.endpoint) as proxy:
         through = site.environment | {"AWS_ENDPOINT_URL_S3": proxy.endpoint}
@@ -244,6 +246,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_parts_on_s3_and_the_model_of_a_task(site: Site, tmp_path: Path) -> None:
     """Masks find the unified task vector beside them wherever they lie."""
 
@@ -267,6 +270,7 @@ def test_parts_on_s3_and_the_model_of_a_task(site: Site, tmp_path: Path) -> None
     assert site.run("verify", site.out("parts/model1")).returncode == 0
 
 
+@pytest.mark.slow
 def test_outputs_in_a_bucket_and_on_a_disk_are_compared(site: Site) -> None:
     for path in site.expected.iterdir():
         if path.is_file():

@@ -42,6 +42,7 @@ def test_rounds_on_local_folders_hold_and_a_log_is_continued(tmp_path: Path) -> 
 
 @needs_strace
 @pytest.mark.s3
+@pytest.mark.slow
 def test_rounds_on_s3_hold(tmp_path: Path) -> None:
     rows = soak(tmp_path / "log", "--places", "s3", "--s3-share", "1", "--faults", "2", "--seed", "3")
     assert {row["place"] for row in rows} == {"s3"}

@@ -31,8 +31,16 @@ def squares(rng: np.random.Generator, dtype: type) -> np.ndarray:
     return rng.choice([0.0, 0.25, 1.0, 1.0, 9.0, 1e-30, 7e5], COLUMNS).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *((case, torch.bfloat16) for case in CASES),
+        *(
+            pytest.param(case, torch.float64, marks=() if case in ("ties", "cabs", "della") else pytest.mark.slow)
+            for case in CASES
+        ),
+    ],
+)
 def test_activations_order_like_the_oracle(tmp_path: Path, case: str, dtype: torch.dtype) -> None:
     """The first model has a file of its own, the second the recipe's, which lacks one of the tensors."""
     rng = np.random.default_rng(3)

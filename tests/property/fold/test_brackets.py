@@ -60,11 +60,19 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=METHODS)
-def recipe(request: pytest.FixtureRequest, checkpoints: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=METHODS)
+def recipe(request: pytest.FixtureRequest, checkpoints: Path) -> Path:
+    """A recipe, and beside it in `histograms` what it makes without a sample."""
     models = [{"model": str(checkpoints / f"model{i}")} for i in range(2)]
     content = METHODS[request.param] | {"base_model": str(checkpoints / "base"), "models": models}
-    return write_recipe(tmp_path / "recipe.yml", content)
+    path = write_recipe(checkpoints / request.param / "recipe.yml", content)
+    merge_by_histograms(path, path.parent / "histograms")
+    return path
+
+
+def assert_as_by_histograms(recipe: Path, out: Path) -> None:
+    for name in ("model.safetensors", "anabranch.manifest.json"):
+        assert (out / name).read_bytes() == (recipe.parent / "histograms" / name).read_bytes(), name
 
 
 def merge_by_histograms(recipe: Path, out: Path) -> None:
@@ -95,35 +103,29 @@ GUESSES: dict[str, Guess | None] = {
 @pytest.mark.parametrize("kernels", [CpuKernels, TorchKernels], ids=["cpu", "torch"])
 @pytest.mark.parametrize("guess", GUESSES)
 def test_a_guess_never_shows(recipe: Path, tmp_path: Path, guess: str, kernels: type[Any]) -> None:
-    merge_by_histograms(recipe, tmp_path / "histograms")
     how = GUESSES[guess] or brackets.SamplePass._bracket
     with (
         mock.patch.object(brackets.SamplePass, "_bracket", how),
         mock.patch.object(memory, "LARGEST_SLAB", 256 << 10),
     ):
         merge(recipe, tmp_path / "bracket", kernels=kernels())
-    for name in ("model.safetensors", "anabranch.manifest.json"):
-        assert (tmp_path / "bracket" / name).read_bytes() == (tmp_path / "histograms" / name).read_bytes(), name
+    assert_as_by_histograms(recipe, tmp_path / "bracket")
 
 
 def test_inputs_that_are_read_for_every_look_are_merged_alike(recipe: Path, tmp_path: Path) -> None:
-    merge_by_histograms(recipe, tmp_path / "histograms")
     with mock.patch("anabranch.engine.run.pipeline.resident_slabs", return_value=1 << 40):
         merge(recipe, tmp_path / "bracket")
-    for name in ("model.safetensors", "anabranch.manifest.json"):
-        assert (tmp_path / "bracket" / name).read_bytes() == (tmp_path / "histograms" / name).read_bytes(), name
+    assert_as_by_histograms(recipe, tmp_path / "bracket")
 
 
 @pytest.mark.parametrize("limit", ["FOUND_PER_WINDOW", "FOUND_PER_TENSOR"])
 def test_more_keys_than_are_held_are_counted_by_histograms(recipe: Path, tmp_path: Path, limit: str) -> None:
-    merge_by_histograms(recipe, tmp_path / "histograms")
     with (
         mock.patch.object(brackets.SamplePass, "_bracket", GUESSES["wide"]),
         mock.patch.object(brackets, limit, 1000),
     ):
         merge(recipe, tmp_path / "bracket")
-    outputs = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("bracket", "histograms")]
-    assert outputs[0] == outputs[1]
+    assert_as_by_histograms(recipe, tmp_path / "bracket")
 
 
 def test_a_window_with_just_as_many_keys_as_are_held_is_counted_alike(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from anabranch.engine.kernels.torch.reference import TorchKernels
 from ...merging import load_output, merge, write_checkpoint, write_recipe
 from ..kernel_cases import examples
 from ..run.test_determinism import reading
+from ..scratch import SCRATCH
 
 FIRST = [[1.0, 1.0, 1.0, 2.0], [1.0, 1.0, -2.0, -2.0], [0.0, 0.0, 4.0, 4.0], [8.0, 8.0, -1.0, 1.5]]
 SECOND = [[1.0, 2.0, 2.5, 1.0], [-1.0, -2.0, -2.0, 1.0], [0.0, 1.0, 2.0, 1.5], [-4.0, -3.0, 3.0, 3.0]]
@@ -98,7 +99,7 @@ def test_every_byte_is_that_of_the_formula(seed, count, shape, double, consensus
     weights, lambdas = generator.uniform(-1, 2, count).tolist(), generator.choice([0.0, 0.2, 0.4, 1.0], count).tolist()
     parameters = {"weight": weights, "lambda_mask": lambdas, "consensus": consensus, "lambda": factor}
     expected = oracle(base, models, weights, lambdas, consensus, factor)
-    with tempfile.TemporaryDirectory() as folder, reading(slab_kib, keep_inputs=False):
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder, reading(slab_kib, keep_inputs=False):
         checkpoints = [{"w": torch.from_numpy(model)} for model in models]
         out = merged(
             Path(folder), checkpoints, {"w": torch.from_numpy(base)}, parameters, threads=threads, kernels=kernels()

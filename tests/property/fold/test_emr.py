@@ -75,8 +75,18 @@ def assert_parts_are(folder: Path, base: dict[str, Any], expected: Parts) -> Non
         assert_same_bytes(load_output(folder / f"model-of-task{m}"), task_model(base, expected, m))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("keys", [{}, {"out_dtype": "float32"}, {"out_dtype": "bfloat16", "exclude": ["*embed*"]}])
+KEYS: list[dict[str, Any]] = [{}, {"out_dtype": "float32"}, {"out_dtype": "bfloat16", "exclude": ["*embed*"]}]
+FAST = [("bf16", 0), ("f16", 1), ("f32", 2)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keys"),
+    [
+        pytest.param(dtype, keys, marks=() if (dtype, number) in FAST else pytest.mark.slow)
+        for dtype in DTYPES
+        for number, keys in enumerate(KEYS)
+    ],
+)
 def test_parts_and_models_are_those_of_the_definition(tmp_path: Path, dtype: str, keys: dict[str, Any]) -> None:
     base, models = tensors_of(DTYPES[dtype], seed=len(keys))
     recipe = write(tmp_path, base, models, **keys)
@@ -96,7 +106,13 @@ DENSITIES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize(
+    "density",
+    [
+        pytest.param(density, marks=pytest.mark.slow if density in ("number", "own", "target") else ())
+        for density in DENSITIES
+    ],
+)
 def test_task_vectors_are_trimmed_before_the_election(tmp_path: Path, density: str) -> None:
     base, models = tensors_of(torch.bfloat16, seed=21)
     keys = {"parameters": {"density": DENSITIES[density]}}
@@ -142,7 +158,9 @@ def run(
     return everything(out)
 
 
-@pytest.mark.parametrize("density", [1.0, 0.2, {"tadrop": {}}])
+@pytest.mark.parametrize(
+    "density", [{"tadrop": {}}, *(pytest.param(density, marks=pytest.mark.slow) for density in (1.0, 0.2))]
+)
 def test_no_execution_changes_a_byte(tmp_path: Path, density: Any) -> None:
     recipe = write(tmp_path, *tensors_of(torch.bfloat16, seed=3), parameters={"density": density})
     expected = run(recipe, tmp_path / "out")

@@ -33,7 +33,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow), torch.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_every_statistic_of_masks_is_that_of_the_plain_definition(tmp_path: Path, case: str, dtype) -> None:
     """Four models, one of which lacks a tensor; in bf16 windows are folded in one call, else tile by tile."""

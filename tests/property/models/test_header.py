@@ -5,13 +5,15 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, TensorSpec, deserialize, serialize
 
 from anabranch.engine.errors import InputError
 from anabranch.engine.models import header
 from anabranch.engine.models.header import DTYPES, build_header, header_length, parse_header
+
+from ..kernel_cases import examples
 
 LIBRARY_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
@@ -120,7 +122,7 @@ def as_text(table) -> bytes:
     )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "__metadata__"]), entries, max_size=3), st.integers(0, 24))
 def test_whatever_the_library_rejects_is_rejected(table, data_bytes):
     text = as_text(table)
@@ -128,7 +130,7 @@ def test_whatever_the_library_rejects_is_rejected(table, data_bytes):
         assert library_accepts(text, data_bytes)
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(tensor_sets, metadata, st.data())
 def test_a_damaged_header_is_never_accepted_when_the_library_rejects_it(tensors, entries, data):
     whole, _ = library_bytes(tensors, entries)

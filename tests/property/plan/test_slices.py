@@ -20,6 +20,7 @@ from anabranch.engine.kernels.torch.reference import TorchKernels
 from ...merging import load_output, merge, write_checkpoint, write_recipe
 from .. import merge_oracle
 from ..fold.test_merge_oracle import assert_same_bytes, base_values, merges, tuned
+from ..scratch import SCRATCH
 
 LAYERS = 4
 SHAPES = {"mlp.w": (9, 33), "attn.w": (257,), "norm": ()}
@@ -114,7 +115,7 @@ def test_sliced_merges_equal_the_oracle_on_renamed_tensors(method: str, data: st
     models = [{name: tuned(rng, t, dtype) for name, t in base.items()} for _ in range(data.draw(st.integers(1, 2)))]
     chosen = data.draw(st.lists(parts(len(models)), min_size=1, max_size=3))
     seed = data.draw(st.integers(0, 99))
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as name:
         folder = Path(name)
         for called, tensors in {"base": base, **{f"model{i}": m for i, m in enumerate(models)}}.items():
             write_checkpoint(folder / called, tensors)

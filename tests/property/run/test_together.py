@@ -120,7 +120,7 @@ def random_recipes(folder: Path, seed: int) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 12))])
 def test_recipes_merged_together_have_the_bytes_of_merges_of_their_own(folder: Path, tmp_path: Path, seed: int) -> None:
     recipes = random_recipes(folder, seed)
     expected = [run([recipe], [tmp_path / f"alone-{recipe.stem}"])[0] for recipe in recipes]
@@ -131,7 +131,7 @@ def test_recipes_merged_together_have_the_bytes_of_merges_of_their_own(folder: P
             assert not [file for file in other if mine[file] != other[file]], recipe
 
 
-@pytest.mark.parametrize("seed", [1, 5, 8])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (5, 8))])
 def test_members_that_are_at_different_points_go_on(folder: Path, tmp_path: Path, seed: int) -> None:
     """Any part of any unfinished output may be missing; one member may be finished, another not begun."""
     recipes = random_recipes(folder, seed)

@@ -104,7 +104,7 @@ def test_a_damaged_file_is_made_again(cache: Path, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("seed", [1, 3, 6])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (3, 6))])
 def test_kernels_are_loaded_where_memory_is_in_pieces(cache: Path, seed: int) -> None:
     """Code and constants stay near each other when only gaps are left near what was loaded before."""
     assert start(cache, CROWDED.replace("SEED", str(seed))) == ["3"]
