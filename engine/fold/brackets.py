@@ -231,7 +231,7 @@ def _near_whole(state: TensorState, orders: Sequence[Order], data: WindowData, t
     near = [(which, *order.bracket) for which, order in zip(of, orders, strict=True)]
     found = state.kernels.near_window(WindowNear(near, FOUND_PER_WINDOW), inputs)
     if found is not None:
-        tally.add_nonfinite(state.inputs.sources, found.nonfinite)
+        tally.add_nonfinite(state.inputs.sources, found.nonfinite.tolist())
     return found
 
 

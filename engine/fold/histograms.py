@@ -178,7 +178,7 @@ def _observe_whole(state: TensorState, work: WindowLooks, data: WindowData, tall
     counts = state.kernels.observe_window(wanted, inputs)
     if counts is None:
         return None
-    tally.add_nonfinite(state.inputs.sources, counts.nonfinite)
+    tally.add_nonfinite(state.inputs.sources, counts.nonfinite.tolist())
     return list(counts.histograms), counts.zeros.tolist()
 
 

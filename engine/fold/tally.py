@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..plan import TensorTask
 
 
@@ -42,10 +39,10 @@ class WindowTally:
     claimed: list[int]
     """For each number of models from 3, elements that so many masks kept; smaller numbers follow, see `claims`."""
 
-    def add_nonfinite(self, sources: Sequence[int], counts: NDArray[np.int64]) -> None:
+    def add_nonfinite(self, sources: Sequence[int], counts: Sequence[int]) -> None:
         """Add what a call for a whole window counted of some sources."""
         for source, count in zip(sources, counts, strict=True):
-            self.nonfinite[source] += int(count)
+            self.nonfinite[source] += count
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from ..plan import tiles
 from .edges import Cut, EqualLedger
 from .inputs import WindowData
 from .sums import KeptSquares, RowSums, normalizer
-from .tally import Target, WindowTally
+from .tally import Target, WindowTally, add_into
 from .tensor import TensorState, method_of
 from .tile_work import TileMasks, fold_tiles
 from .workspace import Workspace
@@ -125,20 +125,26 @@ def fold_window(
     if counts is None:
         fold_tiles(state, work, data, workspace, rows, kept, tally)
         return
-    tally.add_nonfinite(state.inputs.sources, counts.nonfinite)
+    tally.add_nonfinite(state.inputs.sources, counts.nonfinite.tolist())
     for place, i in enumerate(state.present):
         if rows is not None:
             rows.put(i, data.window.own_begin, counts.rows[place])
         if kept is not None:
             kept.put(i, data.window.own_begin, counts.kept_rows[place, :, None])
-        if work.moments != "kept":
-            tally.kept[i] += int(counts.kept[place])
-            for other, j in enumerate(state.present[place + 1 :], place + 1):
-                tally.overlaps[i, j] += int(counts.shared[place, other])
-    for number, count in enumerate(counts.claimed):
-        tally.claimed[number] += int(count)
-    for place, count in enumerate(counts.overflowed):
-        tally.overflowed[place] += int(count)
+    if work.moments != "kept":
+        _take_masks(state.present, counts, tally)
+    for number, count in enumerate(counts.claimed.tolist()):
+        tally.claimed[number] += count
+    add_into(tally.overflowed, counts.overflowed.tolist())
+
+
+def _take_masks(present: Sequence[int], counts: WindowCounts, tally: WindowTally) -> None:
+    """Add how much the masks of these models keep, each and in pairs."""
+    shared = counts.shared.tolist()
+    for place, (i, number) in enumerate(zip(present, counts.kept.tolist(), strict=True)):
+        tally.kept[i] += number
+        for other, j in enumerate(present[place + 1 :], place + 1):
+            tally.overlaps[i, j] += shared[place][other]
 
 
 def _fold_whole(state: TensorState, work: WindowFold, data: WindowData) -> WindowCounts | None:

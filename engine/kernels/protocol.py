@@ -333,7 +333,7 @@ class Kernels(Protocol):
         """All of the above for a whole window in one call, with the same bits; writes the bytes of every output.
 
         Where sums of rows are wanted, the window begins with a row. None where this implementation has no such call
-        for such a window: then nothing was done.
+        for such a window: then nothing was done. The counts are valid until the same thread's next call.
         """
 
     def pair_overlap(self, a: Array, b: Array) -> int:

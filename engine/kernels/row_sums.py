@@ -18,6 +18,10 @@ def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     The 256 row sums of each window are folded in halves (missing rows are +0.0), windows are added one after the other.
     """
+    total = np.zeros(rows.shape[1], np.float64)
+    if len(rows) == 1:
+        total += rows[0]
+        return total
     windows = max(1, -(-rows.shape[0] // SUM_ROWS))
     # What is folded onto the rows of a short window is +0.0 until only about as many are left as there are.
     width = SUM_ROWS if windows > 1 else 1 << max(0, rows.shape[0] - 1).bit_length()
@@ -27,7 +31,6 @@ def fold_rows(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     while half:
         padded[:, :half] += padded[:, half : 2 * half]
         half //= 2
-    total = np.zeros(rows.shape[1], np.float64)
     for window in range(windows):
         total += padded[window, 0]
     return total

@@ -132,7 +132,8 @@ def _rows_table(rows: Sequence[TensorRow]) -> pyarrow.Table:
     import pyarrow
 
     def of_models(column: str, type_: pyarrow.DataType) -> pyarrow.Array:
-        values = [[getattr(model, column, None) for model in row.models] for row in rows]
+        # Asking a model's row for a column that only some kinds of it have would take longer than all the others.
+        values = [[vars(model).get(column) if model is not None else None for model in row.models] for row in rows]
         return pyarrow.array(values, pyarrow.list_(type_))
 
     def of_inputs(field: int, type_: pyarrow.DataType) -> pyarrow.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from ..kernels import ROW
 
@@ -34,6 +35,7 @@ class Window:
         return max(self.end, self.own_end) if self.own_begin < self.own_end else self.end
 
 
+@cache
 def tile_elements(grain: int) -> int:
     """Tile size: a multiple of rows and grain where one of at most MAX_TILE_ELEMENTS exists, else of the grain."""
     both = math.lcm(ROW, grain)
@@ -47,6 +49,7 @@ def least_window_elements(grain: int) -> int:
     return both if both <= MAX_TILE_ELEMENTS else ROW + grain
 
 
+@cache
 def window_elements(slab_bytes: int, element_bytes: int, grain: int) -> int:
     """The largest window, in elements, whose bytes (with a grain's overhang) fit one slab."""
     room = slab_bytes // element_bytes

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fold import Target
-from ..models import TensorInfo, TensorLocation
+from ..models import DTYPES, TensorInfo, TensorLocation
 from .taken import TakenBytes
 from .tensor_job import Need, TensorJob
 
@@ -64,12 +64,13 @@ class Batch:
         """Take a job in if it is tiny and there is room for it."""
         if job.windows != 1:
             return False
-        needs, targets = job.all_needs, job.targets
-        units = job.parts[0].state.task.numel
-        if any(location.derived is not None or location.info.units > units for _, location in needs):
-            return False
-        inputs = sum(location.info.nbytes + 2 * ALIGNMENT for _, location in needs)
-        outputs = sum(target.task.write_bytes + ALIGNMENT for target in targets)
+        inputs, units = 0, job.parts[0].state.task.numel
+        for _, location in job.all_needs:
+            size, unit = location.info.nbytes, DTYPES[location.info.dtype].unit_bytes
+            if location.derived is not None or size > units * unit:
+                return False
+            inputs += size + 2 * ALIGNMENT
+        outputs = sum([target.task.write_bytes + ALIGNMENT for target in job.targets])
         room = min(BATCH_BYTES, slab_bytes)
         if max(inputs, outputs) > min(TINY_BYTES, room) or len(self.jobs) == BATCH_TENSORS:
             return False

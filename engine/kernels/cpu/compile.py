@@ -15,6 +15,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -77,6 +78,10 @@ class Kernel:
         """
         return self._entry(arguments).briefly(arguments)
 
+    def prepared(self, *arguments: Any) -> Prepared:
+        """A call like `briefly` with these arguments, to be made many times; see there."""
+        return Prepared(self._entry(arguments), arguments)
+
     def _entry(self, arguments: Sequence[Any]) -> _Entry:
         kinds = tuple(map(_kind, arguments))
         entry = self._entries.get(kinds)
@@ -115,29 +120,40 @@ class _Entry:
     """Machine code for one combination of argument types."""
 
     def __init__(self, kernel: Kernel, kinds: Sequence[Kind], address: int, result: str) -> None:
-        self._name = kernel.function.__qualname__
+        self.name = kernel.function.__qualname__
         self._result = RESULTS.get(result)
         self._ways = [_way(kind) for kind in kinds]
+        self.types = _c_types(kinds)
+        """Of all values that the arguments become."""
         # numba's convention: a status, then where to put the result and the exception, then the arguments.
-        types = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *_c_types(kinds)]
+        types = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *self.types]
         self.native: Native = ctypes.CFUNCTYPE(*types)(address)
-        self._native_briefly: Native = ctypes.PYFUNCTYPE(*types)(address)
+        self.native_briefly: Native = ctypes.PYFUNCTYPE(*types)(address)
         """The same, but other Python threads wait until it is over."""
 
     def __call__(self, arguments: Sequence[Any]) -> Any:
         return self._call(self.native, arguments)
 
     def briefly(self, arguments: Sequence[Any]) -> Any:
-        return self._call(self._native_briefly, arguments)
+        return self._call(self.native_briefly, arguments)
 
     def _call(self, native: Native, arguments: Sequence[Any]) -> Any:
+        flat = self.flat(arguments)
+        if flat is None:
+            return self._call_on_copies(native, arguments)
+        result = self._result() if self._result is not None else ctypes.c_int64()
+        check(native(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat), self.name)
+        return result.value if self._result is not None else None
+
+    def flat(self, arguments: Sequence[Any]) -> list[Any] | None:
+        """The values that arguments become for machine code, or None where an array is not aligned."""
         flat: list[Any] = []
         for value, way in zip(arguments, self._ways, strict=True):
             if way > 0:
                 flags = value.flags.num
                 assert flags & C_CONTIGUOUS, "kernels work on contiguous arrays"
                 if not flags & ALIGNED:
-                    return self._call_on_copies(native, arguments)
+                    return None
                 # As numba sees an array: its two owners (none), size, bytes of an element, address, shape, strides.
                 address = _pointer_at(id(value) + _DATA).value  # see `address_of`
                 flat += (None, None, value.size, way, address, *value.shape, *value.strides)
@@ -147,11 +163,7 @@ class _Entry:
                 flat.append(value.item())
             else:
                 flat += [number.item() for number in value]
-        result = self._result() if self._result is not None else ctypes.c_int64()
-        status = native(ctypes.byref(result), ctypes.byref(ctypes.c_void_p()), *flat)
-        if status not in (0, -2):  # -2: returned None
-            raise RuntimeError(f"the kernel {self._name} raised an exception")
-        return result.value if self._result is not None else None
+        return flat
 
     def _call_on_copies(self, native: Native, arguments: Sequence[Any]) -> Any:
         """Machine code expects aligned numbers; bytes of a file may start anywhere."""
@@ -161,6 +173,41 @@ class _Entry:
             if copy is not argument and argument.flags.writeable:
                 argument[...] = copy
         return result
+
+
+def check(status: int, name: str) -> None:
+    """Raises RuntimeError: a kernel of that name ended with a status that says so."""
+    if status not in (0, -2):  # -2: returned None
+        raise RuntimeError(f"the kernel {name} raised an exception")
+
+
+class Prepared:
+    """A call of a kernel that returns nothing, made many times with the same arguments.
+
+    What is in its arrays may change between calls, and vectors may move (`place`). So it costs a tenth of a call whose
+    many arguments are laid out for machine code each time.
+    """
+
+    def __init__(self, entry: _Entry, arguments: Sequence[Any]) -> None:
+        flat = entry.flat(arguments)
+        assert flat is not None, "arrays are aligned"
+        self._held = arguments
+        """Machine code knows only addresses."""
+        self._name, self._native = entry.name, entry.native_briefly
+        values = [kind(value) for kind, value in zip(entry.types, flat, strict=True)]
+        self._values = [ctypes.byref(ctypes.c_int64()), ctypes.byref(ctypes.c_void_p()), *values]
+        widths = [len(_c_types([_kind(argument)])) for argument in arguments]
+        self._begins = [2, *(2 + end for end in accumulate(widths))]
+
+    def __call__(self) -> None:
+        check(self._native(*self._values), self._name)
+
+    def place(self, number: int, address: int, size: int) -> None:
+        """Let a vector be another one, of so many elements; whoever asks for it keeps the memory."""
+        begin = self._begins[number]
+        _, _, length, _, data, shape = self._values[begin : begin + 6]
+        length.value = shape.value = size
+        data.value = address
 
 
 def _way(kind: Kind) -> int:

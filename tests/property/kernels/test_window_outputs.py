@@ -119,3 +119,38 @@ def test_as_by_operations(
     np.testing.assert_array_equal(out.view(np.uint16), expected.view(np.uint16))
     assert counts.overflowed.tolist() == [beyond]
     assert counts.kept.tolist() == kept
+
+
+def test_small_windows_of_one_size_share_nothing_but_their_call() -> None:
+    """Factors that are equal but for the sign of 0, and windows that lie elsewhere, one after the other."""
+    kernels, rng = CpuKernels(), np.random.default_rng(1)
+    base = np.full(64, 0x8000, np.uint16)  # -0
+    for factor in (0.5, -0.0, 0.0, -0.0, 0.5, 0.7, 0.5):
+        raws = [base.view(np.uint8), codes(rng, "BF16", 64, finite=True)]
+        each = WindowSum("BF16", False, "sum", [0.6], [0.6], factor=factor)
+        fold = WindowFold(MaskRules([KeepAll()]), "changes", [1.0], [each])
+        found = []
+        for own in (kernels, CpuKernels()):
+            out = np.empty(128, np.uint8)
+            counts = own.fold_window(fold, WindowInputs(0, raws, ["BF16"] * 2), [out])
+            assert counts is not None
+            found.append((out.tobytes(), counts.rows.tobytes(), counts.kept.tolist(), counts.nonfinite.tolist()))
+        assert found[0] == found[1]
+
+
+def test_equals_of_a_cut_are_counted_anew_in_every_small_window() -> None:
+    kernels, base = CpuKernels(), np.zeros(64, np.uint16)
+    ones = np.full(64, 0x3F80, np.uint16)
+    fold = WindowFold(
+        MaskRules([CutRule(0, int(np.float32(1).view(np.int32)), 10, 0)]),
+        "changes",
+        [1.0],
+        [WindowSum("BF16", False, "sum", [1.0], [1.0])],
+    )
+    for _ in range(3):
+        out = np.empty(128, np.uint8)
+        counts = kernels.fold_window(
+            fold, WindowInputs(0, [base.view(np.uint8), ones.view(np.uint8)], ["BF16"] * 2), [out]
+        )
+        assert counts is not None and counts.kept.tolist() == [10]
+        assert (out.view(np.uint16) != 0).sum() == 10
