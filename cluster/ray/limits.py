@@ -18,8 +18,11 @@ class Limits:
     outlast an outage of five minutes; where 3 of 10 runs are lost, 1 task in 15,000 needs more."""
     resource_attempts: int = 2
     """Of those, failures for lack of disk, memory or permission: the second is not one bad worker."""
-    backoff_seconds: float = 5.0
-    """Wait after a task's first temporary failure; doubles each time. The stores have retried before that."""
+    backoff_seconds: float = 1.0
+    """Wait after a task's first temporary failure: short, as the stores have retried before, and all wait for the last
+    task of a run."""
+    backoff_growth: float = 3.0
+    """So many times longer after each further one."""
     backoff_cap_seconds: float = 300.0
     late_factor: float = 1.1
     """A run that takes (or by its progress will take) this many times the expected time is late: a worker that
@@ -31,6 +34,8 @@ class Limits:
     hang_factor: float = 6.0
     """Here the run is given up and its worker stopped. Doubles each time that happens to a task: a store that
     became slow everywhere must not use up the attempts."""
+    hang_least_seconds: float = 30.0
+    """But not before this, however short the task: a store's own retries outlast 25 s."""
     deadline_floor_seconds: float = 10.0
     """Nothing is late before this, and running tasks are looked at this often."""
     deadline_least_seconds: float = 1.5
@@ -50,8 +55,8 @@ class Limits:
     """Of the time that the run takes at best. What one worker would need longer for is begun in several places."""
 
     def wait_seconds(self, failures: int, seed: str) -> float:
-        """Backoff: doubles up to a cap, less up to half by the seed: tasks must not come back together."""
-        whole = min(self.backoff_seconds * 2.0 ** min(failures - 1, 30), self.backoff_cap_seconds)
+        """Backoff: grows up to a cap, less up to half by the seed: tasks must not come back together."""
+        whole = min(self.backoff_seconds * self.backoff_growth ** min(failures - 1, 30), self.backoff_cap_seconds)
         return whole * (0.5 + 0.5 * crc32(f"{seed}/{failures}".encode()) / 2**32)
 
 
@@ -103,10 +108,9 @@ class Pace:
 
     def hung_seconds(self, size_bytes: int, timeouts: int) -> float:
         """Age at which it is given up, after the same task was given up `timeouts` times before."""
-        patience = self._limits.hang_factor * 2.0 ** min(timeouts, 30)
-        # More than the floor allows to be late, or a task of no size would be given up at once.
-        least = max(self.expected_seconds(size_bytes), self._limits.deadline_floor_seconds)
-        return self._deadline(least * patience, size_bytes)
+        limits = self._limits
+        seconds = max(limits.hang_factor * self.expected_seconds(size_bytes), limits.hang_least_seconds)
+        return self._deadline(seconds * 2.0 ** min(timeouts, 30), size_bytes)
 
     def floor_seconds(self, size_bytes: int) -> float:
         """Age before which nothing is said of a run of that size: its first seconds go into opening files."""

@@ -144,7 +144,7 @@ def test_temporary_errors_are_retried_with_growing_waits_then_exit_75() -> None:
         waits.append(scheduler.wake_at - now)
         now = scheduler.wake_at
         actions = scheduler.handle(Tick(now))
-    for wait, whole in zip(waits, [5, 10, 20, 40], strict=True):
+    for wait, whole in zip(waits, [1, 3, 9, 27], strict=True):
         assert whole / 2 <= wait <= whole
     (start,) = actions
     assert isinstance(start, StartTask)
@@ -168,8 +168,7 @@ def test_lack_of_resources_is_tried_once_more_by_another_process_then_reported_a
     scheduler, _ = running([1], 1)
     full = ResourceError("disk full on node a")
     assert scheduler.handle(TaskFailed(0.0, 0, 1, full)) == [StopWorker(1), StartWorker(2)]
-    scheduler.handle(WorkerJoined(1.0, 2))
-    assert scheduler.handle(Tick(9.0)) == [StartTask(0, 2, 2)]
+    assert scheduler.handle(WorkerJoined(1.0, 2)) == [StartTask(0, 2, 2)]
     again = ResourceError("disk full on node b")
     assert stopped(scheduler.handle(TaskFailed(10.0, 0, 2, again))) is again
 
@@ -331,7 +330,7 @@ def test_the_last_failure_says_how_long_to_wait() -> None:
     scheduler.handle(LookedUp(250.0, 3, 1, found=False))
     scheduler.handle(TaskFailed(250.0, 3, 5, TemporaryError("503")))
     scheduler.handle(TaskFailed(252.0, 3, 4, TemporaryError("503")))
-    assert wake(scheduler, 256.9) == []
+    assert wake(scheduler, 253.4) == []
     assert wake(scheduler, 262.0) == [StartTask(3, 1, 6)]
 
 
@@ -475,7 +474,7 @@ def test_deadlines_follow_the_median_and_have_a_floor_and_a_cap() -> None:
     assert pace.late_seconds(1000 * GB) == 7200.0
     assert [pace.overdue_seconds(GB, rate) for rate in (0.0, GB / 50, GB / 200)] == [200.0, 200.0, 400.0]
     assert [pace.hung_seconds(GB, n) for n in (0, 1, 9)] == [600.0, 1200.0, 7200.0]
-    assert pace.hung_seconds(0, 0) == 60.0
+    assert pace.hung_seconds(0, 0) == 30.0
     for _ in range(100):
         assert pace.learn(1, 50.0) == 0.0  # tiny tasks say nothing about throughput
     assert pace.late_seconds(GB) == 150.0
