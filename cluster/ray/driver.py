@@ -19,7 +19,6 @@ from ...engine.errors import AnabranchError, ResourceError, TemporaryError
 from ...engine.plan import SharedReading, share_reading
 from ...engine.run import Done as Told
 from ...engine.run import Member, Meter, R, Shard, Work, receipts_of
-from ...engine.storage import PartedStore, Store
 from .actor import Done, Failed, Going, MadePart, Usage, WorkerOptions, make_worker
 from .events import (
     Action,
@@ -45,7 +44,7 @@ from .events import (
 from .folded_so_far import FoldedSoFar
 from .incidents import Incidents
 from .limits import Limits
-from .parting import Parting
+from .parting import Parting, parted_store
 from .scheduler import Scheduler
 
 PROGRESS_POLL_SECONDS = 5.0
@@ -116,7 +115,7 @@ class RayRunner:
             [self.task(work, shard) for shard in shards],
             self._group.plans[0],
             work.survey(0),
-            _parted(self._outputs[0].store) if alone else None,
+            parted_store(self._outputs[0].store) if alone else None,
             workers=self.slots(draining_nodes()),
             limits=self._limits,
             run_id=run_id,
@@ -168,11 +167,6 @@ class RayRunner:
         if self._meter.lanes is not None:
             moved = usage["read"][1] + usage["write"][1]
             self._meter.lanes.add(worker, step, began, time.perf_counter(), moved)
-
-
-def _parted(store: Store) -> PartedStore | None:
-    """The store where several workers may write one file of it, else None."""
-    return store if isinstance(store, PartedStore) and store.takes_ranges else None
 
 
 def draining_nodes() -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ...engine.errors import AnabranchError
 from ...engine.plan import Plan, Survey
 from ...engine.run import Part, PartRecord, Place, Places, Shard, begin_shard
-from ...engine.storage import PartedStore
+from ...engine.storage import PartedStore, Store
 from .cuts import Stretch, cut_last, parted_tasks
 from .events import ShardTask
 from .limits import Limits
@@ -55,6 +55,11 @@ class _Parted:
     """Of the unfinished file, once that is being begun."""
     records: dict[int, PartRecord] = field(default_factory=dict)
     """By task."""
+
+
+def parted_store(store: Store) -> PartedStore | None:
+    """The store where several workers may write one file of it, else None."""
+    return store if isinstance(store, PartedStore) and store.takes_ranges else None
 
 
 class Parting:
