@@ -58,7 +58,6 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     return {f"{row['group']} {row['title']}": row for row in rows}
 
 
-@pytest.mark.slow
 def test_numbers_are_the_same_again_and_those_of_the_command(tmp_path: Path) -> None:
     rows = measured(tmp_path / "first")
     assert len(rows) == len(CELLS)
