@@ -292,18 +292,24 @@ class Handler(BaseHTTPRequestHandler):
     def _list_uploads(self) -> None:
         text = ""
         for upload_id, upload in self._bucket.uploads(self._query.get("prefix", "")):
-            text += f"<Upload><Key>{quote(upload.key)}</Key><UploadId>{upload_id}</UploadId>"
+            text += f"<Upload><Key>{escape(upload.key)}</Key><UploadId>{upload_id}</UploadId>"
             text += f"<Initiated>{_time(upload.began)}</Initiated></Upload>"
-        self._send_xml(
-            "ListMultipartUploadsResult", f"{text}<EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
-        )
+        self._send_xml("ListMultipartUploadsResult", f"{text}<IsTruncated>false</IsTruncated>")
 
     def _parts(self) -> None:
+        after = int(self._query.get("part-number-marker", 0))
+        most = min(int(self._query.get("max-parts", PAGE_KEYS)), PAGE_KEYS)
+        came = self._bucket.upload(self._key, self._query["uploadId"]).parts()
+        following = [(number, part) for number, part in came if number > after]
         text = ""
-        for number, part in self._bucket.upload(self._key, self._query["uploadId"]).parts():
+        for number, part in following[:most]:
             text += f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{part.version}&quot;</ETag>"
             text += f"<Size>{part.size}</Size></Part>"
-        self._send_xml("ListPartsResult", f"{text}<IsTruncated>false</IsTruncated>")
+        truncated = len(following) > most
+        text += f"<IsTruncated>{str(truncated).lower()}</IsTruncated>"
+        if truncated:
+            text += f"<NextPartNumberMarker>{following[most - 1][0]}</NextPartNumberMarker>"
+        self._send_xml("ListPartsResult", text)
 
     def _delete(self) -> None:
         self._bucket.delete(self._key)

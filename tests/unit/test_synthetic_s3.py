@@ -136,9 +136,16 @@ def test_an_upload_refuses_other_bytes_for_a_part_that_is_hashed_and_a_list_that
     for listed in ([(1, first)], [(1, first), (2, "other")], []):
         with pytest.raises(Refused, match="InvalidPart"):
             upload.finish(listed)
-    upload.add(4, memoryview(b"abc"))
     with pytest.raises(Refused, match="InvalidPart"):
         upload.finish([(1, first), (2, second), (4, first)])
+
+
+@pytest.mark.parametrize("numbers", [(1, 3, 4, 7), (7, 4, 1, 3), (3, 1, 7, 4, 4)])
+def test_numbers_of_parts_may_have_gaps(numbers):
+    upload, parts = Upload("key", {}), {number: bytes([number]) * 1000 for number in numbers}
+    listed = {number: upload.add(number, memoryview(parts[number])).version for number in numbers}
+    done = upload.finish(sorted(listed.items()))
+    assert done.sha256 == hashlib.sha256(b"".join(parts[number] for number in sorted(parts))).hexdigest()
 
 
 def test_large_objects_are_hashed_and_forgotten(running):
