@@ -18,6 +18,7 @@ from ..kernels import Kernels
 from ..models import DTYPES, Checkpoint, TensorLocation
 from ..plan import Window
 from ..storage import Store
+from .awaited_thread import AwaitedThread
 from .buffers import BufferPool, PoolClosed
 from .memory import AHEAD, MemoryPlan, resident_slabs
 from .meter import Meter
@@ -151,12 +152,8 @@ class _Run:
         self._lock = threading.Lock()
 
     def run(self, jobs: Iterable[TensorJob]) -> None:
-        folders = [
-            threading.Thread(target=self._fold_items, name=f"fold-{i}", daemon=True)
-            for i in range(self._memory.threads)
-        ]
-        emitter = threading.Thread(target=self._emit_items, name="emit", daemon=True)
-        threads = [*folders, emitter]
+        folders = [AwaitedThread(self._fold_items, f"fold-{i}") for i in range(self._memory.threads)]
+        threads = [*folders, AwaitedThread(self._emit_items, "emit")]
         for thread in threads:
             thread.start()
         try:
@@ -171,11 +168,11 @@ class _Run:
             self._work.close()
             self._ordered.put(None)
             for thread in threads:
-                thread.join()
+                thread.ended.wait()
         except BaseException as error:  # noqa: BLE001 (raised by run)
             self._fail(error)
             for thread in threads:
-                thread.join()
+                thread.ended.wait()
         finally:
             self._readers.shutdown(cancel_futures=True)
         if self._failure is not None:

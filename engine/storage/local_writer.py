@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import IntegrityError
+from ..errors import AnabranchError, IntegrityError
 from .local_files import MAX_CALL_BYTES, translated
 from .local_folders import NEW_FILE, open_below, opened_folder, rename_below, unlink_below
 
@@ -50,13 +50,19 @@ class LocalWriter:
         """Bytes handed over so far."""
         self._written = 0
         """Bytes in the file or on the way there; a multiple of BUFFER_BYTES until the end."""
-        with opened_folder(root, self._inner, make=True) as folder:
-            self._descriptor: int | None = open_below(folder, temporary, flags, temporary)
-        self._direct = set_direct(self._descriptor, True)
-        room = min(BUFFER_BYTES, -(-size // ALIGNMENT) * ALIGNMENT)
-        self._buffers = [_aligned(room)] if size <= room else [_aligned(room), _aligned(room)]
+        self._descriptor: int | None = None
         self._behind = ThreadPoolExecutor(1, "write")
         self._pending: Future[None] | None = None
+        try:
+            with opened_folder(root, self._inner, make=True) as folder:
+                self._descriptor = open_below(folder, temporary, flags, temporary)
+            self._direct = set_direct(self._descriptor, True)
+            room = min(BUFFER_BYTES, -(-size // ALIGNMENT) * ALIGNMENT)
+            self._buffers = [_aligned(room)] if size <= room else [_aligned(room), _aligned(room)]
+        except BaseException:  # an interrupt, too: nobody else knows of the file yet
+            with contextlib.suppress(AnabranchError, OSError):
+                self.discard()
+            raise
 
     def write(self, data: memoryview | bytes) -> None:
         """See `Writer.write`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from anabranch.engine.errors import InputError, ResourceError, TemporaryError
-from anabranch.engine.storage import local, local_open_files
+from anabranch.engine.storage import local, local_open_files, local_writer
 from anabranch.engine.storage.local import LocalStore
 from anabranch.engine.storage.opening import open_store
 
@@ -268,6 +268,20 @@ def test_concurrent_first_writes_share_a_new_folder(tmp_path):
         thread.join()
     assert failures == []
     assert len(store.list("deep/er")) == 8
+
+
+@pytest.mark.parametrize("moment", ["set_direct", "_aligned"])
+def test_an_interrupt_while_a_file_is_begun_leaves_nothing(tmp_path, monkeypatch, moment):
+    """It comes at any moment, also before anybody else knows of the file."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = open_store(str(tmp_path), own=True)
+    monkeypatch.setattr(local_writer, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.writer("a/b", 10, {}, RUN_ID)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_probe_that_a_kill_left_is_found_with_what_a_merge_left(tmp_path: Path) -> None:
