@@ -55,12 +55,12 @@ def cells() -> Iterator[Cell]:
     yield from _tadrop()
     for density in (0.5, 0.2, 0.02):
         yield from _at(density)
-    yield from _orders(FOUR)
+    yield from _orders("order", FOUR)
     yield from _others()
     for group, models in (("2 models", TWO), ("6 models", SIX), ("related", RELATED_FOUR)):
         yield Cell(group, "task arithmetic", "task_arithmetic", models=models)
         yield from (_with(cell, group, models) for cell in _at(CHOSEN))
-    yield from _orders(SIX)
+    yield from _orders("order of 6 models", SIX)
     yield from _whole()
 
 
@@ -116,11 +116,11 @@ def _own_masks() -> Iterator[Cell]:
     yield Cell("emr", f"EMR + TADrop {CHOSEN:g}", "emr", tadrop(mean=CHOSEN))
 
 
-def _orders(models: tuple[str, ...]) -> Iterator[Cell]:
+def _orders(group: str, models: tuple[str, ...]) -> Iterator[Cell]:
     """The paper's study of the order in which models choose: the other way round, and later ones first."""
     turned = [models[::-1], *(models[first:] + models[:first] for first in range(1, len(models), len(models) // 3))]
     for order in turned:
-        yield Cell("order", f"CABS {CHOSEN:g}, order {'-'.join(order)}", "cabs", {"density": CHOSEN}, order)
+        yield Cell(group, f"CABS {CHOSEN:g}, order {'-'.join(order)}", "cabs", {"density": CHOSEN}, order)
 
 
 def _others() -> Iterator[Cell]:

@@ -25,18 +25,22 @@ RESULTS = Path(__file__).parent / "results"
 REFERENCE = "task arithmetic"
 OWN_REFERENCE = ("2 models", "6 models", "related", "equal norms", "bf16", "6 layers", "6 layers, 6 models")
 """Groups with other models or weights, and task arithmetic of their own."""
-GROUPS = ("main", "ablation", "tadrop", "emr", "order", *OWN_REFERENCE, "other")
+REFERENCES = {**{group: group for group in OWN_REFERENCE}, "order of 6 models": "6 models"}
+"""By group, the one whose task arithmetic it is compared with; others with that of the main one."""
+GROUPS = ("main", "ablation", "tadrop", "emr", "order", *REFERENCES, "other")
 CONFIDENCE = 0.95
 
 Row = Mapping[str, Any]
 
 
 def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """Every cell that is done, in the order of `cells`, of every seed, with its mean over tasks."""
-    order = {(cell.group, cell.title): place for place, cell in enumerate(cells())}
-    rows = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/cells/*.json"))]
-    rows.sort(key=lambda row: (order.get((row["group"], row["title"]), len(order)), row["seed"]))
-    return [row | {"mean": statistics.fmean(row["accuracy"].values())} for row in rows]
+    """Every one of `cells` that is done, in their order, of every seed, with its mean over tasks."""
+    rows = []
+    for cell in {cell.key: cell for cell in cells()}.values():
+        for file in sorted(folder.glob(f"seed-*/cells/{cell.key}.json")):
+            row = json.loads(file.read_text()) | {"group": cell.group, "title": cell.title}
+            rows.append(row | {"mean": statistics.fmean(row["accuracy"].values())})
+    return rows
 
 
 def write_results(folder: Path, results: Path) -> None:
@@ -81,7 +85,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
                 of_group[row["title"]][row["seed"]] = row
         if not of_group:
             continue
-        reference = by_seed(rows, group if group in OWN_REFERENCE else "main")
+        reference = by_seed(rows, REFERENCES.get(group, "main"))
         yield f"\n**{group}**\n"
         yield "| | seeds | accuracy % | to task arithmetic | lambda | kept % | overlap |"
         yield "|---|---|---|---|---|---|---|"
