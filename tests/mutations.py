@@ -109,8 +109,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a folder that is not flushed",
-        "engine/storage/local_writer.py",
-        (("                os.fsync(folder)\n", ""),),
+        "engine/storage/local_folders.py",
+        (("dst_dir_fd=folder)\n    os.fsync(folder)\n", "dst_dir_fd=folder)\n"),),
         ("tests/contract/test_local.py",),
     ),
     Mutation(
@@ -216,7 +216,7 @@ MUTATIONS = (
         "engine/output/receipts.py",
         (
             (
-                "    if (len(table), hashlib.sha256(table).hexdigest()) != (stored.rows.size, stored.rows.sha256):\n",
+                "    if (len(table), hashlib.sha256(table).hexdigest()) != (expected.size, expected.sha256):\n",
                 "    if False:\n",
             ),
         ),
@@ -230,14 +230,14 @@ MUTATIONS = (
     ),
     Mutation(
         "inputs whose version is not checked while they are read",
-        "engine/storage/local.py",
+        "engine/storage/local_open_files.py",
         (("    if info.version != version:\n", "    if False:\n"),),
         ("tests/contract/test_local.py",),
     ),
     Mutation(
         "records that are not flushed",
         "engine/storage/local.py",
-        (("            os.fsync(descriptor)\n", ""),),
+        (("        os.fsync(descriptor)\n", ""),),
         ("tests/contract/test_local.py",),
     ),
     Mutation(
@@ -260,8 +260,8 @@ MUTATIONS = (
         "a shard that is visible before it is whole",
         "engine/storage/local_writer.py",
         (
-            ("        self._temporary = temporary\n", "        self._temporary = path\n"),
-            ("create_file(temporary)", "create_file(path)"),
+            ("        self._temporary = temporary\n", "        self._temporary = self._base\n"),
+            ("open_below(folder, temporary, flags, temporary)", "open_below(folder, self._base, flags, self._base)"),
         ),
         ("tests/contract/test_local.py",),
     ),
@@ -276,11 +276,10 @@ MUTATIONS = (
         "engine/storage/s3_writer.py",
         (
             (
-                "        for future in self._pending:\n            future.cancel()\n        self._pending.clear()\n",
+                "            self._sender.cancel()\n",
                 (
-                    "        if self._upload is not None:\n"
-                    "            if self._filled:\n                self._send_part()\n"
-                    "            while self._pending:\n                self._collect_part()\n"
+                    "            if self._filled:\n                self._send_part(self._sender)\n"
+                    "            self._parts = self._sender.settle()\n"
                     "            self._client.run(self._client.repeat(self._complete))\n"
                 ),
             ),

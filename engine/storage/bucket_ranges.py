@@ -10,8 +10,11 @@ from ..errors import IntegrityError
 class RangeParts(Protocol):
     """Parts on their way; each may be sent again."""
 
-    def send(self, offset: int, body: bytes) -> None:
-        """Start sending the bytes from `offset` on; waits while enough are on their way, and raises what they met."""
+    def send(self, offset: int, data: memoryview) -> None:
+        """Start sending the bytes from `offset` on; waits while enough are on their way, and raises what they met.
+
+        They are copied: the memory is free for others when this returns.
+        """
 
     def settle(self) -> None:
         """Wait for all of them."""
@@ -60,7 +63,7 @@ class RangeWriter:
             self._filled += count
             view = view[count:]
             if self._filled == length:
-                self._parts.send(self._place, bytes(memoryview(self._buffer)[:length]))
+                self._parts.send(self._place, memoryview(self._buffer)[:length])
                 self._place, self._filled = self._place + length, 0
 
     def _part_length(self) -> int:

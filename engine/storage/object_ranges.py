@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future
-
 from .bucket_files import part_size_bytes
 from .bucket_ranges import RangeWriter
 from .object_bucket import RangedBucket
 from .protocol import RangeRules
+from .requests import InFlight
 
 
 def range_rules(bucket: RangedBucket, size: int) -> RangeRules:
@@ -35,26 +33,18 @@ class _Parts:
         self._bucket = bucket
         self._client = bucket.client
         self._key, self._where, self._mark = key, where, mark
-        self._pending: deque[Future[None]] = deque()
+        self._parts: InFlight[None] = InFlight(bucket.client, bucket.client.limits.parts_in_flight)
 
-    def send(self, offset: int, body: bytes) -> None:
-        while len(self._pending) >= self._client.limits.parts_in_flight:
-            self._collect()
-        sending = self._client.repeat(
-            self._where, lambda: self._bucket.send(self._key, self._mark, offset, body), len(body)
-        )
-        self._pending.append(self._client.start(sending))
+    def send(self, offset: int, data: memoryview) -> None:
+        self._parts.start(lambda: self._send(offset, bytes(data)))
 
     def settle(self) -> None:
-        while self._pending:
-            self._collect()
+        self._parts.settle()
 
     def cancel(self) -> None:
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
+        self._parts.cancel()
 
-    def _collect(self) -> None:
-        """Wait for the oldest part on its way."""
-        self._pending[0].result()
-        self._pending.popleft()
+    async def _send(self, offset: int, body: bytes) -> None:
+        await self._client.repeat(
+            self._where, lambda: self._bucket.send(self._key, self._mark, offset, body), len(body)
+        )

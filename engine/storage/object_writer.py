@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
 from .object_bucket import Bucket, PartedUpload
 from .object_client import GoneError
+from .requests import InFlight
 
 
 class ObjectWriter:
@@ -34,11 +34,13 @@ class ObjectWriter:
         self._buffer = bytearray(min(size, self._part_bytes))
         self._filled = 0
         self._sent = 0
-        self._pending: deque[Future[None]] = deque()
+        self._parts: InFlight[None] | None = None
         self._upload: PartedUpload | None = None
         self._open = True
         if size > self._part_bytes:
             self._upload = self._client.request(where, lambda: bucket.begin(key, size, self._metadata))
+            most = min(self._upload.most_parts_at_once, self._client.limits.parts_in_flight)
+            self._parts = InFlight(self._client, most)
 
     def write(self, data: memoryview | bytes) -> None:
         """See `Writer.write`; waits only when enough parts are on their way. Raises what an earlier part met."""
@@ -61,8 +63,9 @@ class ObjectWriter:
             raise IntegrityError(
                 f"{self._where}: {self._sent + self._filled} bytes were written, expected {self._size}"
             )
-        while self._pending:
-            self._collect_part()
+        if self._parts is not None:
+            with self._removed():
+                self._parts.settle()
         body = self._take_buffer()
         try:
             self._client.request(self._where, lambda: self._finish(body), len(body))
@@ -80,9 +83,8 @@ class ObjectWriter:
         if not self._open:
             return
         self._open = False
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
+        if self._parts is not None:
+            self._parts.cancel()
         if self._upload is not None:
             with contextlib.suppress(AnabranchError, FileNotFoundError, GoneError):
                 self._client.request(self._where, self._upload.abort)
@@ -100,23 +102,23 @@ class ObjectWriter:
 
     def _send_part(self) -> None:
         """Start sending what the buffer holds as the next part."""
-        upload, offset = self._upload, self._sent
-        assert upload is not None, "only a file of several parts fills its buffer before its end"
-        most = min(upload.most_parts_at_once, self._client.limits.parts_in_flight)
-        while len(self._pending) >= most:
-            self._collect_part()
-        body = self._take_buffer()
-        sending = self._client.repeat(self._where, lambda: upload.part(offset, body), len(body))
-        self._pending.append(self._client.start(sending))
-        self._sent += len(body)
+        assert self._parts is not None, "only a file of several parts fills its buffer before its end"
+        with self._removed():
+            self._parts.start(self._next_part)
 
-    def _collect_part(self) -> None:
-        """Wait for the oldest part on its way."""
+    def _next_part(self) -> Coroutine[Any, Any, None]:
+        upload, offset, body = self._upload, self._sent, self._take_buffer()
+        assert upload is not None, "parts are of an upload"
+        self._sent += len(body)
+        return self._client.repeat(self._where, lambda: upload.part(offset, body), len(body))
+
+    @contextlib.contextmanager
+    def _removed(self) -> Iterator[None]:
+        """Tell in words of stores that parts met no upload any more."""
         try:
-            self._pending[0].result()
+            yield
         except GoneError as error:
             raise FileNotFoundError(f"{self._where}: its unfinished upload was removed") from error
-        self._pending.popleft()
 
     def _is_published(self) -> bool:
         """Whether the object is there: ours, or a twin's of the same plan, which is byte for byte the same."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fsspec.asyn import get_loop
 
@@ -60,6 +61,44 @@ class LoopClient:
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = get_loop()
         return loop
+
+
+class InFlight(Generic[Result]):
+    """Parts of one file on their way, so many at once.
+
+    Args:
+        client: sends them.
+        most: so many at once.
+    """
+
+    def __init__(self, client: LoopClient, most: int) -> None:
+        self._client = client
+        self._most = most
+        self._pending: deque[Future[Result]] = deque()
+        self._results: list[Result] = []
+
+    def start(self, request: Callable[[], Coroutine[Any, Any, Result]]) -> None:
+        """Start one, made when there is room for it; raises what an earlier one met."""
+        while len(self._pending) >= self._most:
+            self._collect()
+        self._pending.append(self._client.start(request()))
+
+    def settle(self) -> list[Result]:
+        """Wait for all of them; what they came to, in the order in which they were started."""
+        while self._pending:
+            self._collect()
+        return self._results
+
+    def cancel(self) -> None:
+        """Send nothing more."""
+        for future in self._pending:
+            future.cancel()
+        self._pending.clear()
+
+    def _collect(self) -> None:
+        """Wait for the oldest one; one that failed fails whoever asks again."""
+        self._results.append(self._pending[0].result())
+        self._pending.popleft()
 
 
 async def side_by_side(begins: Iterable[int], piece: Callable[[int], Coroutine[Any, Any, None]]) -> None:

@@ -43,8 +43,8 @@ class _NumberedParts:
         self._sender = sender
         self._size = size
 
-    def send(self, offset: int, body: bytes) -> None:
-        self._sender.send(part_number(offset, self._size), body)
+    def send(self, offset: int, data: memoryview) -> None:
+        self._sender.send(part_number(offset, self._size), data)
 
     def settle(self) -> None:
         self._sender.settle()

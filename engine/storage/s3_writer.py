@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
 from typing import Any
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
+from .requests import InFlight
 from .s3_client import RefusedError, S3Client
 
 MAX_PARTS = 10_000
@@ -46,37 +45,25 @@ class PartSender:
         self._client = client
         self._where = where
         self._upload = upload
-        self._pending: deque[tuple[int, Future[dict[str, Any]]]] = deque()
-        self._sent: list[dict[str, Any]] = []
+        self._parts: InFlight[dict[str, Any]] = InFlight(client, client.limits.parts_in_flight)
 
-    def send(self, number: int, body: bytes) -> None:
+    def send(self, number: int, data: memoryview) -> None:
         """Start sending a part; waits while enough are on their way, and raises what one of these met."""
-        while len(self._pending) >= self._client.limits.parts_in_flight:
-            self._collect()
-
-        async def attempt() -> dict[str, Any]:
-            return await self._client.call("upload_part", self._where, body=body, PartNumber=number, **self._upload)
-
-        self._pending.append((number, self._client.start(self._client.repeat(attempt))))
+        self._parts.start(lambda: self._send(number, bytes(data)))
 
     def settle(self) -> list[dict[str, Any]]:
         """Wait for all of them; what completing the upload takes, in the order in which they were sent."""
-        while self._pending:
-            self._collect()
-        return self._sent
+        return self._parts.settle()
 
     def cancel(self) -> None:
         """Send nothing more."""
-        for _, future in self._pending:
-            future.cancel()
-        self._pending.clear()
+        self._parts.cancel()
 
-    def _collect(self) -> None:
-        """Wait for the oldest part on its way."""
-        number, future = self._pending[0]
-        answer = future.result()
-        self._pending.popleft()
-        self._sent.append(as_completed(number, answer))
+    async def _send(self, number: int, body: bytes) -> dict[str, Any]:
+        async def attempt() -> dict[str, Any]:
+            return await self._client.call("upload_part", self._where, body=body, PartNumber=number, **self._upload)
+
+        return as_completed(number, await self._client.repeat(attempt))
 
 
 def as_completed(number: int, answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +171,7 @@ class S3Writer:
 
     def _send_part(self, sender: PartSender) -> None:
         """Start sending what the buffer holds as the next part."""
-        sender.send(self._number + 1, bytes(memoryview(self._buffer)[: self._filled]))
+        sender.send(self._number + 1, memoryview(self._buffer)[: self._filled])
         self._number += 1
         self._filled = 0
 

@@ -46,7 +46,7 @@ class TestAzureOnAzurite(CloudContract, RangeContract):
         writers = {name: store.writer(name, size, {}, RUN_ID) for name in ("sub/w", "sub/other", "sub/w/deeper")}
         for writer in writers.values():
             writer.write(pattern(size - 1))
-            writer._collect_part()
+            writer._parts._collect()
         (leftover,) = store.leftovers(["sub/w", "sub/absent"])
         assert (leftover.name, leftover.age_seconds < 600) == ("sub/w", True)
         assert PART <= leftover.size <= size
@@ -78,7 +78,7 @@ class TestAzureOnAzurite(CloudContract, RangeContract):
         killed = store.writer("big", len(data), {}, RUN_ID)
         killed.write(data[: 2 * PART])
         killed.write(bytes(PART))
-        killed._collect_part()
+        killed._parts._collect()
         killed.discard()
         assert [found.name for found in store.leftovers(["big"])] == ["big"]
         self.write(store, "big", data, attributes={"plan_id": "p"})
@@ -88,7 +88,7 @@ class TestAzureOnAzurite(CloudContract, RangeContract):
     def test_removing_a_left_over_spares_an_object_that_appeared_meanwhile(self, store):
         writer = store.writer("big", 3 * PART, {}, RUN_ID)
         writer.write(pattern(2 * PART + 1))
-        writer._collect_part()
+        writer._parts._collect()
         (leftover,) = store.leftovers(["big"])
         store.replace("big", b"whole")
         store.delete_leftover(leftover)
