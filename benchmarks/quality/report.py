@@ -1,6 +1,7 @@
-"""Results as Parquet, tables and drawings: python -m benchmarks.quality.report
+"""Results as Parquet and drawings, and the tables of README.md: python -m benchmarks.quality.report
 
-Per-seed results are read from what `run` kept; tables go to standard output.
+Per-seed results are read from what `run` kept. Tables follow from the Parquet file alone, so that whoever has it can
+make them again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +24,16 @@ from .cells import cells
 
 FOLDER = Path(".bench/quality")
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).with_name("README.md")
+TABLE = re.compile(r"(?m)^<!-- table: (.+) -->\n(?:\|.*\n)*")
+"""Where a page has the table of a group."""
 REFERENCE = "task arithmetic"
 OWN_REFERENCE = ("2 models", "6 models", "related", "equal norms", "bf16", "6 layers", "6 layers, 6 models")
 """Groups with other models or weights, and task arithmetic of their own."""
 REFERENCES = {**{group: group for group in OWN_REFERENCE}, "order of 6 models": "6 models"}
 """By group, the one whose task arithmetic it is compared with; others with that of the main one."""
-GROUPS = ("main", "ablation", "tadrop", "emr", "order", *REFERENCES, "other")
+BOTH_AND_NEITHER = {"magnitude 0.1": "neither: magnitude 0.1", "CABS 0.1": "both: CABS 0.1"}
+"""Rows of the main group that the ablation is read beside, and what they are there."""
 CONFIDENCE = 0.95
 
 Row = Mapping[str, Any]
@@ -67,30 +73,75 @@ def write_results(folder: Path, results: Path) -> None:
         for each in own
         for task, value in each["accuracy"].items()
     ]
-    for name, table in (("cells", per_task), ("curves", curves), ("specialists", specialists)):
-        if table:
-            pq.write_table(pa.Table.from_pylist(table), results / f"{name}.parquet")
+    for name, found in (("cells", per_task), ("curves", curves), ("specialists", specialists)):
+        if found:
+            pq.write_table(pa.Table.from_pylist(found), results / f"{name}.parquet")
     for line in tables(rows):
         print(line)
     if rows:
         draw(rows, curves, results)
 
 
+def published_rows(results: Path) -> list[Row]:
+    """Every cell of every seed as `write_results` wrote it, with its mean over tasks."""
+    of_tasks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for task in pq.read_table(results / "cells.parquet").to_pylist():
+        of_tasks[task["seed"], task["group"], task["title"]].append(task)
+    return [{**tasks[0], "mean": statistics.fmean(task["accuracy"] for task in tasks)} for tasks in of_tasks.values()]
+
+
 def tables(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown, a table per group."""
-    for group in GROUPS:
-        of_group: dict[str, dict[int, Row]] = defaultdict(dict)
-        for row in rows:
-            if row["group"] == group:
-                of_group[row["title"]][row["seed"]] = row
-        if not of_group:
-            continue
-        reference = by_seed(rows, REFERENCES.get(group, "main"))
+    for group in dict.fromkeys(row["group"] for row in rows):
         yield f"\n**{group}**\n"
-        yield "| | seeds | accuracy % | to task arithmetic | lambda | kept % | overlap |"
-        yield "|---|---|---|---|---|---|---|"
-        for title, found in of_group.items():
-            yield "| " + " | ".join((title, *cells_of(found, reference))) + " |"
+        yield from table(rows, group)
+
+
+def with_tables(text: str, rows: Sequence[Row]) -> str:
+    """A page with its tables made anew; a group without rows keeps the one that is there."""
+
+    def table_of(match: re.Match[str]) -> str:
+        lines = list(table(rows, match[1]))
+        return "".join(f"{line}\n" for line in (f"<!-- table: {match[1]} -->", *lines)) if lines else match[0]
+
+    return TABLE.sub(table_of, text)
+
+
+def table(rows: Sequence[Row], group: str) -> Iterator[str]:
+    """Markdown of one group; titles say so where a row has fewer seeds than others."""
+    found = titled_rows(rows, group)
+    if not found:
+        return
+    reference = by_seed(rows, REFERENCES.get(group, "main"))
+    most = max(map(len, found.values()))
+    yield "| | accuracy % | to task arithmetic | lambda | kept % | overlap |"
+    yield "|---|---|---|---|---|---|"
+    for title, of_seed in found.items():
+        seeds = f" ({len(of_seed)} of {most} seeds)" if len(of_seed) < most else ""
+        yield "| " + " | ".join((title + seeds, *cells_of(of_seed, reference))) + " |"
+
+
+def titled_rows(rows: Sequence[Row], group: str) -> dict[str, dict[int, Row]]:
+    """A group's rows by title and seed: the largest densities first, an ablation between what it takes apart."""
+    found: dict[str, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["group"] == group:
+            found[row["title"]][row["seed"]] = row
+    if group == "main":
+        return dict(sorted(found.items(), key=lambda each: -density_of(each[0])))
+    if group == "ablation":
+        main = titled_rows(rows, "main")
+        beside = [{name: main[title]} if title in main else {} for title, name in BOTH_AND_NEITHER.items()]
+        return {**beside[0], **found, **beside[1]}
+    return found
+
+
+def density_of(title: str) -> float:
+    """What a title ends with; infinite where it is no number."""
+    try:
+        return float(title.rpartition(" ")[2])
+    except ValueError:
+        return math.inf
 
 
 def by_seed(rows: Sequence[Row], group: str) -> dict[int, float]:
@@ -101,15 +152,14 @@ def by_seed(rows: Sequence[Row], group: str) -> dict[int, float]:
 def cells_of(found: Mapping[int, Row], reference: Mapping[int, float]) -> Iterator[str]:
     """What a table says of one way to merge, beside its title."""
     rows = [found[seed] for seed in sorted(found)]
-    yield str(len(rows))
     yield with_interval([100 * row["mean"] for row in rows], "{:.1f}")
     gaps = [100 * (row["mean"] - reference[row["seed"]]) for row in rows if row["seed"] in reference]
     yield "" if rows[0]["title"] == REFERENCE or not gaps else with_interval(gaps, "{:+.1f}")
-    factors = [row["factor"] for row in rows if "factor" in row]
+    factors = [row["factor"] for row in rows if row.get("factor") is not None]
     yield "" if not factors else f"{min(factors):g} to {max(factors):g}" if len(set(factors)) > 1 else f"{factors[0]:g}"
-    kept = [100 * row["kept"] for row in rows if "kept" in row]
+    kept = [100 * row["kept"] for row in rows if row.get("kept") is not None]
     yield f"{statistics.fmean(kept):.1f}" if kept else ""
-    overlap = [row["overlap"] for row in rows if "overlap" in row and math.isfinite(row["overlap"])]
+    overlap = [row["overlap"] for row in rows if row.get("overlap") is not None and math.isfinite(row["overlap"])]
     yield f"{statistics.fmean(overlap):.3f}" if overlap else ""
 
 
@@ -133,11 +183,9 @@ def draw(rows: Sequence[Row], curves: Sequence[Row], results: Path) -> None:
 
     points = []
     for row in rows:
-        name, _, density = row["title"].rpartition(" ")
-        if row["group"] == "main" and name and density.replace(".", "").isdigit():
-            points.append(
-                {"method": name, "density": float(density), "accuracy": 100 * row["mean"], "seed": row["seed"]}
-            )
+        name, density = row["title"].rpartition(" ")[0], density_of(row["title"])
+        if row["group"] == "main" and math.isfinite(density):
+            points.append({"method": name, "density": density, "accuracy": 100 * row["mean"], "seed": row["seed"]})
     if len({point["density"] for point in points}) > 1:
         scale = altair.Scale(zero=False)
         density_axis = altair.X("density:Q", scale=altair.Scale(type="log"), title="density")
@@ -158,6 +206,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     write_results(options.folder, options.results)
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), published_rows(options.results)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.quality.cells import Cell, cells
-from benchmarks.quality.report import half_width, read_cells, tables, with_interval, write_results
+from benchmarks.quality.report import (
+    PAGE,
+    RESULTS,
+    half_width,
+    published_rows,
+    read_cells,
+    tables,
+    with_interval,
+    with_tables,
+    write_results,
+)
 
 
-def keep(folder: Path, seed: int, title: str, accuracy: float, **more: Any) -> None:
+def keep(folder: Path, seed: int, title: str, accuracy: float, group: str = "main", **more: Any) -> None:
     """A cell that is done, as a run keeps it; what tables call it may have changed since."""
-    (key,) = (cell.key for cell in cells() if (cell.group, cell.title) == ("main", title))
+    (key,) = (cell.key for cell in cells() if (cell.group, cell.title) == (group, title))
     row = {"seed": seed, "group": "old", "title": "old", "models": ["a", "b"], "dtype": "float32"}
     row |= {"accuracy": {"a": accuracy - 0.1, "b": accuracy + 0.1}, **more}
     file = folder / f"seed-{seed}" / "cells" / f"{key}.json"
@@ -35,16 +45,42 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         keep(tmp_path, seed, "task arithmetic", level, factor=0.5, kept=1.0, overlap=1.0)
     keep(tmp_path, 3, "CABS 0.1", 0.6, factor=2.0, kept=0.1, overlap=0.0)  # without its reference
     lines = list(tables(read_cells(tmp_path)))
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == ["| task arithmetic", "| CABS 0.1"]
-    assert "| 4 | 69.0 ± 27.7 | +2.0 ± 0.0 | 1.41 to 2 | 10.0 | 0.000 |" in lines[-1]
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [
+        "| task arithmetic (3 of 4 seeds)",
+        "| CABS 0.1",
+    ]
+    assert lines[-1] == "| CABS 0.1 | 69.0 ± 27.7 | +2.0 ± 0.0 | 1.41 to 2 | 10.0 | 0.000 |"
 
 
 def test_results_are_kept_per_seed_and_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(tmp_path / "run", 0, "task arithmetic", 0.5, factor=0.5, kept=1.0, overlap=1.0)
     write_results(tmp_path / "run", tmp_path / "results")
-    assert "| task arithmetic | 1 | 50.0 |" in capsys.readouterr().out
+    assert "| task arithmetic | 50.0 |" in capsys.readouterr().out
     rows = pq.read_table(tmp_path / "results" / "cells.parquet").to_pylist()
     assert [(row["seed"], row["task"], row["accuracy"]) for row in rows] == [(0, "a", 0.4), (0, "b", 0.6)]
+
+
+def test_tables_are_in_the_order_of_densities_and_an_ablation_between_its_ends(tmp_path: Path) -> None:
+    for title in ("CABS 0.1", "CABS 0.5", "task arithmetic", "magnitude 0.1"):
+        keep(tmp_path / "run", 0, title, 0.5)
+    keep(tmp_path / "run", 0, "BS only 0.1", 0.5, group="ablation")
+    write_results(tmp_path / "run", tmp_path / "results")
+    page = "before\n<!-- table: main -->\n| old |\nafter\n<!-- table: ablation -->\n<!-- table: emr -->\n| kept |\n"
+    made = with_tables(page, published_rows(tmp_path / "results"))
+    titles = [line.split(" | ")[0] for line in made.splitlines() if line.startswith("| ") and "%" not in line]
+    assert titles == [
+        *("| task arithmetic", "| CABS 0.5", "| magnitude 0.1", "| CABS 0.1"),
+        *("| neither: magnitude 0.1", "| BS only 0.1", "| both: CABS 0.1"),
+        "| kept |",
+    ]
+    assert "| old |" not in made
+    assert with_tables(made, published_rows(tmp_path / "results")) == made
+
+
+def test_the_published_tables_follow_from_the_published_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- table: ") > 10
+    assert with_tables(page, published_rows(RESULTS)) == page
 
 
 def test_cells_are_told_apart_by_what_they_do() -> None:
