@@ -30,9 +30,8 @@ from obstore.store import S3Store as ObstoreS3
 
 from anabranch.engine.storage.requests import RequestLimits
 from anabranch.engine.storage.retry import Retry
-from anabranch.engine.storage.s3 import S3Store
 from tests.s3.ceph import ceph_server, missing_programs
-from tests.s3.servers import Server, moto_server
+from tests.s3.servers import Server, moto_server, store_of
 
 from .storage_cpu import compare_cpu
 
@@ -61,8 +60,8 @@ class Contenders:
     def __init__(self, running: Server, size: int) -> None:
         client = running.client(limits=RequestLimits(), retry=Retry())
         self.bucket = running.bucket(client)
-        self.ours = S3Store(self.bucket, "bench", client)
-        self.s3fs = s3fs.S3FileSystem(**client.options, skip_instance_cache=True)
+        self.ours = store_of(self.bucket, "bench", client)
+        self.s3fs = s3fs.S3FileSystem(**running.options(), skip_instance_cache=True)
         self.obstore = ObstoreS3(
             self.bucket, endpoint=running.endpoint, access_key_id=running.key, secret_access_key=running.secret,
             region="us-east-1", virtual_hosted_style_request=False, client_options={"allow_http": True},

@@ -14,7 +14,8 @@ from typing import Any
 import obstore
 from obstore.store import S3Store as ObstoreS3
 
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
+from anabranch.engine.storage.s3 import S3Bucket
 from anabranch.engine.storage.s3_client import S3Client
 
 MIB = 1 << 20
@@ -37,7 +38,7 @@ class Turn:
             "client_kwargs": {"region_name": "us-east-1", "verify": task["certificate"]},
             "config_kwargs": {"s3": {"addressing_style": "path"}, **dict(task["config"])},
         }
-        self.store = S3Store(task["bucket"], "bench", S3Client(options))
+        self.store = ObjectStore(S3Bucket(task["bucket"], S3Client(options)), "bench")
         self.obstore = ObstoreS3(
             task["bucket"], endpoint=task["endpoint"], access_key_id=task["key"], secret_access_key=task["secret"],
             region="us-east-1", virtual_hosted_style_request=False,

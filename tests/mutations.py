@@ -273,14 +273,13 @@ MUTATIONS = (
     ),
     Mutation(
         "an object that a failed upload leaves visible",
-        "engine/storage/s3_writer.py",
+        "engine/storage/object_writer.py",
         (
             (
-                "            self._sender.cancel()\n",
+                "            self._parts.cancel()\n",
                 (
-                    "            if self._filled:\n                self._send_part(self._sender)\n"
-                    "            self._parts = self._sender.settle()\n"
-                    "            self._client.run(self._client.repeat(self._complete))\n"
+                    "            if self._filled:\n                self._send_part()\n            self._parts.settle()\n"
+                    "            self._client.request(self._where, lambda: self._finish(b''))\n"
                 ),
             ),
         ),

@@ -30,7 +30,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobBlock, ContentSettings
 
 from ..errors import InputError, ResourceError, TemporaryError
-from .object_bucket import ObjectInfo, Unfinished
+from .object_bucket import ObjectInfo, Unfinished, check_limit
 from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
 from .requests import AGAIN
 from .retry import Retry
@@ -57,6 +57,7 @@ class AzureBucket:
 
     granularity_bytes = _MEBIBYTE
     most_parts = _MOST_BLOCKS
+    takes_ranges = True
 
     def __init__(self, name: str, connection: AzureConnection) -> None:
         self.client = connection.client
@@ -104,6 +105,13 @@ class AzureBucket:
             raise TemporaryError(f"{where}: got {len(data)} bytes, asked for {len(into)}", AGAIN)
         into[:] = data
 
+    async def read(self, key: str, limit_bytes: int) -> bytes:
+        """See `Bucket.read`."""
+        with _answers():
+            answer = await self._container.get_blob_client(key).download_blob(**self._once)
+            check_limit(f"{self.url}/{key}", answer.size, limit_bytes)
+            return bytes(await answer.readall())
+
     async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
         """See `Bucket.put`: one request, with If-None-Match: * where it is exclusive.
 
@@ -128,12 +136,18 @@ class AzureBucket:
         del size
         return AzureUpload(self._container.get_blob_client(key), attributes, self._once)
 
-    def mark(self) -> str:
-        """See `RangedBucket.mark`."""
+    def least_part_bytes(self, size: int) -> int:
+        """See `RangedBucket.least_part_bytes`."""
+        return -(-size // _MOST_BLOCKS)
+
+    async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
+        """See `RangedBucket.mark`: there is nothing to ask."""
+        del key, attributes
         return f"r{secrets.token_hex(4)[1:]}"  # no digest begins so
 
-    async def send(self, key: str, mark: str, offset: int, body: bytes) -> None:
+    async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
         """See `RangedBucket.send`."""
+        del size
         digest = await asyncio.to_thread(hashlib.sha256, body)
         await self._upload(key).stage(f"{offset:016x}{mark}{digest.hexdigest()[:16]}", body)
 
@@ -144,11 +158,14 @@ class AzureBucket:
         place = 0
         for name, count in blocks:
             if int(name[:16], 16) != place:
-                raise GoneError
+                break
             place += count
         if place != size:
-            raise GoneError
+            raise GoneError("its unfinished upload is not whole")
         await upload.join([name for name, _ in blocks])
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """See `RangedBucket.give_up`: nothing, as in `AzureUpload.abort`."""
 
     def _upload(self, key: str, attributes: Mapping[str, str] | None = None) -> AzureUpload:
         return AzureUpload(self._container.get_blob_client(key), attributes or {}, self._once)
@@ -167,12 +184,13 @@ class AzureBucket:
                     found.append(Unfinished(each.name, max(0.0, age), size))
         return found
 
-    async def remove_unfinished(self, key: str) -> None:
+    async def remove_unfinished(self, key: str, token: str) -> None:
         """See `Bucket.remove_unfinished`.
 
         Azure drops blocks when something is committed without them: an empty blob, on the condition that there is
         none, and removed at once. Of a blob that appeared meanwhile nothing is touched.
         """
+        del token
         blob = self._container.get_blob_client(key)
         with _answers():
             _, blocks = await blob.get_block_list("all", **self._once)
@@ -226,7 +244,8 @@ class AzureUpload:
 
     async def finish(self, offset: int, body: bytes) -> None:
         """See `PartedUpload.finish`: one request commits the list of all blocks."""
-        await self.part(offset, body)
+        if body:
+            await self.part(offset, body)
         await self.join([self._blocks[offset] for offset in sorted(self._blocks)])
 
     async def join(self, names: Sequence[str]) -> None:

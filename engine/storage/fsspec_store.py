@@ -1,4 +1,4 @@
-"""Folders at URLs: S3 goes to its own store, any other scheme that fsspec knows is handled here."""
+"""Folders at URLs: buckets go to the store that they share, any other scheme that fsspec knows is handled here."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ def open_remote_store(url: str) -> Store:
     """
     scheme, parts = _split_url(url)
     if scheme in _S3_SCHEMES:
-        from .s3 import S3Store
+        from .object_store import ObjectStore
+        from .s3 import S3Bucket
+        from .s3_client import shared_client
 
-        return S3Store(parts[0], "/".join(parts[1:]))
+        return ObjectStore(S3Bucket(parts[0], shared_client()), "/".join(parts[1:]))
     if scheme in CLOUDS:
         return open_cloud_store(scheme, parts)
     if scheme == "hf":

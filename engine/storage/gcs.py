@@ -23,7 +23,7 @@ import google.auth.exceptions
 from yarl import URL
 
 from ..errors import InputError, ResourceError, TemporaryError
-from .object_bucket import ObjectInfo, Unfinished
+from .object_bucket import ObjectInfo, Unfinished, check_limit
 from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
 from .requests import AGAIN
 from .retry import Retry
@@ -114,6 +114,14 @@ class GcsBucket:
             if done < len(into):
                 raise TemporaryError(f"{where}: the answer ended after {done} of {len(into)} bytes", AGAIN)
 
+    async def read(self, key: str, limit_bytes: int) -> bytes:
+        """See `Bucket.read`."""
+        headers = {"Accept-Encoding": "identity"}
+        async with self._connection.request("GET", self._path(key), {"alt": "media"}, headers) as answer:
+            await _succeed(answer)
+            check_limit(f"{self.url}/{key}", answer.content_length or 0, limit_bytes)
+            return await answer.read()
+
     async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
         """See `Bucket.put`: one request, on the condition that there is no generation where it is exclusive."""
         boundary = secrets.token_hex(16)
@@ -154,9 +162,9 @@ class GcsBucket:
         del prefix
         return []
 
-    async def remove_unfinished(self, key: str) -> None:
+    async def remove_unfinished(self, key: str, token: str) -> None:
         """See `Bucket.remove_unfinished`; there are none."""
-        del key
+        del key, token
 
     async def _json(
         self, method: str, path: str, query: dict[str, str], headers: Mapping[str, str] | None = None, body: bytes = b""

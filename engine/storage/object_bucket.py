@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from ..errors import InputError
 from .object_client import ObjectClient
 
 
@@ -25,7 +26,9 @@ class Unfinished(NamedTuple):
     key: str
     age_seconds: float
     size: int
-    """Bytes."""
+    """Bytes, as far as the server tells cheaply; else 0."""
+    token: str = ""
+    """Tells it from others of the same key, where there may be several."""
 
 
 class PartedUpload(Protocol):
@@ -38,7 +41,7 @@ class PartedUpload(Protocol):
         """Send bytes from `offset` on; the same bytes may be sent again."""
 
     async def finish(self, offset: int, body: bytes) -> None:
-        """Send the last bytes and make the object visible, whole; may be repeated.
+        """Send the last bytes, if any are left, and make the object visible, whole; may be repeated.
 
         Raises:
             GoneError: parts of it are gone; perhaps because it was finished.
@@ -51,12 +54,15 @@ class PartedUpload(Protocol):
 class Bucket(Protocol):
     """A bucket or container. Errors are FileNotFoundError, ConditionError, or what the client's `translate` knows."""
 
-    client: ObjectClient
     url: str
     """Scheme and name, without a slash at the end."""
     granularity_bytes: int
     """Parts but the last are multiples of this."""
     most_parts: int
+
+    @property
+    def client(self) -> ObjectClient:
+        """Runs its requests."""
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe an object."""
@@ -72,8 +78,16 @@ class Bucket(Protocol):
             InputError: it ends too early.
         """
 
+    async def read(self, key: str, limit_bytes: int) -> bytes:
+        """The whole of a small object, of one version; see `check_limit`."""
+
     async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
-        """Write a whole object; ConditionError where it must not exist and does."""
+        """Write a whole object.
+
+        Raises:
+            ConditionError: it must not exist and does.
+            GarbledError: what exists now is ours and damaged.
+        """
 
     async def delete(self, key: str) -> None:
         """Remove an object; FileNotFoundError where there is none."""
@@ -84,7 +98,7 @@ class Bucket(Protocol):
     async def unfinished(self, prefix: str) -> list[Unfinished]:
         """Unfinished uploads of keys that begin with `prefix`, as far as the server tells."""
 
-    async def remove_unfinished(self, key: str) -> None:
+    async def remove_unfinished(self, key: str, token: str) -> None:
         """Remove what an unfinished upload left; FileNotFoundError where there is nothing."""
 
 
@@ -92,15 +106,33 @@ class Bucket(Protocol):
 class RangedBucket(Bucket, Protocol):
     """A bucket where several processes may send parts of one object, in any order and again."""
 
-    def mark(self) -> str:
-        """What is common to the parts of one upload, and to no others; nothing is asked."""
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether the server behind it allows that, as far as is known of it."""
 
-    async def send(self, key: str, mark: str, offset: int, body: bytes) -> None:
-        """Send bytes from `offset` on."""
+    def least_part_bytes(self, size: int) -> int:
+        """No part of an object of `size` bytes is shorter, but the one at its end: they are at most `most_parts`."""
+
+    async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
+        """What is common to the parts of one upload, and to no others."""
+
+    async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
+        """Send bytes of an object of `size` bytes from `offset` on."""
 
     async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
         """Make the object visible, whole; may be repeated.
 
         Raises:
             GoneError: its parts are not there, or not all of them; perhaps because it was joined.
+            IntegrityError: they are not the whole object.
+            UnjoinableError: see there.
         """
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """Take back what can be taken back without harm to twins; FileNotFoundError where there is nothing."""
+
+
+def check_limit(where: str, size: int, limit_bytes: int) -> None:
+    """InputError where an object is larger than what may be read whole."""
+    if size > limit_bytes:
+        raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")

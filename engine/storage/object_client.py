@@ -1,4 +1,4 @@
-"""How requests to object stores other than S3 run: bounded in number and time, repeated, in our own words."""
+"""How requests to object stores run: bounded in number and time, repeated, in our own words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class ConditionError(Exception):
 
 class GoneError(Exception):
     """An upload that the server no longer knows, or parts of it."""
+
+    def __init__(self, what: str = "its unfinished upload was removed") -> None:
+        super().__init__(what)
+
+
+class GarbledError(TemporaryError):
+    """Bytes changed on their way to the server, which has kept them so."""
+
+
+class ExpiredCredentialsError(ResourceError):
+    """The server says that credentials are no longer valid; there may be newer ones."""
 
 
 class NoBucketError(Exception):
@@ -40,20 +51,24 @@ class ObjectClient(LoopClient):
 
     translate: Callable[[Exception, str], Exception]
     """What a user should see for a failed request, or the error itself where there is nothing to say."""
-    limits: ObjectLimits = field(default_factory=ObjectLimits)
+    limits: RequestLimits = field(default_factory=ObjectLimits)
     retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
+        self._renewing = asyncio.Lock()
+        self._renewals = 0
 
-    def request(self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0) -> Result:
+    def request(
+        self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0, *, is_read: bool = False
+    ) -> Result:
         """`repeat`, awaited by an ordinary thread."""
-        return self.run(self.repeat(where, operation, size))
+        return self.run(self.repeat(where, operation, size, is_read=is_read))
 
     async def repeat(
         self, where: str, operation: Callable[[], Awaitable[Result]], size: int = 0, *, is_read: bool = False
     ) -> Result:
-        """Await `operation()` within its deadline, and again after temporary errors.
+        """Await `operation()` within its deadline, again after temporary errors, and once after renewing credentials.
 
         Args:
             where: our URL of the file or folder, for messages.
@@ -61,11 +76,20 @@ class ObjectClient(LoopClient):
             size: bytes that it moves; adds to the deadline.
             is_read: whether it takes one of the slots for reads; waiting for it does not count.
         """
-        attempt = 1
+        attempt, renewed = 1, False
         while True:
+            renewals = self._renewals
             try:
                 async with self._slots if is_read else contextlib.nullcontext(), self._bounded(where, size):
                     result = await operation()
+            except ExpiredCredentialsError:
+                if renewed:
+                    raise
+                renewed = True
+                async with self._renewing:
+                    if renewals == self._renewals:  # nobody else has meanwhile
+                        await self.renew()
+                        self._renewals += 1
             except TemporaryError:
                 delay_seconds = self.retry.next_delay_seconds(attempt)
                 if delay_seconds is None:
@@ -75,6 +99,9 @@ class ObjectClient(LoopClient):
             else:
                 self.retry.budget.earn()
                 return result
+
+    async def renew(self) -> None:
+        """Look for newer credentials than those that expired; what has its own way to keep them fresh does nothing."""
 
     @contextlib.asynccontextmanager
     async def _bounded(self, where: str, size: int = 0) -> AsyncIterator[None]:

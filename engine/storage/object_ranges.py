@@ -16,23 +16,22 @@ def range_rules(bucket: RangedBucket, size: int) -> RangeRules:
 
 def range_writer(bucket: RangedBucket, key: str, where: str, mark: str, begin: int, end: int, size: int) -> RangeWriter:
     """See `PartedStore.range_writer`."""
-    parts = _Parts(bucket, key, where, mark)
-    return RangeWriter(where, parts, begin, end, part_bytes=_part_bytes(bucket, size), least_bytes=1)
+    parts, least_bytes = _Parts(bucket, key, where, mark, size), bucket.least_part_bytes(size)
+    assert end - begin >= least_bytes or end == size, "ranges keep the rules"
+    return RangeWriter(where, parts, begin, end, part_bytes=_part_bytes(bucket, size), least_bytes=least_bytes)
 
 
 def _part_bytes(bucket: RangedBucket, size: int) -> int:
-    """Half of the parts that a server takes are left to the ends of ranges."""
-    limits = bucket.client.limits
-    return part_size_bytes(size, limits.part_bytes, bucket.granularity_bytes, bucket.most_parts // 2)
+    return part_size_bytes(size, bucket.client.limits.part_bytes, bucket.granularity_bytes, bucket.most_parts)
 
 
 class _Parts:
     """See `RangeParts`."""
 
-    def __init__(self, bucket: RangedBucket, key: str, where: str, mark: str) -> None:
+    def __init__(self, bucket: RangedBucket, key: str, where: str, mark: str, size: int) -> None:
         self._bucket = bucket
         self._client = bucket.client
-        self._key, self._where, self._mark = key, where, mark
+        self._key, self._where, self._mark, self._size = key, where, mark, size
         self._parts: InFlight[None] = InFlight(bucket.client, bucket.client.limits.parts_in_flight)
 
     def send(self, offset: int, data: memoryview) -> None:
@@ -46,5 +45,5 @@ class _Parts:
 
     async def _send(self, offset: int, body: bytes) -> None:
         await self._client.repeat(
-            self._where, lambda: self._bucket.send(self._key, self._mark, offset, body), len(body)
+            self._where, lambda: self._bucket.send(self._key, self._mark, offset, body, self._size), len(body)
         )

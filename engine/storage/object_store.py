@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Mapping
 
-from ..errors import InputError, IntegrityError, TemporaryError
+from ..errors import InputError
 from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
 from .bucket_ranges import RangeWriter
 from .object_bucket import Bucket, ObjectInfo, RangedBucket, Unfinished
-from .object_client import ConditionError, GoneError
+from .object_client import ConditionError, GarbledError
 from .object_ranges import range_rules, range_writer
-from .object_writer import ObjectWriter
+from .object_writer import ObjectWriter, Publication
 from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
 from .requests import side_by_side
 
@@ -36,14 +37,12 @@ class ObjectStore(BucketFiles):
         return self._names(self._client.request(self._where(folder), lambda: self._bucket.keys(prefix)))
 
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
-        """See `Store.read_bytes`: of one version, in as many pieces as it takes."""
-        info = self._head(name)
-        if info.size > limit_bytes:
-            raise InputError(f"{self._where(name)}: {info.size} bytes, expected at most {limit_bytes}")
-        data = bytearray(info.size)
-        if data:
-            self._fetch(name, 0, memoryview(data), info.version)
-        return bytes(data)
+        """See `Store.read_bytes`."""
+        key, where = self._key(name), self._where(name)
+        try:
+            return self._client.request(where, lambda: self._bucket.read(key, limit_bytes), limit_bytes, is_read=True)
+        except ConditionError as error:
+            raise self._changed(name) from error
 
     def create(self, name: str, data: bytes) -> bool:
         """See `Store.create`: a condition of the request, and then a look at what is there.
@@ -57,9 +56,18 @@ class ObjectStore(BucketFiles):
             pass
         else:
             return False
-        key, body = self._key(name), bytes(data)
+        key, body, exclusive = self._key(name), bytes(data), True
+
+        async def attempt() -> None:
+            nonlocal exclusive
+            try:
+                await self._bucket.put(key, body, {}, exclusive=exclusive)
+            except GarbledError:
+                exclusive = False  # what is there now is ours and damaged: it is written over
+                raise
+
         try:
-            self._client.request(self._where(name), lambda: self._bucket.put(key, body, {}, exclusive=True), len(body))
+            self._client.request(self._where(name), attempt, len(body))
         except ConditionError:
             return False
         try:
@@ -80,16 +88,17 @@ class ObjectStore(BucketFiles):
     @property
     def takes_ranges(self) -> bool:
         """See `PartedStore.takes_ranges`: where the cloud takes parts in any order."""
-        return isinstance(self._bucket, RangedBucket)
+        return isinstance(self._bucket, RangedBucket) and self._bucket.takes_ranges
 
     def range_rules(self, size: int) -> RangeRules:
         """See `PartedStore.range_rules`."""
         return range_rules(self._ranged, size)
 
     def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
-        """See `PartedStore.begin`: there is nothing to ask."""
-        del name, size, attributes, run_id
-        return self._ranged.mark()
+        """See `PartedStore.begin`."""
+        del size, run_id
+        bucket, key = self._ranged, self._key(name)
+        return self._client.request(self._where(name), lambda: bucket.mark(key, attributes))
 
     def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
         """See `PartedStore.range_writer`."""
@@ -97,31 +106,16 @@ class ObjectStore(BucketFiles):
 
     def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
         """See `PartedStore.complete`."""
-        bucket, key, where = self._ranged, self._key(name), self._where(name)
-        try:
-            self._client.request(where, lambda: bucket.join(key, token, size, attributes))
-        except (GoneError, TemporaryError) as error:
-            if not self._is_there(name, size, attributes):
-                if isinstance(error, TemporaryError):
-                    raise
-                raise FileNotFoundError(f"{where}: its unfinished upload was removed, or is not whole") from error
-        found = self._head(name).size
-        if found != size:
-            raise IntegrityError(f"{where}: the server holds {found} bytes, {size} were sent")
+        assert attributes, "by these a twin's object is known"
+        bucket, key = self._ranged, self._key(name)
+        object_ = Publication(bucket, key, self._where(name), size, attributes)
+        object_.by(lambda: bucket.join(key, token, size, attributes))
 
     def give_up(self, name: str, token: str) -> None:
-        """Nothing, as in `PartedUpload.abort`: what is taken away there is taken away from twins, too."""
-
-    def _is_there(self, name: str, size: int, attributes: Mapping[str, str]) -> bool:
-        """Whether somebody else completed it."""
-        try:
-            found = self._head(name)
-        except FileNotFoundError:
-            return False
-        return found.size == size and {**found.attributes, IDENTITY_ATTRIBUTE: ""} == {
-            **attributes,
-            IDENTITY_ATTRIBUTE: "",
-        }
+        """See `PartedStore.give_up`, as far as it does no harm to twins."""
+        bucket, key = self._ranged, self._key(name)
+        with contextlib.suppress(FileNotFoundError):
+            self._client.request(self._where(name), lambda: bucket.give_up(key, token))
 
     @property
     def _ranged(self) -> RangedBucket:
@@ -137,10 +131,8 @@ class ObjectStore(BucketFiles):
     def delete(self, name: str) -> None:
         """See `Store.delete`."""
         key = self._key(name)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._client.request(self._where(name), lambda: self._bucket.delete(key))
-        except FileNotFoundError:
-            return
 
     def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
         """See `Store.leftovers`: uploads of exactly these keys that never became objects, where the server tells."""
@@ -151,7 +143,7 @@ class ObjectStore(BucketFiles):
             found += self._client.request(self._where(""), functools.partial(self._bucket.unfinished, prefix))
         return tuple(
             sorted(
-                Leftover(wanted[upload.key], "", upload.age_seconds, upload.size)
+                Leftover(wanted[upload.key], upload.token, upload.age_seconds, upload.size)
                 for upload in found
                 if upload.key in wanted and upload.age_seconds >= older_than_seconds
             )
@@ -160,10 +152,10 @@ class ObjectStore(BucketFiles):
     def delete_leftover(self, leftover: Leftover) -> None:
         """See `Store.delete_leftover`."""
         key = self._key(leftover.name)
-        try:
-            self._client.request(self._where(leftover.name), lambda: self._bucket.remove_unfinished(key))
-        except FileNotFoundError:
-            return
+        with contextlib.suppress(FileNotFoundError):
+            self._client.request(
+                self._where(leftover.name), lambda: self._bucket.remove_unfinished(key, leftover.token)
+            )
 
     def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
         """Fill `into` by requests side by side; when this returns or raises, nothing writes into it any more."""

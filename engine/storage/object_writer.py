@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
 from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
-from .object_bucket import Bucket, PartedUpload
+from .object_bucket import Bucket, ObjectInfo, PartedUpload
 from .object_client import GoneError
 from .requests import InFlight
 
@@ -47,14 +48,14 @@ class ObjectWriter:
         assert self._open, "write after commit or discard"
         view = memoryview(data).cast("B")
         if self._sent + self._filled + len(view) > self._size:
-            raise IntegrityError(f"{self._where}: more bytes than the {self._size} that were announced")
+            raise IntegrityError(f"{self._where}: more than the expected {self._size} bytes were written")
         while len(view):
-            if self._filled == self._part_bytes:  # there is more, so this is not the last part
-                self._send_part()
             count = min(len(view), self._part_bytes - self._filled)
             self._buffer[self._filled : self._filled + count] = view[:count]
             self._filled += count
             view = view[count:]
+            if self._filled == self._part_bytes and self._sent + self._filled < self._size:
+                self._send_part()
 
     def commit(self) -> None:
         """See `Writer.commit`; the last request shows the object, all or nothing."""
@@ -63,20 +64,15 @@ class ObjectWriter:
             raise IntegrityError(
                 f"{self._where}: {self._sent + self._filled} bytes were written, expected {self._size}"
             )
-        if self._parts is not None:
+        if self._upload is not None and self._parts is not None:
+            if self._upload.most_parts_at_once > 1:
+                self._send_part()  # the last one goes beside the others
             with self._removed():
                 self._parts.settle()
         body = self._take_buffer()
-        try:
-            self._client.request(self._where, lambda: self._finish(body), len(body))
-        except GoneError as error:
-            if not self._is_published():
-                raise FileNotFoundError(f"{self._where}: its unfinished upload was removed") from error
-        except TemporaryError:
-            if not self._is_published():
-                raise
+        object_ = Publication(self._bucket, self._key, self._where, self._size, self._attributes, self._identity)
+        object_.by(lambda: self._finish(body), len(body))
         self._open = False
-        self._check_published()
 
     def discard(self) -> None:
         """See `Writer.discard`; what the server does not take back is invisible, and left for `gc` or its own clock."""
@@ -118,23 +114,62 @@ class ObjectWriter:
         try:
             yield
         except GoneError as error:
-            raise FileNotFoundError(f"{self._where}: its unfinished upload was removed") from error
+            raise FileNotFoundError(f"{self._where}: {error}") from error
 
-    def _is_published(self) -> bool:
-        """Whether the object is there: ours, or a twin's of the same plan, which is byte for byte the same."""
+
+@dataclass(frozen=True)
+class Publication:
+    """An object that is to become visible, and how it is known when it is there."""
+
+    bucket: Bucket
+    key: str
+    where: str
+    """Our URL of it, for messages."""
+    size: int
+    """Bytes."""
+    attributes: Mapping[str, str]
+    """A twin's object has the same, if there are any: it is of the same plan, and byte for byte the same."""
+    identity: str | None = None
+    """Ours alone has this, if there is one."""
+
+    def by(self, last: Callable[[], Awaitable[None]], size: int = 0) -> None:
+        """Send the last request of its upload, and see that all of it is there.
+
+        After a lost answer it may be there although the request failed.
+
+        Args:
+            last: sends that request.
+            size: bytes that it moves.
+
+        Raises:
+            IntegrityError: the object has another size.
+            FileNotFoundError: its upload is gone, and it is not there.
+        """
         try:
-            info = self._client.request(self._where, lambda: self._bucket.head(self._key))
+            self.bucket.client.request(self.where, last, size)
+        except (FileNotFoundError, GoneError, TemporaryError) as error:
+            if self._is_there():
+                return
+            if isinstance(error, GoneError):
+                raise FileNotFoundError(f"{self.where}: {error}") from error
+            raise
+        found = self._head().size
+        if found != self.size:
+            raise IntegrityError(
+                f"{self.where}: the server holds {found} bytes, {self.size} were sent",
+                "The store did not keep what it confirmed; do not use this output.",
+            )
+
+    def _is_there(self) -> bool:
+        try:
+            info = self._head()
         except FileNotFoundError:
             return False
         found = dict(info.attributes)
-        ours = found.pop(IDENTITY_ATTRIBUTE, None) == self._identity
-        twin = bool(self._attributes) and found == self._attributes
-        return info.size == self._size and (ours or twin)
+        identity = found.pop(IDENTITY_ATTRIBUTE, None)
+        ours = self.identity is not None and identity == self.identity
+        twin = bool(self.attributes) and found == self.attributes
+        return info.size == self.size and (ours or twin)
 
-    def _check_published(self) -> None:
-        info = self._client.request(self._where, lambda: self._bucket.head(self._key))
-        if info.size != self._size:
-            raise IntegrityError(
-                f"{self._where}: the server holds {info.size} bytes, {self._size} were sent",
-                "The store did not keep what it confirmed; do not use this output.",
-            )
+    def _head(self) -> ObjectInfo:
+        return self.bucket.client.request(self.where, lambda: self.bucket.head(self.key))

@@ -1,237 +1,284 @@
-"""Files under a prefix of an S3 bucket: ranged reads of one version, and objects that appear whole or not at all."""
+"""S3 through s3fs's credentials: conditions by ETag, multipart uploads that are known by their ids.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
-from ..errors import InputError, TemporaryError
-from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
-from .bucket_ranges import RangeWriter
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
-from .requests import side_by_side
-from .s3_client import GarbledError, RefusedError, S3Client, shared_client
-from .s3_ranges import begin_upload, complete_upload, range_rules, range_writer
-from .s3_writer import S3Writer, from_metadata
+from ..errors import InputError, IntegrityError, TemporaryError
+from .bucket_files import part_size_bytes
+from .object_bucket import ObjectInfo, Unfinished, check_limit
+from .object_client import ConditionError, GoneError
+from .protocol import UnjoinableError
+from .s3_client import RefusedError, S3Client
+
+MAX_PARTS = 10_000
+"""S3's own limit of parts in one upload."""
+LEAST_PART_BYTES = 5 << 20
+"""S3's own limit of all parts but the last."""
+GRAIN_BYTES = 1 << 20
+"""Parts that are larger than usual are whole MiB."""
+JOIN_TRIES = 3
+"""Of completing an upload by what its list of parts says: a twin may send one again in between, and where ETags are no
+digests it has another one then."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CHANGED = {"PreconditionFailed", "412"}
 _BEYOND_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
+_GONE = {"NoSuchUpload", "404"}
+_UNFIT = {"InvalidPart", "InvalidPartOrder", "EntityTooSmall"}
+_DENIED = {"AccessDenied", "403"}
+_CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
 
 
-class S3Store(BucketFiles):
-    """A prefix of a bucket."""
+class S3Bucket:
+    """A bucket; see `RangedBucket`."""
 
-    def __init__(self, bucket: str, prefix: str, client: S3Client | None = None) -> None:
-        super().__init__(f"s3://{bucket}", prefix)
-        self._bucket = bucket
-        self._client = client or shared_client()
+    granularity_bytes = GRAIN_BYTES
+    most_parts = MAX_PARTS
 
-    def info(self, name: str) -> FileInfo:
-        """See `Store.info`; the version is the ETag."""
-        answer = self._client.request("head_object", self._where(name), **self._object(name))
-        info = FileInfo(answer["ContentLength"], _version(answer))
-        self._small_reads.note_size(name, info.version, info.size)
-        return info
+    def __init__(self, name: str, client: S3Client) -> None:
+        self.client = client
+        self._name = name
+        self.url = f"s3://{name}"
 
-    def list(self, folder: str = "") -> list[str]:
-        """See `Store.list`."""
-        arguments = {"Bucket": self._bucket, "Prefix": self._folder(folder), "Delimiter": "/"}
-        keys: list[str] = []
-        while True:
-            answer = self._client.request("list_objects_v2", self._where(folder), **arguments)
-            keys += [entry["Key"] for entry in answer.get("Contents", [])]
-            if not answer.get("IsTruncated"):
-                break
-            arguments["ContinuationToken"] = answer["NextContinuationToken"]
-        return self._names(keys)
+    async def head(self, key: str) -> ObjectInfo:
+        """See `Bucket.head`; the version is the ETag."""
+        found = await self.client.call("head_object", **self._object(key))
+        return ObjectInfo(found["ContentLength"], _version(found), _from_metadata(found.get("Metadata", {})))
 
-    def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
-        """See `Store.read_bytes`."""
-        where = self._where(name)
+    async def keys(self, prefix: str) -> list[str]:
+        """See `Bucket.keys`."""
+        pages = self._pages("list_objects_v2", Bucket=self._name, Prefix=prefix, Delimiter="/")
+        return [entry["Key"] async for page in pages for entry in page.get("Contents", [])]
 
-        async def attempt() -> bytes:
-            async with self._client.transfer(where, limit_bytes):
-                answer = await self._client.call("get_object", where, **self._object(name))
-                with contextlib.closing(answer["Body"]):
-                    size = answer["ContentLength"]
-                    if size > limit_bytes:
-                        raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
-                    # At its end a body is compared with the store's checksum, if it has one.
-                    data: bytes = await answer["Body"].read()
-                    _check_length(len(data), size, where)
-                    return data
-
-        return self._client.run(self._client.repeat(attempt))
-
-    def create(self, name: str, data: bytes) -> bool:
-        """See `Store.create`: If-None-Match, and then a look at what is there.
-
-        The look covers servers that ignore the condition: of two different plans that race for one name there, the
-        one that was overwritten is told so, unless it looked first; all that follows reads the plan again.
-        """
-        where, arguments = self._where(name), {**self._object(name), "body": bytes(data)}
-        if self._exists(name):
-            return False
-        condition: dict[str, Any] = {"IfNoneMatch": "*"}
-
-        async def attempt() -> None:
-            try:
-                await self._client.call("put_object", where, expect=_CHANGED | _NO_CONDITIONS, **condition, **arguments)
-            except GarbledError:
-                condition.clear()  # what is there now is ours and damaged: it is written over
-                raise
-
+    async def get(self, key: str, offset: int, into: memoryview, version: str | None) -> None:
+        """See `Bucket.get`: condition, version, range and length are all checked."""
+        where, end = f"{self.url}/{key}", offset + len(into)
+        condition: dict[str, Any] = {} if version is None else {"IfMatch": f'"{version}"'}
         try:
-            self._client.run(self._client.repeat(attempt))
+            answer = await self.client.call(
+                "get_object", expect=_CHANGED | _BEYOND_END, **self._object(key), **condition,
+                Range=f"bytes={offset}-{end - 1}",
+            )  # fmt: skip
         except RefusedError as error:
             if error.code in _CHANGED:
-                return False
-            self._client.request("put_object", where, **arguments)
-        return self.read_bytes(name, max(len(data), DEFAULT_READ_LIMIT_BYTES)) == data
+                raise ConditionError from error
+            raise _too_short(where, (await self.head(key)).size, end) from error
+        with contextlib.closing(answer["Body"]):
+            if version is not None and _version(answer) != version:
+                raise ConditionError
+            _check_range(answer, offset, len(into), where)
+            _check_length(await answer["Body"].raw_stream.receive(into), len(into), where)
 
-    def replace(self, name: str, data: bytes) -> None:
-        """See `Store.replace`."""
-        arguments = {**self._object(name), "body": bytes(data)}
-        self._client.request("put_object", self._where(name), **arguments)
+    async def read(self, key: str, limit_bytes: int) -> bytes:
+        """See `Bucket.read`; at its end a body is compared with the store's checksum, if it has one."""
+        where = f"{self.url}/{key}"
+        answer = await self.client.call("get_object", **self._object(key))
+        with contextlib.closing(answer["Body"]):
+            check_limit(where, answer["ContentLength"], limit_bytes)
+            data: bytes = await answer["Body"].read()
+            _check_length(len(data), answer["ContentLength"], where)
+            return data
 
-    def writer(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> S3Writer:
-        """See `Store.writer`: a multipart upload, or one request for small files."""
-        del run_id  # an upload has an identity of its own
-        return S3Writer(self._client, self._bucket, self._key(name), self._where(name), size, attributes)
+    async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
+        """See `Bucket.put`: If-None-Match where it is exclusive, if the server knows that."""
+        arguments = {**self._new(key, attributes), "body": data}
+        if exclusive:
+            try:
+                await self.client.call("put_object", expect=_CHANGED | _NO_CONDITIONS, **arguments, IfNoneMatch="*")
+                return
+            except RefusedError as error:
+                if error.code in _CHANGED:
+                    raise ConditionError from error
+        await self.client.call("put_object", **arguments)
+
+    async def delete(self, key: str) -> None:
+        """See `Bucket.delete`; S3 does not tell whether there was one."""
+        await self.client.call("delete_object", **self._object(key))
+
+    async def begin(self, key: str, size: int, attributes: Mapping[str, str]) -> S3Upload:
+        """See `Bucket.begin`."""
+        upload = self._upload(key, await self.mark(key, attributes))
+        await self.client.learn_who_compares(upload)
+        part_bytes = part_size_bytes(size, self.client.limits.part_bytes, GRAIN_BYTES, MAX_PARTS)
+        return S3Upload(self.client, upload, part_bytes)
+
+    async def unfinished(self, prefix: str) -> list[Unfinished]:
+        """See `Bucket.unfinished`: uploads that were neither completed nor aborted."""
+        now = time.time()
+        pages = self._pages("list_multipart_uploads", Bucket=self._name, Prefix=prefix)
+        return [
+            Unfinished(each["Key"], max(0.0, now - each["Initiated"].timestamp()), 0, each["UploadId"])
+            async for page in pages
+            for each in page.get("Uploads", [])
+        ]
+
+    async def remove_unfinished(self, key: str, token: str) -> None:
+        """See `Bucket.remove_unfinished`."""
+        await self.client.call("abort_multipart_upload", **self._upload(key, token))
+
+    # -- ranges ------------------------------------------------------------------------------------------------------
 
     @property
     def takes_ranges(self) -> bool:
-        """See `PartedStore.takes_ranges`: some servers want all parts of an upload equally long."""
-        return self._client.takes_uneven_parts
+        """See `RangedBucket.takes_ranges`: some servers want all parts of an upload equally long."""
+        return self.client.takes_uneven_parts
 
-    def range_rules(self, size: int) -> RangeRules:
-        """See `PartedStore.range_rules`."""
-        return range_rules(size)
+    def least_part_bytes(self, size: int) -> int:
+        """See `RangedBucket.least_part_bytes`."""
+        return max(LEAST_PART_BYTES, -(-size // MAX_PARTS))
 
-    def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
-        """See `PartedStore.begin`: a multipart upload, known by its id."""
-        del size, run_id
-        return begin_upload(self._client, self._where(name), self._object(name), attributes)
+    async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
+        """See `RangedBucket.mark`: the id of a multipart upload."""
+        return str((await self.client.call("create_multipart_upload", **self._new(key, attributes)))["UploadId"])
 
-    def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
-        """See `PartedStore.range_writer`: parts of that upload."""
-        return range_writer(self._client, self._where(name), self._upload(name, token), begin, end, size)
+    async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
+        """See `RangedBucket.send`.
 
-    def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
-        """See `PartedStore.complete`."""
-        complete_upload(self._client, self._where(name), self._upload(name, token), size, attributes)
-
-    def give_up(self, name: str, token: str) -> None:
-        """See `PartedStore.give_up`."""
-        self.delete_leftover(Leftover(name, token, 0.0, 0))
-
-    def attributes(self, name: str) -> Mapping[str, str] | None:
-        """See `Store.attributes`: the object's metadata."""
-        answer = self._client.request("head_object", self._where(name), **self._object(name))
-        found = from_metadata(answer.get("Metadata", {}))
-        found.pop(IDENTITY_ATTRIBUTE, None)
-        return found
-
-    def delete(self, name: str) -> None:
-        """See `Store.delete`."""
-        self._client.request("delete_object", self._where(name), **self._object(name))
-
-    def leftovers(self, names: Collection[str], older_than_seconds: float = 0.0) -> tuple[Leftover, ...]:
-        """See `Store.leftovers`: uploads of exactly these keys that were neither completed nor aborted."""
-        wanted = {self._key(name): name for name in names}
-        folders = sorted({key.rpartition("/")[0] for key in wanted})
-        now = time.time()
-        found = []
-        for folder in folders:
-            for upload in self._uploads(f"{folder}/" if folder else ""):
-                age_seconds = max(0.0, now - upload["Initiated"].timestamp())
-                if upload["Key"] in wanted and age_seconds >= older_than_seconds:
-                    found.append(Leftover(wanted[upload["Key"]], upload["UploadId"], age_seconds, 0))
-        return tuple(sorted(found))
-
-    def delete_leftover(self, leftover: Leftover) -> None:
-        """See `Store.delete_leftover`."""
-        upload = self._upload(leftover.name, leftover.token)
-        try:
-            self._client.request("abort_multipart_upload", self._where(leftover.name), **upload)
-        except FileNotFoundError:
-            return
-
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
-        """Fill `into` by requests side by side; when this returns or raises, nothing writes into it any more."""
-
-        async def piece(begin: int) -> None:
-            part = into[begin : begin + step]
-            await self._client.repeat(lambda: self._get_range(name, offset + begin, part, version))
-
-        step = self._client.limits.piece_bytes
-        self._client.run(side_by_side(range(0, len(into), step), piece))
-
-    async def _get_range(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
-        """One ranged request, checked: version, range, and length of what comes."""
-        where = self._where(name)
-        condition: dict[str, Any] = {} if version is None else {"IfMatch": f'"{version}"'}
-        async with self._client.transfer(where, len(into)):
-            try:
-                answer = await self._client.call(
-                    "get_object", where, expect=_CHANGED | _BEYOND_END, **self._object(name), **condition,
-                    Range=f"bytes={offset}-{offset + len(into) - 1}",
-                )  # fmt: skip
-            except RefusedError as error:
-                if error.code in _CHANGED:
-                    raise self._changed(name) from error
-                size = (await self._client.call("head_object", where, **self._object(name)))["ContentLength"]
-                raise _too_short(where, size, offset + len(into)) from error
-            with contextlib.closing(answer["Body"]):
-                if version is not None and _version(answer) != version:
-                    raise self._changed(name)
-                _check_range(answer, offset, len(into), where)
-                _check_length(await answer["Body"].raw_stream.receive(into), len(into), where)
-
-    # -- names -------------------------------------------------------------------------------------------------------
-
-    def _object(self, name: str) -> dict[str, Any]:
-        return {"Bucket": self._bucket, "Key": self._key(name)}
-
-    def _upload(self, name: str, token: str) -> dict[str, Any]:
-        return {**self._object(name), "UploadId": token}
-
-    def _exists(self, name: str) -> bool:
-        try:
-            self.info(name)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _changed(self, name: str) -> InputError:
-        return InputError(
-            f"{self._where(name)}: changed while in use (its ETag is another)",
-            "Restore the object, or start a new output from the changed inputs.",
+        S3 puts parts together in the order of their numbers, whatever their sizes. So a part is numbered by where it
+        begins in the object: whoever sends a range knows its numbers, and sends the same when it sends it again.
+        """
+        await self.client.call(
+            "upload_part", body=body, PartNumber=self._number(offset, size), **self._upload(key, mark)
         )
 
-    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
-        arguments = {"Bucket": self._bucket, "Prefix": prefix}
-        while True:
-            answer = self._client.request("list_multipart_uploads", self._where(""), **arguments)
-            yield from answer.get("Uploads", [])
-            if not answer.get("IsTruncated"):
+    async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
+        """See `RangedBucket.join`: one request lists the parts that were sent, one completes the upload."""
+        del attributes  # they came with the upload's beginning
+        upload = self._upload(key, mark)
+        for _ in range(JOIN_TRIES):
+            try:
+                await _complete(self.client, upload, await self._sent(upload, size), expect=_UNFIT)
+            except RefusedError as error:
+                refusal = error
+            else:
                 return
-            arguments["KeyMarker"] = answer["NextKeyMarker"]
-            arguments["UploadIdMarker"] = answer["NextUploadIdMarker"]
+        raise UnjoinableError(
+            f"{self.url}/{key}: the server does not put its parts together ({refusal.code})"
+        ) from refusal
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """See `RangedBucket.give_up`: a twin has an upload of its own."""
+        await self.remove_unfinished(key, mark)
+
+    async def _sent(self, upload: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
+        """What completing takes of all parts that the server has; RefusedError where they cannot be listed."""
+        where, place, parts = f"{self.url}/{upload['Key']}", 0, []
+        async for page in self._pages("list_parts", expect=_DENIED, **upload):
+            for part in page.get("Parts", []):
+                if part["PartNumber"] != self._number(place, size):
+                    raise IntegrityError(f"{where}: nothing was uploaded at byte {place}")
+                parts.append(_as_completed(part["PartNumber"], part))
+                place += part["Size"]
+        if place != size:
+            raise IntegrityError(f"{where}: {place} bytes were written, expected {size}")
+        return parts
+
+    def _number(self, offset: int, size: int) -> int:
+        """Of the part that begins at a byte of an object of `size` bytes; from 1."""
+        return offset // self.least_part_bytes(size) + 1
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _object(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._name, "Key": key}
+
+    def _upload(self, key: str, token: str) -> dict[str, Any]:
+        return {**self._object(key), "UploadId": token}
+
+    def _new(self, key: str, attributes: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            **self._object(key), "Metadata": _to_metadata(attributes), "ContentType": "application/octet-stream",
+        }  # fmt: skip
+
+    async def _pages(
+        self, method: str, expect: Collection[str] = (), **arguments: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """All answers to a question for a list; each says with which marker the next one is asked for."""
+        while True:
+            page = await self.client.call(method, expect=expect, **arguments)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            arguments |= {name.removeprefix("Next"): page[name] for name in page if name.startswith("Next")}
 
 
-def _version(answer: dict[str, Any]) -> str:
+class S3Upload:
+    """A multipart upload; see `PartedUpload`.
+
+    Args:
+        upload: bucket, key and upload id.
+        part_bytes: of all parts but the last.
+    """
+
+    most_parts_at_once = MAX_PARTS
+
+    def __init__(self, client: S3Client, upload: Mapping[str, Any], part_bytes: int) -> None:
+        self._client = client
+        self._upload = upload
+        self._part_bytes = part_bytes
+        self._parts: dict[int, dict[str, Any]] = {}
+
+    async def part(self, offset: int, body: bytes) -> None:
+        """See `PartedUpload.part`."""
+        number = offset // self._part_bytes + 1
+        answer = await self._client.call("upload_part", body=body, PartNumber=number, **self._upload)
+        self._parts[number] = _as_completed(number, answer)
+
+    async def finish(self, offset: int, body: bytes) -> None:
+        """See `PartedUpload.finish`: completing is one request, all or nothing."""
+        if body:
+            await self.part(offset, body)
+        await _complete(self._client, self._upload, [self._parts[number] for number in sorted(self._parts)])
+
+    async def abort(self) -> None:
+        """See `PartedUpload.abort`."""
+        await self._client.call("abort_multipart_upload", **self._upload)
+
+
+async def _complete(
+    client: S3Client, upload: Mapping[str, Any], parts: list[dict[str, Any]], expect: Collection[str] = ()
+) -> None:
+    """Make an object of parts; GoneError where the upload is no more."""
+    try:
+        await client.call(
+            "complete_multipart_upload", expect=_GONE | {*expect}, **upload, MultipartUpload={"Parts": parts}
+        )
+    except RefusedError as error:
+        if error.code in _GONE:
+            raise GoneError from error
+        raise
+
+
+def _as_completed(number: int, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What completing an upload takes of a part, from what the server said of it."""
+    found = {name: answer[name] for name in _CHECKSUMS if name in answer}
+    return {"PartNumber": number, "ETag": answer["ETag"], **found}
+
+
+def _to_metadata(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Attributes as object metadata, which travels in HTTP headers: underscores get lost there, dashes do not."""
+    return {name.replace("_", "-"): value for name, value in attributes.items()}
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The reverse of `_to_metadata`."""
+    return {name.lower().replace("-", "_"): value for name, value in metadata.items()}
+
+
+def _version(answer: Mapping[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
 
 
-def _check_range(answer: dict[str, Any], offset: int, count: int, where: str) -> None:
+def _check_range(answer: Mapping[str, Any], offset: int, count: int, where: str) -> None:
     """Check that the answer is about the bytes that were asked for, before any of them is used."""
     text = str(answer.get("ContentRange", ""))
     match = _CONTENT_RANGE.fullmatch(text)

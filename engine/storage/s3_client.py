@@ -1,14 +1,12 @@
-"""One S3 client per process, made by s3fs: bounded requests, shared retries, and every failure in our own words."""
+"""One S3 client per process, made by s3fs: what it asks, how bodies are protected, and failures in our own words."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +18,8 @@ import s3fs
 import urllib3.exceptions
 
 from ..errors import AnabranchError, InputError, ResourceError, TemporaryError
-from .requests import AGAIN, LoopClient, RequestLimits, Result
+from .object_client import ExpiredCredentialsError, GarbledError, ObjectClient
+from .requests import AGAIN, RequestLimits
 from .retry import Retry
 from .s3_session import Outgoing, S3Session
 
@@ -61,14 +60,6 @@ _OTHER_BODY = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest", "Signa
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
 
-class ExpiredCredentialsError(ResourceError):
-    """The server says that credentials are no longer valid; a fresh session may have newer ones."""
-
-
-class GarbledError(TemporaryError):
-    """Bytes changed on their way to the server, which has kept them so."""
-
-
 class RefusedError(Exception):
     """An answer that the caller said it expects, by its error code."""
 
@@ -77,21 +68,21 @@ class RefusedError(Exception):
         self.code = code
 
 
-@dataclass
-class S3Client(LoopClient):
-    """Requests to S3, run on fsspec's event loop and awaited by ordinary threads.
+class S3Client(ObjectClient):
+    """Requests to S3 by s3fs's client.
 
     Endpoint, profile, region, addressing style and credentials come from the configuration of fsspec and AWS
     (environment, `~/.aws`, fsspec's own files), never from recipes or URLs.
+
+    Args:
+        options: arguments of `s3fs.S3FileSystem` beyond that configuration; for tests.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `s3fs.S3FileSystem` beyond that configuration; for tests."""
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    retry: Retry = field(default_factory=Retry)
-
-    def __post_init__(self) -> None:
-        self._fs: Any = s3fs.S3FileSystem(skip_instance_cache=True, **self.options)
+    def __init__(
+        self, options: Mapping[str, Any] | None = None, limits: RequestLimits | None = None, retry: Retry | None = None
+    ) -> None:
+        super().__init__(translate, limits or RequestLimits(), retry or Retry())
+        self._fs: Any = s3fs.S3FileSystem(skip_instance_cache=True, **(options or {}))
         # One place retries: not s3fs, nor botocore below it.
         self._fs.retries = 1
         self._fs.config_kwargs = {
@@ -102,9 +93,6 @@ class S3Client(LoopClient):
             **self._fs.config_kwargs,
             "retries": {"total_max_attempts": 1},
         }
-        self._slots = asyncio.Semaphore(self.limits.requests_in_flight)
-        self._refresh_lock = asyncio.Lock()
-        self._session_number = 0
         self._prepared: Any = None
         self._md5_etags: bool | None = None
         self._other_etags = 0
@@ -114,70 +102,36 @@ class S3Client(LoopClient):
         loop: asyncio.AbstractEventLoop = self._fs.loop  # raises in a process that was forked meanwhile
         return loop
 
-    def request(self, method: str, where: str, *, expect: Collection[str] = (), **arguments: Any) -> dict[str, Any]:
-        """One small request, repeated as often as the retry policy allows; see `call`."""
-
-        async def attempt() -> dict[str, Any]:
-            return await self.call(method, where, expect=expect, **arguments)
-
-        return self.run(self.repeat(attempt))
-
-    async def repeat(self, operation: Callable[[], Awaitable[Result]]) -> Result:
-        """Await `operation()` again after temporary errors, and once after renewing expired credentials."""
-        attempt, renewed = 1, False
-        while True:
-            session = self._session_number
-            try:
-                result = await operation()
-            except ExpiredCredentialsError:
-                if renewed:
-                    raise
-                renewed = True
-                await self._renew_session(session)
-            except TemporaryError:
-                delay_seconds = self.retry.next_delay_seconds(attempt)
-                if delay_seconds is None:
-                    raise
-                await asyncio.sleep(delay_seconds)
-                attempt += 1
-            else:
-                self.retry.budget.earn()
-                return result
+    async def renew(self) -> None:
+        """See `ObjectClient.renew`."""
+        await self._fs.set_session(refresh=True)
 
     async def call(
-        self,
-        method: str,
-        where: str,
-        *,
-        expect: Collection[str] = (),
-        body: bytes | memoryview | None = None,
-        **arguments: Any,
+        self, method: str, *, expect: Collection[str] = (), body: bytes | None = None, **arguments: Any
     ) -> dict[str, Any]:
         """One request, once.
 
         Args:
             method: of the botocore client, such as "head_object".
-            where: our URL of the file or folder, for messages.
             expect: error codes that the caller handles; raised as RefusedError.
-            body: what is sent; its size adds to the deadline.
+            body: what is sent, as an object's bytes.
             arguments: of the method.
         """
         if body is not None:
             arguments["Body"] = Outgoing(memoryview(body))
         try:
-            async with asyncio.timeout(self.limits.deadline_seconds(len(body or b""))):
-                await self._prepare()
-                answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
-                if body is not None:
-                    await self._check_received(answer, body, where)
-                return answer
-        except Exception as error:  # noqa: BLE001 - every failure is translated or passed on
-            cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
-            if isinstance(cause, botocore.exceptions.ClientError):
-                code = _code(cause)
-                if code in expect:
-                    raise RefusedError(code) from cause
-            raise translate(cause, where) from cause
+            await self._prepare()
+            answer: dict[str, Any] = await self._fs._call_s3(method, **arguments)
+        except Exception as error:
+            cause = _answer_in(error)
+            if cause is None:
+                raise
+            if (code := _code(cause)) in expect:
+                raise RefusedError(code) from cause
+            raise cause from error
+        if body is not None:
+            await self._check_received(answer, body, f"s3://{arguments['Bucket']}/{arguments['Key']}")
+        return answer
 
     async def _prepare(self) -> None:
         """Tell the client of this session, a new one after credentials were renewed, how bodies are signed."""
@@ -186,7 +140,7 @@ class S3Client(LoopClient):
             client.meta.events.register("before-sign.s3.UploadPart", _sign_no_body_in_tls)
             self._prepared = client
 
-    async def _check_received(self, answer: dict[str, Any], body: bytes | memoryview, where: str) -> None:
+    async def _check_received(self, answer: dict[str, Any], body: bytes, where: str) -> None:
         """Compare what a server says that it got with what was sent, where nothing else protects it on its way.
 
         Bodies travel with a checksum, which servers compare, but for a few that only keep it. TLS lets no bit change.
@@ -227,11 +181,11 @@ class S3Client(LoopClient):
             return
         body = Outgoing(memoryview(b"\0"), sent=memoryview(b"\1"))
         try:
-            async with asyncio.timeout(self.limits.answer_seconds):
+            async with asyncio.timeout(self.limits.idle_seconds):
                 await self._fs._call_s3("upload_part", **upload, PartNumber=1, Body=body)
         except Exception as error:  # noqa: BLE001 - the parts meet the same, and tell it
-            cause = error.__cause__ if isinstance(error.__cause__, botocore.exceptions.ClientError) else error
-            if isinstance(cause, botocore.exceptions.ClientError) and _code(cause) in _OTHER_BODY:
+            cause = _answer_in(error)
+            if cause is not None and _code(cause) in _OTHER_BODY:
                 self._compares = True
         else:
             self._compares = False
@@ -246,24 +200,6 @@ class S3Client(LoopClient):
         """Whether the server, as far as is known of it, makes an object of parts that are not equally long."""
         host = urlsplit(str(self._fs.s3.meta.endpoint_url)).hostname or ""
         return not host.endswith(_EVEN_PARTS)
-
-    @contextlib.asynccontextmanager
-    async def transfer(self, where: str, size: int) -> AsyncIterator[None]:
-        """Hold one of the slots for reads while a body of `size` bytes comes in, for a bounded time."""
-        try:
-            async with self._slots, asyncio.timeout(self.limits.deadline_seconds(size)):
-                yield
-        except Exception as error:
-            replacement = translate(error, where)
-            if replacement is error:
-                raise
-            raise replacement from error
-
-    async def _renew_session(self, session: int) -> None:
-        async with self._refresh_lock:
-            if session == self._session_number:
-                await self._fs.set_session(refresh=True)
-                self._session_number += 1
 
 
 @functools.cache
@@ -288,6 +224,12 @@ def _sign_no_body_in_tls(request: Any, **_: Any) -> None:
     if request.url.startswith("https://") and "payload_signing_enabled" not in own:
         unsigned = botocore.config.Config(s3={**own, "payload_signing_enabled": False})
         request.context["client_config"] = config.merge(unsigned)
+
+
+def _answer_in(error: BaseException) -> BaseException | None:
+    """The server's answer where it refused something; s3fs has words of its own around it."""
+    cause = error.__cause__ or error
+    return cause if isinstance(cause, botocore.exceptions.ClientError) else None
 
 
 def _code(error: Any) -> str:

@@ -7,11 +7,11 @@ import functools
 import pytest
 
 from anabranch.engine.errors import ResourceError
-from anabranch.engine.storage.s3 import S3Store
 
 from ..contract.bucket_contract import BucketContract, pattern
 from ..contract.range_contract import ATTRIBUTES, RangeContract
 from ..contract.store_contract import RUN_ID
+from .servers import bucket_of, store_of
 
 PART = 5 << 20
 
@@ -35,7 +35,7 @@ class S3Contract(BucketContract, RangeContract):
     @pytest.fixture
     def store(self, server, request):
         client, bucket = _client_and_bucket(server)
-        return S3Store(bucket, f"models/{request.node.name}", client)
+        return store_of(bucket, f"models/{request.node.name}", client)
 
     def test_unfinished_writes_are_left_over_and_can_be_deleted(self, store):
         size = PART + 1
@@ -82,35 +82,35 @@ class S3Contract(BucketContract, RangeContract):
     def test_long_listings_are_read_to_their_end(self, store):
         for number in range(7):
             store.replace(f"many/{number}", b"")
-        original = store._client.request
+        original = store._client.call
         calls = []
 
-        def small_pages(method, where, **arguments):
+        async def small_pages(method, **arguments):
             calls.append(method)
-            return original(method, where, **arguments, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+            return await original(method, **arguments, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
 
-        store._client.request = small_pages
+        store._client.call = small_pages
         try:
             assert store.list("many") == [f"many/{number}" for number in range(7)]
         finally:
-            del store._client.request
+            del store._client.call
         assert calls == ["list_objects_v2"] * 3
 
     def test_long_lists_of_parts_are_read_to_their_end(self, store):
         data = pattern(4 * PART)
         token = self.whole(store, data)
-        original = store._client.request
+        original = store._client.call
         calls = []
 
-        def small_pages(method, where, **arguments):
+        async def small_pages(method, **arguments):
             calls.append(method)
-            return original(method, where, **arguments, **({"MaxParts": 3} if method == "list_parts" else {}))
+            return await original(method, **arguments, **({"MaxParts": 3} if method == "list_parts" else {}))
 
-        store._client.request = small_pages
+        store._client.call = small_pages
         try:
             store.complete("big", token, len(data), ATTRIBUTES)
         finally:
-            del store._client.request
+            del store._client.call
         assert calls.count("list_parts") == 2
         assert store.read_bytes("big") == data
 
@@ -128,11 +128,11 @@ class S3Contract(BucketContract, RangeContract):
 
     def test_a_missing_bucket_is_a_resource_error(self, server):
         with pytest.raises(ResourceError, match="NoSuchBucket"):
-            S3Store("no-such-bucket-here", "x", server.client()).list()
+            store_of("no-such-bucket-here", "x", server.client()).list()
 
     def test_a_whole_bucket_is_a_store(self, server):
         client = server.client()
-        store = S3Store(server.bucket(client), "", client)
+        store = store_of(server.bucket(client), "", client)
         store.replace("a", b"1")
         store.replace("f/b", b"1")
         assert store.list() == ["a"]
@@ -144,6 +144,6 @@ class S3Contract(BucketContract, RangeContract):
         if not self.checks_credentials:
             pytest.skip("this server accepts any credentials")
         with pytest.raises(ResourceError) as caught:
-            S3Store(store._bucket, "x", client).list()
+            store_of(bucket_of(store), "x", client).list()
         assert "credentials" in str(caught.value)
         assert "not-the-secret" not in repr(caught.value.__cause__) + str(caught.value)

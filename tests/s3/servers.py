@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anabranch.engine.storage.object_store import ObjectStore
 from anabranch.engine.storage.requests import RequestLimits
 from anabranch.engine.storage.retry import Retry, RetryBudget
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.s3 import S3Bucket
 from anabranch.engine.storage.s3_client import S3Client
 
 READY_SECONDS = 60.0
@@ -34,33 +35,33 @@ class Server:
     secret: str
     config: tuple[tuple[str, Any], ...] = ()
 
+    def options(self, endpoint: str = "", **options: Any) -> dict[str, Any]:
+        """Arguments of s3fs."""
+        return {
+            "endpoint_url": endpoint or self.endpoint,
+            "key": self.key,
+            "secret": self.secret,
+            "client_kwargs": {"region_name": "us-east-1"},
+            "config_kwargs": {"s3": {"addressing_style": "path"}, **dict(self.config)},
+            **options,
+        }
+
     def client(
         self, *, endpoint: str = "", limits: RequestLimits | None = None, retry: Retry | None = None, **options: Any
     ) -> S3Client:
         """A client of its own; quick retries and small parts unless told otherwise."""
-        return S3Client(
-            {
-                "endpoint_url": endpoint or self.endpoint,
-                "key": self.key,
-                "secret": self.secret,
-                "client_kwargs": {"region_name": "us-east-1"},
-                "config_kwargs": {"s3": {"addressing_style": "path"}, **dict(self.config)},
-                **options,
-            },
-            limits or quick_limits(),
-            retry or quick_retry(),
-        )
+        return S3Client(self.options(endpoint, **options), limits or quick_limits(), retry or quick_retry())
 
     def bucket(self, client: S3Client) -> str:
         """A fresh bucket."""
         name = f"test-{secrets.token_hex(6)}"
-        client.request("create_bucket", name, Bucket=name)
+        client.request(name, lambda: client.call("create_bucket", Bucket=name))
         return name
 
-    def store(self, prefix: str = "models/out") -> S3Store:
+    def store(self, prefix: str = "models/out") -> ObjectStore:
         """An empty store in a fresh bucket."""
         client = self.client()
-        return S3Store(self.bucket(client), prefix, client)
+        return store_of(self.bucket(client), prefix, client)
 
     def environment(self) -> dict[str, str]:
         """Variables with which an unchanged command line finds this server."""
@@ -72,6 +73,16 @@ class Server:
         }
         checksums = dict(self.config).get("request_checksum_calculation")
         return names | ({"AWS_REQUEST_CHECKSUM_CALCULATION": checksums} if checksums else {})
+
+
+def store_of(bucket: str, prefix: str, client: S3Client) -> ObjectStore:
+    """The store of a prefix."""
+    return ObjectStore(S3Bucket(bucket, client), prefix)
+
+
+def bucket_of(store: ObjectStore) -> str:
+    """The name of its bucket."""
+    return store.url.split("/")[2]
 
 
 def quick_limits(**changes: Any) -> RequestLimits:

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from anabranch.engine.errors import ResourceError
-from anabranch.engine.storage.s3 import S3Store
 
 from .fault_proxy import HttpFault, fault_proxy
 from .s3_contract import PART, S3Contract, pattern
+from .servers import store_of
 
 pytestmark = pytest.mark.s3
 
@@ -44,7 +44,8 @@ def test_a_read_only_bucket_is_a_resource_error(ceph):
         "Effect": "Deny", "Principal": "*", "Action": ["s3:PutObject"], "Resource": [f"arn:aws:s3:::{bucket}/*"],
     }  # fmt: skip
     policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    ceph.client().request("put_bucket_policy", bucket, Bucket=bucket, Policy=policy)
+    client = ceph.client()
+    client.request(bucket, lambda: client.call("put_bucket_policy", Bucket=bucket, Policy=policy))
     assert store.read_bytes("x") == b"1"
     for write in (
         lambda: store.create("plan", b"1"),
@@ -61,7 +62,7 @@ def test_where_the_server_compares_bodies_nobody_does_it_again(ceph):
     direct, data = ceph.store(), pattern(2 * PART + 5)
     bucket, prefix = direct.url.removeprefix("s3://").split("/", 1)
     with fault_proxy(ceph.endpoint) as proxy:
-        store = S3Store(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
+        store = store_of(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
         writer = store.writer("big", len(data), {"plan_id": "p"}, "run1")
         writer.write(data)
         writer.commit()
@@ -76,7 +77,7 @@ def test_bits_that_flip_on_their_way_are_refused_by_the_server_and_sent_again(ce
     direct, data = ceph.store(), pattern(2 * PART + 5)
     bucket, prefix = direct.url.removeprefix("s3://").split("/", 1)
     with fault_proxy(ceph.endpoint) as proxy:
-        store = S3Store(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
+        store = store_of(bucket, prefix, ceph.client(endpoint=proxy.endpoint))
         proxy.script(HttpFault("PUT", "/plan", flip_sent=1), HttpFault("PUT", "partNumber=2", flip_sent=1))
         assert store.create("plan", b"ours")
         writer = store.writer("big", len(data), {"plan_id": "p"}, "run1")

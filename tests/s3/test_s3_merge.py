@@ -16,12 +16,12 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
 
 from ..adapters import write_adapter
 from ..merging import merge, merge_parts, write_checkpoint, write_recipe
 from .fault_proxy import HttpFault, fault_proxy
-from .servers import Server
+from .servers import Server, store_of
 
 SHARDS = 12
 ROWS, COLUMNS = 768, 1024
@@ -48,8 +48,8 @@ class Site:
         merge(self.write_recipe("local.yml", str(folder)), folder / "expected")
         self.expected = folder / "expected"
 
-    def store(self, name: str) -> S3Store:
-        return S3Store(self._bucket, name, self._client)
+    def store(self, name: str) -> ObjectStore:
+        return store_of(self._bucket, name, self._client)
 
     def upload(self, source: Path, name: str) -> None:
         store = self.store(name)

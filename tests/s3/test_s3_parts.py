@@ -14,7 +14,7 @@ from anabranch.cluster.leftovers import find_leftovers
 from anabranch.engine.errors import InputError, IntegrityError, TemporaryError
 from anabranch.engine.plan import Receipt
 from anabranch.engine.storage import UnjoinableError
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
 from anabranch.engine.storage.s3_client import S3Client
 
 from ..contract.range_contract import ATTRIBUTES
@@ -23,7 +23,7 @@ from ..merging import merge
 from ..parted_shards import METHODS, Writing, write
 from .fault_proxy import FaultProxy, HttpFault, fault_proxy
 from .s3_contract import PART, pattern
-from .servers import Server
+from .servers import Server, store_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.faults]
 
@@ -52,9 +52,9 @@ def bucket(moto: Server, client: S3Client) -> str:
 
 
 @pytest.fixture
-def store(bucket: str, client: S3Client, proxy: FaultProxy) -> S3Store:
+def store(bucket: str, client: S3Client, proxy: FaultProxy) -> ObjectStore:
     proxy.script()
-    return S3Store(bucket, f"out{next(numbers)}", client)
+    return store_of(bucket, f"out{next(numbers)}", client)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def assert_same(store: S3Store, recipe: Path, receipt: Receipt) -> None:
+def assert_same(store: ObjectStore, recipe: Path, receipt: Receipt) -> None:
     expected = recipe.parent / "expected"
     assert receipt.name == NAME
     for name in (NAME, f".anabranch/receipts/{NAME}.json", f".anabranch/receipts/{NAME}.parquet"):
@@ -79,7 +79,7 @@ def assert_same(store: S3Store, recipe: Path, receipt: Receipt) -> None:
 @pytest.mark.parametrize("heads", [0, 2])
 @pytest.mark.parametrize("method", ["cabs", "surveyed"])
 def test_parts_give_the_object_and_receipt_of_one_worker(
-    store: S3Store, recipes: dict[str, Path], method: str, heads: int
+    store: ObjectStore, recipes: dict[str, Path], method: str, heads: int
 ) -> None:
     chance = random.Random(f"{method}{heads}")
     writing = Writing(recipes[method], store)
@@ -90,7 +90,7 @@ def test_parts_give_the_object_and_receipt_of_one_worker(
     assert store.leftovers([NAME]) == ()
 
 
-def test_twins_of_a_part_and_of_the_end(store: S3Store, recipes: dict[str, Path]) -> None:
+def test_twins_of_a_part_and_of_the_end(store: ObjectStore, recipes: dict[str, Path]) -> None:
     writing = Writing(recipes["cabs"], store)
     cut = writing.cut_near([0.4])
     first = writing.worker().make(cut[0], None)
@@ -103,7 +103,7 @@ def test_twins_of_a_part_and_of_the_end(store: S3Store, recipes: dict[str, Path]
     assert_same(store, recipes["cabs"], receipts[0])
 
 
-def test_a_finisher_that_died_between_object_and_receipt(store: S3Store, recipes: dict[str, Path]) -> None:
+def test_a_finisher_that_died_between_object_and_receipt(store: ObjectStore, recipes: dict[str, Path]) -> None:
     writing = Writing(recipes["cabs"], store)
     cut = writing.cut_near([0.5])
     records = [writing.worker().make(cut[0], None)]
@@ -115,7 +115,7 @@ def test_a_finisher_that_died_between_object_and_receipt(store: S3Store, recipes
 
 
 def test_a_lost_answer_to_the_request_that_completes(
-    store: S3Store, recipes: dict[str, Path], proxy: FaultProxy
+    store: ObjectStore, recipes: dict[str, Path], proxy: FaultProxy
 ) -> None:
     writing = Writing(recipes["cabs"], store)
     cut = writing.cut_near([0.5])
@@ -125,7 +125,7 @@ def test_a_lost_answer_to_the_request_that_completes(
 
 
 def test_a_server_that_wants_equal_parts_gets_a_whole_shard(
-    store: S3Store, recipes: dict[str, Path], proxy: FaultProxy
+    store: ObjectStore, recipes: dict[str, Path], proxy: FaultProxy
 ) -> None:
     writing = Writing(recipes["surveyed"], store)
     cut = writing.cut_near([0.5])
@@ -136,7 +136,7 @@ def test_a_server_that_wants_equal_parts_gets_a_whole_shard(
     assert left.token == writing.token
 
 
-def test_an_upload_that_was_abandoned_is_found_by_gc(store: S3Store, recipes: dict[str, Path]) -> None:
+def test_an_upload_that_was_abandoned_is_found_by_gc(store: ObjectStore, recipes: dict[str, Path]) -> None:
     writing = Writing(recipes["cabs"], store)
     cut = writing.cut_near([0.5])
     record = writing.worker().make(cut[0], None)
@@ -149,7 +149,7 @@ def test_an_upload_that_was_abandoned_is_found_by_gc(store: S3Store, recipes: di
     assert store.list() == []
 
 
-def test_an_object_of_another_plan_gets_no_receipt(store: S3Store, recipes: dict[str, Path]) -> None:
+def test_an_object_of_another_plan_gets_no_receipt(store: ObjectStore, recipes: dict[str, Path]) -> None:
     writing = Writing(recipes["cabs"], store)
     (cut,) = writing.cut_near([])
     record = writing.worker().make(cut, None)
@@ -174,7 +174,7 @@ def test_parts_on_ceph(ceph: Server, recipes: dict[str, Path]) -> None:
     assert store.leftovers([NAME]) == ()
 
 
-def test_a_value_that_cannot_be_merged_makes_nothing_visible(store: S3Store, tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_merged_makes_nothing_visible(store: ObjectStore, tmp_path: Path) -> None:
     writing = Writing(write(tmp_path, METHODS["cabs"], nan=True, rows=ROWS), store)
     with pytest.raises(InputError, match="NaN or Inf"):
         writing.receipt(writing.cut_near([0.5]), set())
@@ -188,7 +188,7 @@ DATA = pattern(2 * PART + 77)
 
 
 @pytest.fixture
-def token(store: S3Store) -> str:
+def token(store: ObjectStore) -> str:
     """Of an upload of which all parts are there."""
     token = store.begin("big", len(DATA), ATTRIBUTES, "r1")
     write_range(store, token, DATA, 0, PART + 5)
@@ -196,12 +196,12 @@ def token(store: S3Store) -> str:
     return token
 
 
-def complete(store: S3Store, token: str) -> None:
+def complete(store: ObjectStore, token: str) -> None:
     store.complete("big", token, len(DATA), ATTRIBUTES)
 
 
 def test_a_part_whose_etag_changed_after_the_list_is_listed_again(
-    store: S3Store, token: str, proxy: FaultProxy
+    store: ObjectStore, token: str, proxy: FaultProxy
 ) -> None:
     proxy.script(HttpFault(**COMPLETE, times=2, status=400, code="InvalidPart"))
     complete(store, token)
@@ -210,14 +210,18 @@ def test_a_part_whose_etag_changed_after_the_list_is_listed_again(
 
 
 @pytest.mark.parametrize("code", ["InvalidPart", "EntityTooSmall"])
-def test_a_server_that_never_joins_the_parts_says_so(store: S3Store, token: str, proxy: FaultProxy, code: str) -> None:
+def test_a_server_that_never_joins_the_parts_says_so(
+    store: ObjectStore, token: str, proxy: FaultProxy, code: str
+) -> None:
     proxy.script(HttpFault(**COMPLETE, times=1000, status=400, code=code))
     with pytest.raises(UnjoinableError, match=code):
         complete(store, token)
     assert store.list() == []
 
 
-def test_without_the_right_to_list_parts_they_cannot_be_joined(store: S3Store, token: str, proxy: FaultProxy) -> None:
+def test_without_the_right_to_list_parts_they_cannot_be_joined(
+    store: ObjectStore, token: str, proxy: FaultProxy
+) -> None:
     proxy.script(HttpFault(**LIST_PARTS, times=1000, status=403, code="AccessDenied"))
     with pytest.raises(UnjoinableError, match="AccessDenied"):
         complete(store, token)
@@ -226,7 +230,7 @@ def test_without_the_right_to_list_parts_they_cannot_be_joined(store: S3Store, t
 @pytest.mark.parametrize("target", [COMPLETE, LIST_PARTS])
 @pytest.mark.parametrize("misfortune", [{"reset": True}, {"lose_answer": True}, {"status": 503, "code": "SlowDown"}])
 def test_losses_on_the_way_are_survived(
-    store: S3Store, token: str, proxy: FaultProxy, target: dict[str, str], misfortune: dict[str, object]
+    store: ObjectStore, token: str, proxy: FaultProxy, target: dict[str, str], misfortune: dict[str, object]
 ) -> None:
     proxy.script(HttpFault(**target, times=2, **misfortune))  # type: ignore[arg-type]
     complete(store, token)
@@ -234,7 +238,7 @@ def test_losses_on_the_way_are_survived(
 
 
 def test_a_completion_that_stays_busy_leaves_the_upload_to_the_next_try(
-    store: S3Store, token: str, proxy: FaultProxy
+    store: ObjectStore, token: str, proxy: FaultProxy
 ) -> None:
     proxy.script(HttpFault(**COMPLETE, times=1000, status=500, code="InternalError"))
     with pytest.raises(TemporaryError):
@@ -246,11 +250,8 @@ def test_a_completion_that_stays_busy_leaves_the_upload_to_the_next_try(
     assert store.read_bytes("big") == DATA
 
 
-def test_an_object_that_the_server_cut_short_is_noticed(store: S3Store, token: str, proxy: FaultProxy) -> None:
-    direct = store._client
-    proxy.script(
-        HttpFault("HEAD", "/big", action=lambda: direct.request("put_object", "", **store._object("big"), body=b"1"))
-    )
+def test_an_object_that_the_server_cut_short_is_noticed(store: ObjectStore, token: str, proxy: FaultProxy) -> None:
+    proxy.script(HttpFault("HEAD", "/big", action=lambda: store.replace("big", b"1")))
     with pytest.raises(IntegrityError, match="the server holds 1 bytes"):
         complete(store, token)
 
@@ -266,4 +267,4 @@ def test_an_object_that_the_server_cut_short_is_noticed(store: S3Store, token: s
     ],
 )
 def test_servers_that_want_equal_parts_are_known_by_their_names(moto: Server, endpoint: str, takes: bool) -> None:
-    assert S3Store("b", "x", moto.client(endpoint=endpoint)).takes_ranges is takes
+    assert store_of("b", "x", moto.client(endpoint=endpoint)).takes_ranges is takes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
+from anabranch.engine.storage.s3_client import S3Client
 
 from ..cluster.conftest import Nodes
 from ..merging import merge, write_checkpoint, write_recipe
-from .servers import Server
+from .servers import Server, bucket_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
 
@@ -63,11 +65,12 @@ def surveyed_recipe(folder: Path) -> Path:
     return write_recipe(folder / "recipe.yml", recipe)
 
 
-def uploaded(store: S3Store) -> int:
+def uploaded(client: S3Client, store: ObjectStore) -> int:
     """Parts of uploads of the largest shard that have arrived."""
-    found = 0
+    found, key = 0, f"out/{LARGEST}"
     for left in store.leftovers([LARGEST]):
-        answer = store._client.request("list_parts", "", **store._object(LARGEST), UploadId=left.token)
+        upload = {"Bucket": bucket_of(store), "Key": key, "UploadId": left.token}
+        answer = client.request("", functools.partial(client.call, "list_parts", **upload))
         found += len(answer.get("Parts", []))
     return found
 
@@ -84,7 +87,8 @@ def test_a_worker_that_is_killed_while_it_uploads_a_part_costs_that_part(
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while uploaded(store) < 1:
+    client = moto.client()
+    while uploaded(client, store) < 1:
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline, "the largest shard is not uploaded in parts"
     nodes.workers()[0].kill()

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 
 from anabranch.engine.errors import TemporaryError
 from anabranch.engine.storage import s3_session
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
 from anabranch.engine.storage.s3_session import PIECE_BYTES, Outgoing, Threads, _pieces
 
 from .certificates import write_certificate
 from .fault_proxy import HttpFault, fault_proxy
 from .s3_contract import PART, pattern
-from .servers import Server, free_port, moto_server, quick_limits, quick_retry
+from .servers import Server, bucket_of, free_port, moto_server, quick_limits, quick_retry, store_of
 
 pytestmark = pytest.mark.s3
 
@@ -43,12 +43,12 @@ def secure(tmp_path_factory):
         yield server, str(certificate)
 
 
-def secure_store(server: Server, certificate: str, **options) -> S3Store:
+def secure_store(server: Server, certificate: str, **options) -> ObjectStore:
     client = server.client(client_kwargs={**REGION, "verify": certificate}, **options)
-    return S3Store(server.bucket(client), "x", client)
+    return store_of(server.bucket(client), "x", client)
 
 
-def upload(store: S3Store, data: bytes) -> None:
+def upload(store: ObjectStore, data: bytes) -> None:
     writer = store.writer("big", len(data), {"plan_id": "p"}, "run1")
     writer.write(data)
     writer.commit()
@@ -92,7 +92,7 @@ def test_an_unknown_certificate_is_not_believed(secure):
     known = secure_store(server, certificate)
     known.replace("big", pattern(MIB))
     client = server.client(retry=quick_retry(1))
-    stranger = S3Store(known._bucket, "x", client)
+    stranger = store_of(bucket_of(known), "x", client)
     for ask in (
         lambda: stranger.info("big"),
         lambda: stranger.read_into("big", 0, memoryview(bytearray(MIB))),
@@ -106,7 +106,7 @@ def test_an_unknown_certificate_is_not_believed(secure):
 def test_connections_are_used_again_while_they_are_fresh(moto, monkeypatch):
     with fault_proxy(moto.endpoint) as proxy:
         client = moto.client(endpoint=proxy.endpoint)
-        store = S3Store(moto.bucket(client), "x", client)
+        store = store_of(moto.bucket(client), "x", client)
         store.replace("big", pattern(MIB))
         store.read_into("big", 0, memoryview(bytearray(MIB)))
         before = proxy.connections
@@ -124,7 +124,7 @@ def test_a_read_that_is_given_up_ends_its_thread_at_once(moto):
     with fault_proxy(moto.endpoint) as proxy:
         limits = quick_limits(idle_seconds=60.0, answer_seconds=1.0, slowest_bytes_per_second=1 << 30)
         client = moto.client(endpoint=proxy.endpoint, limits=limits, retry=quick_retry(1))
-        store = S3Store(moto.bucket(client), "x", client)
+        store = store_of(moto.bucket(client), "x", client)
         store.replace("big", pattern(MIB))
         proxy.script(HttpFault("GET", "/big", stall_after=1000))
         started = time.monotonic()
@@ -145,11 +145,12 @@ def test_an_upload_that_is_given_up_is_not_sent_to_its_end():
 PROGRAM = """
 import sys
 from anabranch.engine.storage.requests import RequestLimits
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
+from anabranch.engine.storage.s3 import S3Bucket
 from anabranch.engine.storage.s3_client import S3Client
 client = S3Client({"endpoint_url": sys.argv[1], "key": "k", "secret": "s", "client_kwargs": {"region_name": "r"}})
 print("asking", flush=True)
-S3Store("bucket", "x", client).%s
+ObjectStore(S3Bucket("bucket", client), "x").%s
 """
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from anabranch.engine.errors import TemporaryError
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
 
 from .certificates import write_certificate
 from .fault_proxy import HttpFault, fault_proxy
 from .relay import relay
 from .s3_contract import PART, pattern
-from .servers import Server, moto_server, quick_retry
+from .servers import Server, bucket_of, moto_server, quick_retry, store_of
 
 pytestmark = pytest.mark.s3
 
@@ -28,7 +28,7 @@ ELSEWHERE = "s3.us-east-1.amazonaws.com"
 DATA = pattern(2 * PART + 5)
 
 
-def there_and_back(store: S3Store) -> None:
+def there_and_back(store: ObjectStore) -> None:
     """Small files and large ones, whole and in parts: requests of both HTTP libraries."""
     store.replace("small", b"little")
     writer = store.writer("large", len(DATA), {"plan_id": "p"}, "run1")
@@ -45,7 +45,7 @@ def test_all_bytes_go_through_a_proxy(moto: Server, monkeypatch: pytest.MonkeyPa
     with relay(moto.endpoint) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.address}")
         client = moto.client(endpoint=f"http://{ELSEWHERE}")
-        there_and_back(S3Store(moto.bucket(client), "x", client))
+        there_and_back(store_of(moto.bucket(client), "x", client))
         assert proxy.asked
         assert all(f" http://{ELSEWHERE}/" in line for line in proxy.asked)
         assert min(proxy.sent_bytes, proxy.received_bytes) > len(DATA) - 7
@@ -58,7 +58,7 @@ def test_all_bytes_go_through_a_proxy_over_tls(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.address}")
         trusting = {**REGION, "verify": str(certificate)}
         client = server.client(endpoint=f"https://{ELSEWHERE}", client_kwargs=trusting)
-        there_and_back(S3Store(server.bucket(client), "x", client))
+        there_and_back(store_of(server.bucket(client), "x", client))
         assert {line.rpartition(" ")[0] for line in proxy.asked} == {f"CONNECT {ELSEWHERE}:443"}
         assert min(proxy.sent_bytes, proxy.received_bytes) > len(DATA) - 7
 
@@ -75,9 +75,9 @@ def test_a_client_shows_its_certificate(moto: Server, tmp_path: Path) -> None:
         options = {"endpoint": f"https://{gate.address}", "client_kwargs": trusting}
         path = {"s3": {"addressing_style": "path"}}
         known = moto.client(**options, config_kwargs={**path, "client_cert": (str(certificate), str(key))})
-        store = S3Store(moto.bucket(known), "x", known)
+        store = store_of(moto.bucket(known), "x", known)
         there_and_back(store)
-        stranger = S3Store(store._bucket, "x", moto.client(**options, config_kwargs=path, retry=quick_retry(1)))
+        stranger = store_of(bucket_of(store), "x", moto.client(**options, config_kwargs=path, retry=quick_retry(1)))
         for ask in (
             lambda: stranger.info("large"),
             lambda: stranger.read_into("large", 0, memoryview(bytearray(9))),
@@ -135,7 +135,7 @@ def test_every_request_is_signed_with_the_keys_of_a_machine_s_role(moto: Server)
 
     with fault_proxy(moto.endpoint) as seen:
         client = moto.client(endpoint=seen.endpoint, key=None, secret=None)
-        store = S3Store(moto.bucket(client), "x", client)
+        store = store_of(moto.bucket(client), "x", client)
         seen.script(HttpFault(times=1 << 30, edit=look))
         there_and_back(store)
     assert shown == {"fromtherole"}

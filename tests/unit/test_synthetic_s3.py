@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from anabranch.engine.errors import InputError
-from anabranch.engine.storage.s3 import S3Store
+from anabranch.engine.storage.object_store import ObjectStore
 from benchmarks.synthetic.objects import catalog, checkpoint_files
 from benchmarks.synthetic.pool import Pool
 from benchmarks.synthetic.server import BUCKET, REPORT, model_server
@@ -27,7 +27,7 @@ from benchmarks.synthetic.uploads import KEPT_BYTES, Refused, Upload
 
 from ..merging import merge, write_recipe
 from ..s3.s3_contract import S3Contract
-from ..s3.servers import Server
+from ..s3.servers import Server, store_of
 
 FAMILY_BYTES = 1 << 16
 SHARD_BYTES = 7_000_000
@@ -63,8 +63,8 @@ def running() -> Iterator[Running]:
         yield server
 
 
-def store(running: Running, prefix: str) -> S3Store:
-    return S3Store(BUCKET, prefix, running.client())
+def store(running: Running, prefix: str) -> ObjectStore:
+    return store_of(BUCKET, prefix, running.client())
 
 
 class TestContract(S3Contract):
