@@ -278,7 +278,8 @@ MUTATIONS = (
             (
                 "            self._parts.cancel()\n",
                 (
-                    "            if self._filled:\n                self._send_part()\n            self._parts.settle()\n"
+                    "            if self._filled:\n                self._send_part()\n"
+                    "            self._parts.settle()\n"
                     "            self._client.request(self._where, lambda: self._finish(b''))\n"
                 ),
             ),

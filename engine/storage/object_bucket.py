@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from ..errors import InputError
 from .object_client import ObjectClient
 
+IDENTITY_ATTRIBUTE = "anabranch_upload"
+"""Object metadata that tells one upload from its twin, so that a lost answer to `commit` can be cleared up."""
+
 
 class ObjectInfo(NamedTuple):
     """An object as its server describes it."""
@@ -128,8 +131,15 @@ class RangedBucket(Bucket, Protocol):
             UnjoinableError: see there.
         """
 
-    async def give_up(self, key: str, mark: str) -> None:
-        """Take back what can be taken back without harm to twins; FileNotFoundError where there is nothing."""
+    async def clear(self, key: str, mark: str) -> None:
+        """Remove what is left of an upload, where that takes nothing from others; FileNotFoundError if nothing is."""
+
+
+def part_size_bytes(bucket: Bucket, size: int) -> int:
+    """Of all parts but the last: as limits say, or as many whole grains as the most parts of a huge object need."""
+    if size <= bucket.client.limits.part_bytes * bucket.most_parts:
+        return bucket.client.limits.part_bytes
+    return -(-size // (bucket.most_parts * bucket.granularity_bytes)) * bucket.granularity_bytes
 
 
 def check_limit(where: str, size: int, limit_bytes: int) -> None:

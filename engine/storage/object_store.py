@@ -7,23 +7,37 @@ import functools
 from collections.abc import Collection, Mapping
 
 from ..errors import InputError
-from .bucket_files import IDENTITY_ATTRIBUTE, BucketFiles
-from .bucket_ranges import RangeWriter
-from .object_bucket import Bucket, ObjectInfo, RangedBucket, Unfinished
+from .coalesce import Coalescer
+from .object_bucket import IDENTITY_ATTRIBUTE, Bucket, ObjectInfo, RangedBucket, Unfinished
 from .object_client import ConditionError, GarbledError
-from .object_ranges import range_rules, range_writer
+from .object_ranges import RangeWriter, range_rules
 from .object_writer import ObjectWriter, Publication
-from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules
+from .protocol import DEFAULT_READ_LIMIT_BYTES, FileInfo, Leftover, RangeRules, check_name
 from .requests import side_by_side
 
 
-class ObjectStore(BucketFiles):
-    """A prefix of a bucket."""
+class ObjectStore:
+    """A prefix of a bucket; see `Store` and `PartedStore`.
+
+    Args:
+        bucket: of any cloud.
+        prefix: of all keys, without a slash at its ends; empty for the whole bucket.
+    """
 
     def __init__(self, bucket: Bucket, prefix: str) -> None:
-        super().__init__(bucket.url, prefix)
         self._bucket = bucket
         self._client = bucket.client
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._url = f"{bucket.url}/{prefix}" if prefix else bucket.url
+        self._small_reads = Coalescer(self._fetch)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r})"
+
+    @property
+    def url(self) -> str:
+        """scheme://bucket/prefix."""
+        return self._url
 
     def info(self, name: str) -> FileInfo:
         """See `Store.info`."""
@@ -32,9 +46,20 @@ class ObjectStore(BucketFiles):
         return FileInfo(found.size, found.version)
 
     def list(self, folder: str = "") -> list[str]:
-        """See `Store.list`."""
-        prefix = self._folder(folder)
-        return self._names(self._client.request(self._where(folder), lambda: self._bucket.keys(prefix)))
+        """See `Store.list`: names of objects, without those that stand for folders."""
+        prefix = self._prefix + (f"{check_name(folder)}/" if folder else "")
+        keys = self._client.request(self._where(folder), lambda: self._bucket.keys(prefix))
+        names = (key[len(self._prefix) :] for key in keys)
+        return sorted(name for name in names if name.rpartition("/")[2] not in ("", ".", ".."))
+
+    def read_into(self, name: str, offset: int, into: memoryview, version: str | None = None) -> None:
+        """See `Store.read_into`."""
+        view = into.cast("B")
+        if len(view) == 0:
+            if version not in (None, self.info(name).version):
+                raise self._changed(name)
+            return
+        self._small_reads.read_into(name, offset, view, version)
 
     def read_bytes(self, name: str, limit_bytes: int = DEFAULT_READ_LIMIT_BYTES) -> bytes:
         """See `Store.read_bytes`."""
@@ -102,7 +127,7 @@ class ObjectStore(BucketFiles):
 
     def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
         """See `PartedStore.range_writer`."""
-        return range_writer(self._ranged, self._key(name), self._where(name), token, begin, end, size)
+        return RangeWriter(self._ranged, self._key(name), self._where(name), token, begin, end, size)
 
     def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
         """See `PartedStore.complete`."""
@@ -115,7 +140,7 @@ class ObjectStore(BucketFiles):
         """See `PartedStore.give_up`, as far as it does no harm to twins."""
         bucket, key = self._ranged, self._key(name)
         with contextlib.suppress(FileNotFoundError):
-            self._client.request(self._where(name), lambda: bucket.give_up(key, token))
+            self._client.request(self._where(name), lambda: bucket.clear(key, token))
 
     @property
     def _ranged(self) -> RangedBucket:
@@ -157,6 +182,10 @@ class ObjectStore(BucketFiles):
                 self._where(leftover.name), lambda: self._bucket.remove_unfinished(key, leftover.token)
             )
 
+    def free_bytes(self) -> int | None:
+        """None: buckets do not tell."""
+        return None
+
     def _fetch(self, name: str, offset: int, into: memoryview, version: str | None) -> None:
         """Fill `into` by requests side by side; when this returns or raises, nothing writes into it any more."""
         key, where, step = self._key(name), self._where(name), self._client.limits.piece_bytes
@@ -181,3 +210,9 @@ class ObjectStore(BucketFiles):
             f"{self._where(name)}: changed while in use (it is another version now)",
             "Restore the object, or start a new output from the changed inputs.",
         )
+
+    def _key(self, name: str) -> str:
+        return self._prefix + check_name(name)
+
+    def _where(self, name: str) -> str:
+        return f"{self._url}/{name}" if name else self._url

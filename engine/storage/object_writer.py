@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AnabranchError, IntegrityError, TemporaryError
-from .bucket_files import IDENTITY_ATTRIBUTE, part_size_bytes
-from .object_bucket import Bucket, ObjectInfo, PartedUpload
+from .object_bucket import IDENTITY_ATTRIBUTE, Bucket, ObjectInfo, PartedUpload, part_size_bytes
 from .object_client import GoneError
 from .requests import InFlight
 
@@ -29,13 +28,11 @@ class ObjectWriter:
         self._attributes = dict(attributes)
         self._identity = secrets.token_hex(8)
         self._metadata = {**attributes, IDENTITY_ATTRIBUTE: self._identity}
-        self._part_bytes = part_size_bytes(
-            size, self._client.limits.part_bytes, bucket.granularity_bytes, bucket.most_parts
-        )
+        self._part_bytes = part_size_bytes(bucket, size)
         self._buffer = bytearray(min(size, self._part_bytes))
         self._filled = 0
         self._sent = 0
-        self._parts: InFlight[None] | None = None
+        self._parts: InFlight | None = None
         self._upload: PartedUpload | None = None
         self._open = True
         if size > self._part_bytes:

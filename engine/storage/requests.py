@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
 
@@ -63,7 +63,7 @@ class LoopClient:
         return loop
 
 
-class InFlight(Generic[Result]):
+class InFlight:
     """Parts of one file on their way, so many at once.
 
     Args:
@@ -74,20 +74,18 @@ class InFlight(Generic[Result]):
     def __init__(self, client: LoopClient, most: int) -> None:
         self._client = client
         self._most = most
-        self._pending: deque[Future[Result]] = deque()
-        self._results: list[Result] = []
+        self._pending: deque[Future[None]] = deque()
 
-    def start(self, request: Callable[[], Coroutine[Any, Any, Result]]) -> None:
+    def start(self, request: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start one, made when there is room for it; raises what an earlier one met."""
         while len(self._pending) >= self._most:
             self._collect()
         self._pending.append(self._client.start(request()))
 
-    def settle(self) -> list[Result]:
-        """Wait for all of them; what they came to, in the order in which they were started."""
+    def settle(self) -> None:
+        """Wait for all of them."""
         while self._pending:
             self._collect()
-        return self._results
 
     def cancel(self) -> None:
         """Send nothing more."""
@@ -97,7 +95,7 @@ class InFlight(Generic[Result]):
 
     def _collect(self) -> None:
         """Wait for the oldest one; one that failed fails whoever asks again."""
-        self._results.append(self._pending[0].result())
+        self._pending[0].result()
         self._pending.popleft()
 
 

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from ..errors import InputError, IntegrityError, TemporaryError
-from .bucket_files import part_size_bytes
-from .object_bucket import ObjectInfo, Unfinished, check_limit
+from .object_bucket import ObjectInfo, Unfinished, check_limit, part_size_bytes
 from .object_client import ConditionError, GoneError
 from .protocol import UnjoinableError
 from .s3_client import RefusedError, S3Client
@@ -108,8 +107,7 @@ class S3Bucket:
         """See `Bucket.begin`."""
         upload = self._upload(key, await self.mark(key, attributes))
         await self.client.learn_who_compares(upload)
-        part_bytes = part_size_bytes(size, self.client.limits.part_bytes, GRAIN_BYTES, MAX_PARTS)
-        return S3Upload(self.client, upload, part_bytes)
+        return S3Upload(self.client, upload, part_size_bytes(self, size))
 
     async def unfinished(self, prefix: str) -> list[Unfinished]:
         """See `Bucket.unfinished`: uploads that were neither completed nor aborted."""
@@ -165,8 +163,8 @@ class S3Bucket:
             f"{self.url}/{key}: the server does not put its parts together ({refusal.code})"
         ) from refusal
 
-    async def give_up(self, key: str, mark: str) -> None:
-        """See `RangedBucket.give_up`: a twin has an upload of its own."""
+    async def clear(self, key: str, mark: str) -> None:
+        """See `RangedBucket.clear`: a twin has an upload of its own."""
         await self.remove_unfinished(key, mark)
 
     async def _sent(self, upload: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
