@@ -29,8 +29,8 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobBlock, ContentSettings
 
-from ..errors import InputError, ResourceError, TemporaryError
-from .object_bucket import ObjectInfo, Unfinished, check_limit
+from ..errors import ResourceError, TemporaryError
+from .object_bucket import ObjectInfo, Unfinished, check_limit, too_short
 from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
 from .requests import AGAIN
 from .retry import Retry
@@ -96,11 +96,11 @@ class AzureBucket:
         except HttpResponseError as error:
             if error.status_code != 416:
                 raise
-            raise _too_short(where, (await self.head(key)).size, end) from error
+            raise too_short(where, (await self.head(key)).size, end) from error
         if len(data) < len(into):
             size = (await self.head(key)).size
             if size < end:
-                raise _too_short(where, size, end)
+                raise too_short(where, size, end)
         if len(data) != len(into):
             raise TemporaryError(f"{where}: got {len(data)} bytes, asked for {len(into)}", AGAIN)
         into[:] = data
@@ -341,10 +341,6 @@ def _code(error: HttpResponseError) -> str:
 def _told(error: HttpResponseError) -> str:
     """What the server said, without its request's number and time."""
     return f"the server answered {error.status_code} {_code(error)}"
-
-
-def _too_short(where: str, size: int, needed: int) -> InputError:
-    return InputError(f"{where}: ends at byte {size}, expected {needed} bytes", "Upload the file again.")
 
 
 def translate(error: Exception, where: str) -> Exception:

@@ -22,8 +22,8 @@ import gcsfs.core
 import google.auth.exceptions
 from yarl import URL
 
-from ..errors import InputError, ResourceError, TemporaryError
-from .object_bucket import ObjectInfo, Unfinished, check_limit
+from ..errors import ResourceError, TemporaryError
+from .object_bucket import ObjectInfo, Unfinished, check_limit, check_range, too_short
 from .object_client import ConditionError, GoneError, NoBucketError, ObjectClient, ObjectLimits
 from .requests import AGAIN
 from .retry import Retry
@@ -34,7 +34,6 @@ _MOST_PARTS = 1 << 30
 """There is no limit but the object's size, 5 TiB."""
 _OCTETS = "application/octet-stream"
 _PERSISTED = re.compile(r"bytes=0-(\d+)")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _BUSY = {408, 429, 500, 502, 503, 504}
 _BUSY_REASONS = ("rateLimitExceeded", "userRateLimitExceeded")
 _CREDENTIALS = (
@@ -99,13 +98,14 @@ class GcsBucket:
         headers = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
         async with self._connection.request("GET", self._path(key), query, headers) as answer:
             if answer.status == 416:
-                raise _too_short(where, (await self.head(key)).size, end)
+                raise too_short(where, (await self.head(key)).size, end)
             await _succeed(answer)
             if version is not None:
                 found = answer.headers.get("X-Goog-Generation") or (await self.head(key)).version
                 if found != version:
                     raise ConditionError
-            _check_range(answer, offset, end, where)
+            content_range = answer.headers.get("Content-Range", "")
+            check_range(content_range, answer.content_length, offset, end, where)
             done = 0
             async for chunk in answer.content.iter_any():
                 count = min(len(chunk), len(into) - done)
@@ -294,25 +294,6 @@ async def _succeed(answer: aiohttp.ClientResponse) -> None:
             raise NoBucketError from error
         raise FileNotFoundError("no such object") from error
     raise error
-
-
-def _check_range(answer: aiohttp.ClientResponse, offset: int, end: int, where: str) -> None:
-    """Check that the answer is about the bytes that were asked for, before any of them is used."""
-    text = answer.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(text)
-    if match is None:
-        if offset == 0 and answer.content_length == end:
-            return  # the range was ignored, and was the whole file
-        raise TemporaryError(f"{where}: asked for bytes {offset} to {end - 1}, got the whole file", AGAIN)
-    found = (int(match[1]), int(match[2]) + 1)
-    if found[0] >= found[1] or (found[0] == offset and found[1] < end and match[3] == str(found[1])):
-        raise _too_short(where, int(match[3]) if match[3] != "*" else found[1], end)
-    if found != (offset, end):
-        raise TemporaryError(f"{where}: asked for bytes {offset} to {end - 1}, got {text!r}", AGAIN)
-
-
-def _too_short(where: str, size: int, needed: int) -> InputError:
-    return InputError(f"{where}: ends at byte {size}, expected {needed} bytes", "Upload the file again.")
 
 
 def translate(error: Exception, where: str) -> Exception:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from ..errors import InputError
+from ..errors import InputError, TemporaryError
 from .object_client import ObjectClient
+from .requests import AGAIN
 
 IDENTITY_ATTRIBUTE = "anabranch_upload"
 """Object metadata that tells one upload from its twin, so that a lost answer to `commit` can be cleared up."""
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class ObjectInfo(NamedTuple):
@@ -146,3 +149,30 @@ def check_limit(where: str, size: int, limit_bytes: int) -> None:
     """InputError where an object is larger than what may be read whole."""
     if size > limit_bytes:
         raise InputError(f"{where}: {size} bytes, expected at most {limit_bytes}")
+
+
+def check_range(content_range: str, length: int | None, offset: int, end: int, where: str) -> None:
+    """Check that an answer is about the bytes that were asked for, before any of them is used.
+
+    Args:
+        content_range: what its header says; empty where it has none.
+        length: of its body, if it is known.
+        offset: of the first byte that was asked for.
+        end: of the last one.
+        where: our URL of the object, for messages.
+    """
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None:
+        if offset == 0 and length == end:
+            return  # the range was ignored, and was the whole file
+        raise TemporaryError(f"{where}: asked for bytes {offset} to {end - 1}, got the whole file", AGAIN)
+    found = (int(match[1]), int(match[2]) + 1)
+    if found[0] >= found[1] or (found[0] == offset and found[1] < end and match[3] == str(found[1])):
+        raise too_short(where, int(match[3]) if match[3] != "*" else found[1], end)
+    if found != (offset, end):
+        raise TemporaryError(f"{where}: asked for bytes {offset} to {end - 1}, got {content_range!r}", AGAIN)
+
+
+def too_short(where: str, size: int, needed: int) -> InputError:
+    """What a read ends with that wants more bytes than an object has."""
+    return InputError(f"{where}: ends at byte {size}, expected {needed} bytes", "Upload the file again.")

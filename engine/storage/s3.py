@@ -6,13 +6,12 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Sto
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
-from ..errors import InputError, IntegrityError, TemporaryError
-from .object_bucket import ObjectInfo, Unfinished, check_limit, part_size_bytes
+from ..errors import IntegrityError, TemporaryError
+from .object_bucket import ObjectInfo, Unfinished, check_limit, check_range, part_size_bytes, too_short
 from .object_client import ConditionError, GoneError
 from .protocol import UnjoinableError
 from .s3_client import RefusedError, S3Client
@@ -27,7 +26,6 @@ JOIN_TRIES = 3
 """Of completing an upload by what its list of parts says: a twin may send one again in between, and where ETags are no
 digests it has another one then."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CHANGED = {"PreconditionFailed", "412"}
 _BEYOND_END = {"InvalidRange", "416"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
@@ -70,11 +68,12 @@ class S3Bucket:
         except RefusedError as error:
             if error.code in _CHANGED:
                 raise ConditionError from error
-            raise _too_short(where, (await self.head(key)).size, end) from error
+            raise too_short(where, (await self.head(key)).size, end) from error
         with contextlib.closing(answer["Body"]):
             if version is not None and _version(answer) != version:
                 raise ConditionError
-            _check_range(answer, offset, len(into), where)
+            content_range = answer.get("ContentRange", "")
+            check_range(content_range, answer["ContentLength"], offset, end, where)
             _check_length(await answer["Body"].raw_stream.receive(into), len(into), where)
 
     async def read(self, key: str, limit_bytes: int) -> bytes:
@@ -276,25 +275,6 @@ def _version(answer: Mapping[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
 
 
-def _check_range(answer: Mapping[str, Any], offset: int, count: int, where: str) -> None:
-    """Check that the answer is about the bytes that were asked for, before any of them is used."""
-    text = str(answer.get("ContentRange", ""))
-    match = _CONTENT_RANGE.fullmatch(text)
-    if match is None:
-        if offset == 0 and answer["ContentLength"] == count:
-            return  # the range was ignored, and was the whole file
-        raise TemporaryError(f"{where}: asked for bytes {offset} to {offset + count - 1}, got the whole file")
-    begin, end = int(match[1]), int(match[2]) + 1
-    if begin == offset and end < offset + count and match[3] == str(end):
-        raise _too_short(where, end, offset + count)
-    if (begin, end) != (offset, offset + count):
-        raise TemporaryError(f"{where}: asked for bytes {offset} to {offset + count - 1}, got {text!r}")
-
-
 def _check_length(got: int, expected: int, where: str) -> None:
     if got != expected:
         raise TemporaryError(f"{where}: the answer ended after {got} of {expected} bytes")
-
-
-def _too_short(where: str, size: int, needed: int) -> InputError:
-    return InputError(f"{where}: ends at byte {size}, expected {needed} bytes", "Upload the file again.")
