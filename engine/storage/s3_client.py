@@ -128,7 +128,7 @@ class S3Client(ObjectClient):
                 raise
             if (code := _code(cause)) in expect:
                 raise RefusedError(code) from cause
-            raise cause from error
+            raise cause from None  # s3fs has put it into its own words
         if body is not None:
             await self._check_received(answer, body, f"s3://{arguments['Bucket']}/{arguments['Key']}")
         return answer
