@@ -133,8 +133,8 @@ class ObjectStore:
         """See `PartedStore.complete`."""
         assert attributes, "by these a twin's object is known"
         bucket, key = self._ranged, self._key(name)
-        object_ = Publication(bucket, key, self._where(name), size, attributes)
-        object_.by(lambda: bucket.join(key, token, size, attributes))
+        publication = Publication(bucket, key, self._where(name), size, attributes)
+        publication.by(lambda: bucket.join(key, token, size, attributes))
 
     def give_up(self, name: str, token: str) -> None:
         """See `PartedStore.give_up`, as far as it does no harm to twins."""

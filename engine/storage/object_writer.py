@@ -67,8 +67,8 @@ class ObjectWriter:
             with self._removed():
                 self._parts.settle()
         body = self._take_buffer()
-        object_ = Publication(self._bucket, self._key, self._where, self._size, self._attributes, self._identity)
-        object_.by(lambda: self._finish(body), len(body))
+        publication = Publication(self._bucket, self._key, self._where, self._size, self._attributes, self._identity)
+        publication.by(lambda: self._finish(body), len(body))
         self._open = False
 
     def discard(self) -> None:
