@@ -165,7 +165,10 @@ class AzureBucket:
         await upload.join([name for name, _ in blocks])
 
     async def clear(self, key: str, mark: str) -> None:
-        """See `RangedBucket.clear`: nothing, as in `AzureUpload.abort`."""
+        """See `RangedBucket.clear`: nothing, as blocks go by commits alone, and then those of all uploads."""
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """See `RangedBucket.give_up`: nothing, as in `AzureUpload.abort`."""
 
     def _upload(self, key: str, attributes: Mapping[str, str] | None = None) -> AzureUpload:
         return AzureUpload(self._container.get_blob_client(key), attributes or {}, self._once)

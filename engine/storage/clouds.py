@@ -30,7 +30,8 @@ def open_cloud_store(scheme: str, parts: list[str]) -> Store:
     prefix = "/".join(parts[1:])
     try:
         if CLOUDS[scheme] == "gcs":
-            from .gcs import GcsBucket, shared_connection
+            from .gcs import GcsBucket
+            from .gcs_client import shared_connection
 
             return ObjectStore(GcsBucket(parts[0], shared_connection()), prefix)
         from .azure import AzureBucket

@@ -135,7 +135,10 @@ class RangedBucket(Bucket, Protocol):
         """
 
     async def clear(self, key: str, mark: str) -> None:
-        """Remove what is left of an upload, where that takes nothing from others; FileNotFoundError if nothing is."""
+        """Remove what is left of the parts of an upload when its object is there; may be repeated."""
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """Take an upload back where that takes nothing from others; FileNotFoundError where there is nothing."""
 
 
 def part_size_bytes(bucket: Bucket, size: int) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Collection, Mapping
 
-from ..errors import InputError
+from ..errors import AnabranchError, InputError
 from .coalesce import Coalescer
 from .object_bucket import IDENTITY_ATTRIBUTE, Bucket, ObjectInfo, RangedBucket, Unfinished
 from .object_client import ConditionError, GarbledError
@@ -135,12 +135,14 @@ class ObjectStore:
         bucket, key = self._ranged, self._key(name)
         publication = Publication(bucket, key, self._where(name), size, attributes)
         publication.by(lambda: bucket.join(key, token, size, attributes))
+        with contextlib.suppress(AnabranchError):  # the file is there; what cannot be removed is left to `gc`
+            self._client.request(self._where(name), lambda: bucket.clear(key, token))
 
     def give_up(self, name: str, token: str) -> None:
         """See `PartedStore.give_up`, as far as it does no harm to twins."""
         bucket, key = self._ranged, self._key(name)
         with contextlib.suppress(FileNotFoundError):
-            self._client.request(self._where(name), lambda: bucket.clear(key, token))
+            self._client.request(self._where(name), lambda: bucket.give_up(key, token))
 
     @property
     def _ranged(self) -> RangedBucket:

@@ -163,7 +163,10 @@ class S3Bucket:
         ) from refusal
 
     async def clear(self, key: str, mark: str) -> None:
-        """See `RangedBucket.clear`: a twin has an upload of its own."""
+        """See `RangedBucket.clear`: nothing, as a completed upload is no more."""
+
+    async def give_up(self, key: str, mark: str) -> None:
+        """See `RangedBucket.give_up`: a twin has an upload of its own."""
         await self.remove_unfinished(key, mark)
 
     async def _sent(self, upload: Mapping[str, Any], size: int) -> list[dict[str, Any]]:

@@ -27,3 +27,10 @@ def gcs_uploads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]
     pytest.importorskip("gcp_storage_emulator")
     with gcp_emulator(tmp_path_factory.mktemp("gcp-emulator")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    pytest.importorskip("gcp_storage_emulator")
+    with gcp_emulator(tmp_path_factory.mktemp("strict-gcp"), strict=True) as server:
+        yield server

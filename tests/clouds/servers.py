@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.engine.storage.azure import AzureBucket, AzureConnection
-from anabranch.engine.storage.gcs import GcsBucket, GcsConnection
+from anabranch.engine.storage.gcs import GcsBucket
+from anabranch.engine.storage.gcs_client import GcsConnection
 from anabranch.engine.storage.object_bucket import Bucket
 from anabranch.engine.storage.object_client import ObjectLimits
 from anabranch.engine.storage.object_store import ObjectStore
@@ -147,13 +148,12 @@ def fake_gcs_server(folder: Path) -> Iterator[GcsServer]:
 
 
 @contextlib.contextmanager
-def gcp_emulator(folder: Path) -> Iterator[GcsServer]:
-    """gcp-storage-emulator: knows the whole of resumable uploads; ignores conditions."""
+def gcp_emulator(folder: Path, *, strict: bool = False) -> Iterator[GcsServer]:
+    """gcp-storage-emulator: knows the whole of resumable uploads; ignores conditions, unless `strict_gcp` adds them."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    program = Path(sys.executable).parent / "gcp-storage-emulator"
-    with running(
-        [str(program), "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"], endpoint,
-        folder / "gcp-emulator.log",
-    ):  # fmt: skip
+    plain = [str(Path(sys.executable).parent / "gcp-storage-emulator")]
+    command = [sys.executable, str(Path(__file__).with_name("strict_gcp.py"))] if strict else plain
+    options = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+    with running([*command, *options], endpoint, folder / "gcp-emulator.log"):
         yield GcsServer(endpoint)

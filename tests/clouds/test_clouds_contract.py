@@ -11,7 +11,7 @@ from .cloud_contract import CloudContract, bucket_of
 from .servers import PART, store
 
 
-class TestGcsOnFakeGcsServer(CloudContract):
+class TestGcsOnFakeGcsServer(CloudContract, RangeContract):
     names_leftovers = False
 
     @pytest.fixture
@@ -23,9 +23,6 @@ class TestGcsOnFakeGcsServer(CloudContract):
             store.replace(f"many/{number}", b"")
         assert store.list("many") == [f"many/{number}" for number in range(7)]
 
-    def test_one_file_has_one_writer(self, store):
-        assert not store.takes_ranges
-
     def test_unfinished_uploads_are_nobody_s_to_find(self, store):
         writer = store.writer("big", 4 * PART, {}, RUN_ID)
         writer.write(bytes(3 * PART))
@@ -34,6 +31,14 @@ class TestGcsOnFakeGcsServer(CloudContract):
         writer.discard()
         with pytest.raises(AssertionError, match="discard"):
             writer.commit()
+
+
+class TestRangesOfGcsWithConditions(RangeContract):
+    part = PART
+
+    @pytest.fixture
+    def store(self, gcs_parts, request):
+        return store(bucket_of(gcs_parts), f"models/{request.node.name}")
 
 
 class TestAzureOnAzurite(CloudContract, RangeContract):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -26,16 +27,17 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "ours", "package", "extra"),
     [
-        ("gs://bucket/x", "gcs", "gcsfs.core", "gcs"),
-        ("gcs://bucket/x", "gcs", "gcsfs.core", "gcs"),
-        ("az://container/x", "azure", "adlfs", "azure"),
-        ("abfss://container/x", "azure", "adlfs", "azure"),
+        ("gs://bucket/x", ("gcs", "gcs_client"), "gcsfs.core", "gcs"),
+        ("gcs://bucket/x", ("gcs", "gcs_client"), "gcsfs.core", "gcs"),
+        ("az://container/x", ("azure",), "adlfs", "azure"),
+        ("abfss://container/x", ("azure",), "adlfs", "azure"),
     ],
 )
 def test_a_missing_package_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, url: str, ours: str, package: str, extra: str
+    monkeypatch: pytest.MonkeyPatch, url: str, ours: Sequence[str], package: str, extra: str
 ) -> None:
-    monkeypatch.delitem(sys.modules, f"anabranch.engine.storage.{ours}")
+    for module in ours:
+        monkeypatch.delitem(sys.modules, f"anabranch.engine.storage.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, package.partition(".")[0], None)
     with pytest.raises(ResourceError, match="package") as caught:
@@ -52,7 +54,7 @@ def test_no_account_is_missing_credentials_and_no_missing_package(scheme: str) -
 
 
 def test_a_key_file_that_is_not_there_is_missing_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anabranch.engine.storage.gcs import GcsConnection
+    from anabranch.engine.storage.gcs_client import GcsConnection
 
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/key.json")
     with pytest.raises(ResourceError, match="credentials") as caught:
