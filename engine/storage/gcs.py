@@ -6,16 +6,18 @@ https://cloud.google.com/storage/docs/performing-resumable-uploads.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import secrets
 from collections.abc import Mapping
 
 import aiohttp
+import google_crc32c
 
 from ..errors import TemporaryError
 from .gcs_client import OCTETS, GcsConnection, GcsObjects, succeed
-from .gcs_ranges import GcsRanges, checksum, part_key
+from .gcs_ranges import GcsRanges, part_key
 from .object_bucket import IDENTITY_ATTRIBUTE, ObjectInfo, Unfinished, check_limit, check_range, too_short
 from .object_client import ConditionError, GoneError, NoBucketError
 from .requests import AGAIN
@@ -25,6 +27,11 @@ CHUNK_BYTES = 256 << 10
 _MOST_PARTS = 1 << 30
 """There is no limit but the object's size, 5 TiB."""
 _PERSISTED = re.compile(r"bytes=0-(\d+)")
+
+
+def checksum(data: bytes) -> str:
+    """CRC32C of some bytes as Google spells it."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
 class GcsBucket:
@@ -82,12 +89,15 @@ class GcsBucket:
             return await answer.read()
 
     async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, exclusive: bool) -> None:
-        """See `Bucket.put`: one request, on the condition that there is no generation where it is exclusive.
+        """See `Bucket.put`: on the condition that there is no generation where it is exclusive."""
+        await self._insert(key, data, attributes, checksum(data), exclusive=exclusive)
 
-        The server refuses bytes that are not those of the checksum.
-        """
+    async def _insert(
+        self, key: str, data: bytes, attributes: Mapping[str, str], crc32c: str, *, exclusive: bool
+    ) -> None:
+        """One request; the server refuses bytes that are not those of the checksum."""
         boundary = secrets.token_hex(16)
-        described = json.dumps({"name": key, "metadata": dict(attributes), "crc32c": checksum(data)})
+        described = json.dumps({"name": key, "metadata": dict(attributes), "crc32c": crc32c})
         head = (
             f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{described}\r\n"
             f"--{boundary}\r\nContent-Type: {OCTETS}\r\n\r\n"
@@ -132,8 +142,9 @@ class GcsBucket:
     async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
         """See `RangedBucket.send`: an object of its own. Of twins the first stays; its name says that it is equal."""
         del size
+        crc32c = checksum(body)
         try:
-            await self.put(part_key(key, mark, offset, body), body, {}, exclusive=True)
+            await self._insert(part_key(key, mark, offset, crc32c), body, {}, crc32c, exclusive=True)
         except ConditionError:
             return
 

@@ -16,8 +16,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
-import google_crc32c
-
 from .gcs_client import OCTETS, AnswerError, GcsConnection, GcsObjects
 from .object_bucket import Unfinished
 from .object_client import ConditionError, GoneError
@@ -44,14 +42,14 @@ class _Source(NamedTuple):
     generation: str
 
 
-def checksum(data: bytes) -> str:
-    """CRC32C of some bytes as Google spells it."""
-    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+def part_key(key: str, mark: str, offset: int, crc32c: str) -> str:
+    """Of the part of an upload that begins at a byte of the object `key`; checksum as the server spells it."""
+    return f"{_parts_of(key)}{mark}/{offset:016x}-{_in_hex(crc32c)}"
 
 
-def part_key(key: str, mark: str, offset: int, body: bytes) -> str:
-    """Of the part of an upload that begins at a byte of the object `key`."""
-    return f"{_parts_of(key)}{mark}/{offset:016x}-{google_crc32c.value(body):08x}"
+def _in_hex(crc32c: str) -> str:
+    """A checksum for names, which take no slashes."""
+    return base64.b64decode(crc32c).hex()
 
 
 def _parts_of(key: str) -> str:
@@ -101,7 +99,7 @@ class GcsRanges:
             offset = int(part["offset"], 16)
             if offset > place:
                 raise GoneError
-            if offset < place or base64.b64decode(item["crc32c"]).hex() != part["crc32c"]:
+            if offset < place or _in_hex(item["crc32c"]) != part["crc32c"]:
                 raise UnjoinableError(f"what lies at byte {offset} is not what was sent")
             sources.append(_Source(item["name"], str(item["generation"])))
             place += int(item["size"])

@@ -1,4 +1,4 @@
-"""A shard that several workers write to Azure as blocks of one blob: the bytes and receipt of one worker."""
+"""A shard that several workers write to a cloud in parts: the bytes and receipt of one worker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import pytest
 
 from ..merging import merge
 from ..parted_shards import METHODS, Writing, write
-from .servers import AzureServer, store
+from .servers import AzureServer, GcsServer, store
 
 pytestmark = pytest.mark.faults
 
 NAME = "model.safetensors"
+
+
+@pytest.fixture(params=["azure", "gcs_parts"])
+def server(request: pytest.FixtureRequest) -> AzureServer | GcsServer:
+    """Of each cloud, on the emulator that keeps its conditions."""
+    made: AzureServer | GcsServer = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("heads", [0, 2])
-def test_parts_give_the_blob_and_receipt_of_one_worker(azure: AzureServer, recipe: Path, heads: int) -> None:
-    chance, out = random.Random(heads), store(azure.bucket(), f"out{heads}")
+def test_parts_give_the_object_and_receipt_of_one_worker(
+    server: AzureServer | GcsServer, recipe: Path, heads: int
+) -> None:
+    chance, out = random.Random(heads), store(server.bucket(), f"out{heads}")
     writing = Writing(recipe, out)
     cut = writing.cut_near([chance.random() for _ in range(6)])
     assert len(cut) > 2
@@ -39,8 +48,8 @@ def test_parts_give_the_blob_and_receipt_of_one_worker(azure: AzureServer, recip
     assert out.leftovers([NAME]) == ()
 
 
-def test_twins_of_a_part_and_of_the_end(azure: AzureServer, recipe: Path) -> None:
-    out = store(azure.bucket(), "out")
+def test_twins_of_a_part_and_of_the_end(server: AzureServer | GcsServer, recipe: Path) -> None:
+    out = store(server.bucket(), "out")
     writing = Writing(recipe, out)
     cut = writing.cut_near([0.4])
     first = writing.worker().make(cut[0], None)
