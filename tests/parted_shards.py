@@ -38,6 +38,38 @@ METHODS: dict[str, dict[str, Any]] = {
     "ties": {"merge_method": "ties", "parameters": {"density": 0.3}},
 }
 
+LARGEST = "model-00001-of-00003.safetensors"
+"""Of the shards of `uneven_recipe`."""
+LARGEST_BYTES = 64 << 20
+SMALL_PARTS = """
+import sys
+from functools import partial
+from anabranch.cluster.ray import driver
+driver.Limits = partial(driver.Limits, least_part_bytes=48 << 20)
+from anabranch.cluster.cli import main
+sys.exit(main())
+"""
+"""The command, for shards that are smaller than those that are worth a part each."""
+
+
+def uneven_recipe(folder: Path) -> Path:
+    """Three shards of one tensor each, the first much larger than the others, and densities from a survey."""
+    torch.manual_seed(0)
+    rows = {"embedding": 6144, "layers.0.weight": 2048, "layers.1.weight": 2048}
+    base = {name: torch.randn(count, 4096).to(torch.bfloat16) for name, count in rows.items()}
+    write_checkpoint(folder / "base", base)
+    for i in range(2):
+        noise = 0.02 * torch.randn(6144, 4096).to(torch.bfloat16)
+        write_checkpoint(folder / f"model{i}", {name: t + noise[: len(t)] for name, t in base.items()})
+    recipe = {
+        "merge_method": "cabs",
+        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
+        "output": {"shard_size": 20_000_000},
+    }
+    return write_recipe(folder / "recipe.yml", recipe)
+
 
 def write(folder: Path, method: dict[str, Any], *, nan: bool = False, rows: int = 2500) -> Path:
     """Three models of one file each: a large tensor, one that is copied, and small ones, together 15 MB."""

@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Mapping
 
-import aiohttp
 import google_crc32c
 
 from ..errors import TemporaryError
@@ -231,5 +230,3 @@ class GcsUpload:
                 persisted = self._size
         self._in_doubt = False
         return persisted
-
-

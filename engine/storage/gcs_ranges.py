@@ -140,8 +140,8 @@ class GcsRanges:
         for item, part in await self._list(f"{prefix}{_FOLDER}", "size", "timeCreated"):
             key = f"{prefix}{part['name']}"
             age = max(0.0, now - datetime.fromisoformat(item["timeCreated"]).timestamp())
-            _, youngest, size = found.get(key, Unfinished(key, age, 0))
-            found[key] = Unfinished(key, min(age, youngest), size + int(item["size"]))
+            seen = found.get(key, Unfinished(key, age, 0))
+            found[key] = Unfinished(key, min(age, seen.age_seconds), seen.size + int(item["size"]))
         return list(found.values())
 
     async def remove(self, key: str, mark: str = "") -> None:

@@ -12,28 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from anabranch.engine.storage.object_store import ObjectStore
 from anabranch.engine.storage.s3_client import S3Client
 
 from ..cluster.conftest import Nodes
-from ..merging import merge, write_checkpoint, write_recipe
+from ..merging import merge
+from ..parted_shards import LARGEST, LARGEST_BYTES, SMALL_PARTS, uneven_recipe
 from .servers import Server, bucket_of
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
-
-LARGEST_BYTES = 64 << 20
-LARGEST = "model-00001-of-00003.safetensors"
-SMALL_PARTS = """
-import sys
-from functools import partial
-from anabranch.cluster.ray import driver
-driver.Limits = partial(driver.Limits, least_part_bytes=48 << 20)
-from anabranch.cluster.cli import main
-sys.exit(main())
-"""
-"""The command, for shards that are smaller than those that are worth a part each."""
 
 
 @pytest.fixture
@@ -44,25 +32,6 @@ def nodes(moto: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     cluster = Nodes()
     yield cluster
     cluster.shutdown()
-
-
-def surveyed_recipe(folder: Path) -> Path:
-    """Three shards of one tensor each, the first much larger than the others, and densities from a survey."""
-    torch.manual_seed(0)
-    rows = {"embedding": 6144, "layers.0.weight": 2048, "layers.1.weight": 2048}
-    base = {name: torch.randn(count, 4096).to(torch.bfloat16) for name, count in rows.items()}
-    write_checkpoint(folder / "base", base)
-    for i in range(2):
-        noise = 0.02 * torch.randn(6144, 4096).to(torch.bfloat16)
-        write_checkpoint(folder / f"model{i}", {name: t + noise[: len(t)] for name, t in base.items()})
-    recipe = {
-        "merge_method": "cabs",
-        "parameters": {"density": {"tadrop": {"mean": 0.25}}},
-        "base_model": str(folder / "base"),
-        "models": [{"model": str(folder / f"model{i}")} for i in range(2)],
-        "output": {"shard_size": 20_000_000},
-    }
-    return write_recipe(folder / "recipe.yml", recipe)
 
 
 def uploaded(client: S3Client, store: ObjectStore) -> int:
@@ -78,7 +47,7 @@ def uploaded(client: S3Client, store: ObjectStore) -> int:
 def test_a_worker_that_is_killed_while_it_uploads_a_part_costs_that_part(
     moto: Server, nodes: Nodes, tmp_path: Path
 ) -> None:
-    recipe, store = surveyed_recipe(tmp_path), moto.store("out")
+    recipe, store = uneven_recipe(tmp_path), moto.store("out")
     merge(recipe, tmp_path / "expected")
     nodes.resize(2)
     options = ("--ray", nodes.address, "--insecure-cluster", "--memory", "700MiB")
