@@ -274,7 +274,7 @@ class Scheduler:
         worker = self._workforce.members.get(number)
         if worker is None:
             return
-        worker.leaving, worker.deadline = True, deadline
+        self._workforce.leave(number, deadline)
         if worker.run is None:
             self._stop_worker(number)
         else:

@@ -42,6 +42,7 @@ class Workforce:
         self.members: dict[int, Member] = {}
         self.joined = 0
         """Members that are ready or busy."""
+        self._staying = 0
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
         self._failed_starts = 0
         self._start_after = -inf
@@ -72,8 +73,16 @@ class Workforce:
 
     def forget(self, number: int) -> None:
         """Count a member no more."""
-        self.joined -= self.members.pop(number).joined
+        member = self.members.pop(number)
+        self.joined -= member.joined
+        self._staying -= not member.leaving
         self._idle.pop(number, None)
+
+    def leave(self, number: int, deadline: float) -> None:
+        """A member will be taken away then: it gets no other run."""
+        member = self.members[number]
+        self._staying -= not member.leaving
+        member.leaving, member.deadline = True, deadline
 
     @property
     def has_idle(self) -> bool:
@@ -94,10 +103,10 @@ class Workforce:
     def grow(self, unfinished: int, now: float) -> range:
         """Numbers of members to start: as many as there is room and use for, and one for a twin of the last task."""
         # Those that leave are no use for what comes, and the room that they have is none of the slots any more.
-        staying = sum(not member.leaving for member in self.members.values())
-        missing = min(self.slots, unfinished + 1) - staying if now >= self._start_after else 0
+        missing = min(self.slots, unfinished + 1) - self._staying if now >= self._start_after else 0
         started = range(self._last + 1, self._last + 1 + max(missing, 0))
         self.members.update((number, Member()) for number in started)
+        self._staying += len(started)
         self._last += len(started)
         if self.joined:
             self._empty_since = None
