@@ -34,6 +34,7 @@ from .events import (
     WorkerLeaving,
     WorkerLost,
 )
+from .lateness import judge, note_progress
 from .limits import Limits, Pace
 from .records import Entry, Run, TaskState
 from .workforce import Workforce
@@ -61,7 +62,6 @@ class Scheduler:
         self._states = {task.id: TaskState(task) for task in tasks}
         self._pace = Pace(self._limits, max((s.task.size_bytes for s in self._states.values()), default=0))
         self._unfinished = len(self._states)
-        self._done_bytes = 0
         self._workforce = Workforce(self._limits, seed, lambda when: self._at(when, _WORKERS, 0))
         self._runs: dict[int, Run] = {}
         self._ready: list[Entry] = []
@@ -86,16 +86,6 @@ class Scheduler:
     def done_tasks(self) -> int:
         """Tasks that have a receipt."""
         return len(self._states) - self._unfinished
-
-    @property
-    def done_bytes(self) -> int:
-        """Their sizes together."""
-        return self._done_bytes
-
-    @property
-    def joined_workers(self) -> int:
-        """Workers that are ready or busy."""
-        return self._workforce.joined
 
     def handle(self, event: Event) -> list[Action]:
         """Take one event in and say what to do."""
@@ -158,7 +148,6 @@ class Scheduler:
             return
         state.done, state.entry, state.look = True, None, 0
         self._unfinished -= 1
-        self._done_bytes += state.task.size_bytes
         self._release(state.followers)
         for run in tuple(state.runs):
             worker = self._runs[run].worker
@@ -193,18 +182,10 @@ class Scheduler:
 
     def _task_progress(self, event: TaskProgress) -> None:
         run = self._runs.get(event.run)
-        # The first seconds go into opening files and say little.
-        if run is None or event.done_bytes <= 0:
+        if run is None:
             return
-        size = self._states[run.task].task.size_bytes
-        if self._now < run.started + self._pace.floor_seconds(size):
-            return
-        run.projected_seconds = (self._now - run.started) * size / event.done_bytes
-        if event.done_bytes > run.done_bytes:
-            # Slow is what is slower than the others now. A run that stands still must not teach patience.
-            run.done_bytes = event.done_bytes
-            self._pace.learn(size, run.projected_seconds)
-        self._judge(event.run)
+        if note_progress(run, self._states[run.task].task.size_bytes, event.done_bytes, self._pace, self._now):
+            self._judge(event.run)
 
     def _looked_up(self, event: LookedUp) -> None:
         state = self._states[event.task]
@@ -356,32 +337,22 @@ class Scheduler:
             self._stop_worker(run.worker)
             self._lose_run(state, f"worker {run.worker} gave no answer in {self._now - run.started:.0f} s")
             return
-        marks = (*self._judge(number), hung, self._now + self._pace.floor_seconds(state.task.size_bytes))
-        self._at(min(when for when in marks if when > self._now), _CHECK, number)
+        again = min(self._judge(number), hung, self._now + self._pace.floor_seconds(state.task.size_bytes))
+        self._at(again, _CHECK, number)
 
-    def _judge(self, number: int) -> tuple[float, float]:
-        """When a run is late (it may have a twin) and overdue (it needs one), seen by its age and by its progress."""
+    def _judge(self, number: int) -> float:
+        """Look at the receipt of a run that has become late, and see to a twin; returns when to judge it again."""
         run = self._runs[number]
         state = self._states[run.task]
-        size = state.task.size_bytes
-        late = run.started + self._pace.late_seconds(size)
-        overdue = run.started + self._pace.overdue_seconds(size, self._workforce.members[run.worker].bytes_per_second)
-        reached = max(self._now, run.started + run.projected_seconds)
-        cut_off = self._ends_at(run) >= self._workforce.members[run.worker].deadline
         before = run.late, run.overdue
-        run.late, run.overdue = cut_off or reached >= late, cut_off or reached >= overdue
+        again = judge(run, state.task.size_bytes, self._workforce.members[run.worker], self._pace, self._now)
         if run.late and not run.looked:
             run.looked = True
             self._look_up(state)  # perhaps only the answer was lost
         elif (run.late, run.overdue) != before:
             state.entry = None
             self._settle(state)
-        return late, overdue
-
-    def _ends_at(self, run: Run) -> float:
-        """When a run will be over, by its progress or else by the pace of others; now, where nothing is known."""
-        expected = self._pace.expected_seconds(self._states[run.task].task.size_bytes) if self._pace.is_known else 0.0
-        return max(self._now, run.started + (run.projected_seconds or expected))
+        return again
 
     def _look_up(self, state: TaskState) -> None:
         self._last_look += 1
