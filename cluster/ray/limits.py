@@ -38,8 +38,9 @@ class Limits:
     """But not before this, however short the task: a store's own retries outlast 25 s."""
     deadline_floor_seconds: float = 10.0
     """Nothing is late before this, and running tasks are looked at this often."""
-    deadline_least_seconds: float = 1.5
-    """The same for tasks of which it is known that they take no longer; between the two, half of what they take."""
+    deadline_least_seconds: float = 1.0
+    """The same for tasks of which it is known that they take no longer, as the last parts of shards; between the two,
+    half of what they take."""
     deadline_cap_seconds: float = 7200.0
     assumed_bytes_per_second: float = 10e6
     """What a worker is expected to do until tasks have finished; so slow that nobody is late by mistake."""
@@ -47,10 +48,11 @@ class Limits:
     """Time without any worker before the run ends with exit 75."""
     parted_rounds: float = 2.0
     """So many shards for each worker, those that come last, are written in parts: all workers end together."""
-    part_share: float = 0.4
+    part_share: float = 0.5
     """Of what is left of such a shard, the next part: parts become smaller towards the end of the run."""
-    least_part_bytes: int = 400_000_000
-    """Read and written for the smallest part: two seconds of a worker's time or less, of which its start is little."""
+    least_part_bytes: int = 200_000_000
+    """Read and written for the smallest part: a second of a worker's time, of which its start is little. For a last
+    part that fails or is slow all others wait, about twice as long."""
     longest_share: float = 0.7
     """Of the time that the run takes at best. What one worker would need longer for is begun in several places."""
 

@@ -34,7 +34,7 @@ sys.exit(main())
 
 @dataclass
 class SmallParts(Case):
-    """Parts of 16 MB that are read and written instead of 400."""
+    """Parts of 16 MB that are read and written instead of 200."""
 
     def command(self, out: Path, address: str, *options: str) -> list[str]:
         whole = super().command(out, address, *options)

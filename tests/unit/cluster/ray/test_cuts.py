@@ -58,3 +58,15 @@ def test_the_end_waits_for_every_chain_and_reads_what_was_not_hashed() -> None:
     assert [task.after for task in made] == [(), (0,), (), (2,), (1, 3)]
     assert made[-1].size_bytes == 100
     assert [task.path_bytes for task in made] == [500, 300, 500, 300, 100]
+
+
+@pytest.mark.parametrize("size", [400, 900, 1600, 6400, 8000, 8300])
+def test_the_last_part_is_short_whatever_the_shard(size: int) -> None:
+    """In MB that are read and written: who waits for a last part that went wrong waits for a second of work again."""
+    limits = Limits()
+    stretches = cut_last(tasks(*[size * 10**6] * 20), 10, limits)[0]
+    lengths = [(stretch.end - stretch.begin) * size * 10**6 for stretch in stretches]
+    assert sum(lengths) == pytest.approx(size * 10**6)
+    assert lengths[-1] <= 1.5 * limits.least_part_bytes
+    assert min(lengths[:-1]) >= limits.least_part_bytes * 0.999
+    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)

@@ -468,8 +468,8 @@ def test_deadlines_follow_the_median_and_have_a_floor_and_a_cap() -> None:
     for seconds in (90.0, 100.0, 100.0, 110.0, 4000.0):
         assert pace.learn(GB, seconds) == GB / seconds
     assert pace.late_seconds(GB) == 150.0
-    assert [pace.floor_seconds(size) for size in (1, GB // 25, GB // 10, GB)] == [1.5, 2.0, 5.0, 10.0]
-    assert pace.late_seconds(1) == 1.5
+    assert [pace.floor_seconds(size) for size in (1, GB // 25, GB // 10, GB)] == [1.0, 2.0, 5.0, 10.0]
+    assert pace.late_seconds(1) == 1.0
     assert pace.late_seconds(1000 * GB) == 7200.0
     assert [pace.overdue_seconds(GB, rate) for rate in (0.0, GB / 50, GB / 200)] == [200.0, 200.0, 400.0]
     assert [pace.hung_seconds(GB, n) for n in (0, 1, 9)] == [600.0, 1200.0, 7200.0]
