@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import inf
+from queue import Empty, SimpleQueue
 from typing import Any, Generic
 
 import ray
@@ -44,6 +44,7 @@ from .events import (
 from .folded_so_far import FoldedSoFar
 from .incidents import Incidents
 from .limits import Limits
+from .nodes import cluster_slots, draining_nodes
 from .parting import Parting, parted_store
 from .scheduler import Scheduler
 
@@ -169,29 +170,9 @@ class RayRunner:
             self._meter.lanes.add(worker, step, began, time.perf_counter(), moved)
 
 
-def draining_nodes() -> dict[str, float]:
-    """Nodes that will be taken away, on which Ray starts nothing more; only its inner state tells.
-
-    Returns:
-        By id, seconds until then; inf where nobody has said.
-    """
-    deadlines = ray._private.state.state.get_draining_nodes()  # ms since 1970, 0 for none
-    return {node: ms / 1000 - time.time() if ms else inf for node, ms in deadlines.items()}
-
-
-def cluster_slots(options: WorkerOptions, draining: Container[str] = ()) -> int:
-    """Workers that fit the resources of all living nodes that stay."""
-    slots = 0
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in draining:
-            resources = node["Resources"]
-            slots += int(min(resources.get(name, 0.0) / amount for name, amount in options.resources.items()))
-    return slots
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """A call to an actor that is not answered yet."""
+    """A call to an actor."""
 
     worker: int
     task: int | None
@@ -199,6 +180,13 @@ class _Call:
     run: int = 0
     began: float = 0.0
     """On the clock of `time.perf_counter`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """A question how far a call is."""
+
+    call: _Call
 
 
 class _Drive(Generic[R]):
@@ -224,10 +212,13 @@ class _Drive(Generic[R]):
         self._actors: dict[int, Any] = {}
         self._nodes: dict[int, str] = {}
         """Of workers that are not leaving, the id of the node."""
-        self._calls: dict[Any, _Call] = {}
-        self._watches: dict[Any, _Call] = {}
+        self._answers: SimpleQueue[tuple[Future[Any], _Call | _Watch | LookUp]] = SimpleQueue()
+        """Those that nobody has looked at yet, each with what was asked."""
+        self._busy: dict[int, _Call] = {}
+        """By worker, the call that it has not answered."""
+        self._watched: set[int] = set()
+        """Workers that have not said how far they are since they were asked."""
         self._going = runner.going()
-        self._looks: dict[Future[Mapping[int, R] | None], LookUp] = {}
         self._pool = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
         self._group_ref = ray.put(runner.group)
         self._error: AnabranchError | None = None
@@ -261,48 +252,56 @@ class _Drive(Generic[R]):
             self._tell(WorkerLeaving(now, worker, now + draining[node]))
 
     def _release_workers(self) -> None:
-        busy = {call.worker for call in self._calls.values()}
         finished = self._over and self._error is None
-        self._runner.spare_workers([a for n, a in self._actors.items() if finished and n not in busy])
+        self._runner.spare_workers([a for n, a in self._actors.items() if finished and n not in self._busy])
         for number, actor in self._actors.items():
-            if not finished or number in busy:
+            if not finished or number in self._busy:
                 ray.kill(actor)
 
     def _wait(self, until: float) -> None:
-        timeout = min(max(until - time.monotonic(), 0.0), 0.05 if self._looks else NODES_POLL_SECONDS)
-        if self._calls:
-            ready, _ = ray.wait([*self._calls, *self._watches], num_returns=1, timeout=timeout)
-            for ref in ready:
-                if ref in self._watches:
-                    self._progressed(ref, self._watches.pop(ref))
-                else:
-                    self._answered(ref, self._calls.pop(ref))
-        else:
-            time.sleep(timeout)
-        for future in [f for f in self._looks if f.done()]:
-            self._looked(future, self._looks.pop(future))
+        try:
+            answer, asked = self._answers.get(timeout=max(until - time.monotonic(), 0.0))
+        except Empty:
+            return
+        match asked:
+            case LookUp():
+                self._looked(answer, asked)
+            case _Watch(call=call):
+                self._watched.discard(call.worker)
+                self._progressed(answer, call)
+            case _Call(worker=worker) if self._busy.get(worker) is asked:  # else it was stopped meanwhile
+                del self._busy[worker]
+                self._answered(answer, asked)
+
+    def _expect(self, answer: Future[Any], asked: _Call | _Watch | LookUp) -> None:
+        """Take the answer when it comes. `ray.wait` would go through all that is open for each of them."""
+        answer.add_done_callback(lambda answer: self._answers.put((answer, asked)))
+
+    def _call(self, answer: Any, call: _Call) -> None:
+        self._busy[call.worker] = call
+        self._expect(answer.future(), call)
 
     def _watch(self) -> None:
         """Ask busy workers how far they are, unless an earlier question is still open."""
-        asked = {call.worker for call in self._watches.values()}
-        for call in self._calls.values():
-            if call.task is not None and call.worker not in asked:
-                self._watches[self._actors[call.worker].progress.remote()] = call
+        for worker, call in self._busy.items():
+            if call.task is not None and worker not in self._watched:
+                self._watched.add(worker)
+                self._expect(self._actors[worker].progress.remote().future(), _Watch(call))
 
-    def _progressed(self, ref: Any, call: _Call) -> None:
+    def _progressed(self, answer: Future[Going], call: _Call) -> None:
         with contextlib.suppress(RayError):  # a worker that died is noticed by its own call
-            going: Going = ray.get(ref, timeout=10)
-            if call.task is not None and call in self._calls.values():
+            going = answer.result()
+            if call.task is not None and self._busy.get(call.worker) is call:
                 self._going.note(call.task, going.folded_bytes)
                 moved = going.folded_bytes + going.written_bytes
                 self._tell(TaskProgress(time.monotonic(), call.task, call.run, moved))
 
     # -- answers become events -----------------------------------------------------------------------------------
 
-    def _answered(self, ref: Any, call: _Call) -> None:
+    def _answered(self, future: Future[Any], call: _Call) -> None:
         now = time.monotonic()
         try:
-            answer = ray.get(ref, timeout=10)
+            answer = future.result()
         except RayTaskError as error:
             answer = Failed(TemporaryError(_first_line(error)) if call.task is None else _bug(error))
         except RayError as error:  # died, cannot be reached, or never started: the outcome is unknown
@@ -366,18 +365,17 @@ class _Drive(Generic[R]):
             case StartWorker(worker=number):
                 actor = self._runner.start_worker(self._group_ref, number, self._run_id)
                 self._actors[number] = actor
-                self._calls[actor.ready.remote()] = _Call(number, None)
+                self._call(actor.ready.remote(), _Call(number, None))
             case StartTask(task=task, worker=number, run=run):
-                call = self._actors[number].work.remote(self._work_ref, self._parting.errand(task))
-                self._calls[call] = _Call(number, task, run, time.perf_counter())
+                answer = self._actors[number].work.remote(self._work_ref, self._parting.errand(task))
+                self._call(answer, _Call(number, task, run, time.perf_counter()))
             case StopWorker(worker=number):
                 ray.kill(self._actors.pop(number))
                 self._nodes.pop(number, None)
-                self._calls = {ref: call for ref, call in self._calls.items() if call.worker != number}
-                self._watches = {ref: call for ref, call in self._watches.items() if call.worker != number}
+                self._busy.pop(number, None)
             case LookUp(task=task):
-                look = self._pool.submit(self._runner.look, self._work, self._parting.shard(task))
-                self._looks[look] = action
+                shard = self._parting.shard(task)
+                self._expect(self._pool.submit(self._runner.look, self._work, shard), action)
             case Stop(error=error):
                 self._error, self._over = error, True
             case Finish():
