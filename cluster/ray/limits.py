@@ -48,8 +48,9 @@ class Limits:
     """Time without any worker before the run ends with exit 75."""
     parted_rounds: float = 2.0
     """So many shards for each worker, those that come last, are written in parts: all workers end together."""
-    part_share: float = 0.5
-    """Of what is left of such a shard, the next part: parts become smaller towards the end of the run."""
+    part_share: float = 0.45
+    """Of what is left of such a shard, the next part: parts become smaller towards the end of the run. With
+    more, who makes a slow first part again ends after all others; with less, the driver has more parts to hand out."""
     least_part_bytes: int = 200_000_000
     """Read and written for the smallest part: a second of a worker's time, of which its start is little. For a last
     part that fails or is slow all others wait, about twice as long."""
