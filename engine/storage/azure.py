@@ -137,22 +137,22 @@ class AzureBucket:
         return AzureUpload(self._container.get_blob_client(key), attributes, self._once)
 
     def least_part_bytes(self, size: int) -> int:
-        """See `RangedBucket.least_part_bytes`."""
+        """See `Bucket.least_part_bytes`."""
         return -(-size // _MOST_BLOCKS)
 
     async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
-        """See `RangedBucket.mark`: there is nothing to ask."""
+        """See `Bucket.mark`: there is nothing to ask."""
         del key, attributes
         return f"r{secrets.token_hex(4)[1:]}"  # no digest begins so
 
     async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
-        """See `RangedBucket.send`."""
+        """See `Bucket.send`."""
         del size
         digest = await asyncio.to_thread(hashlib.sha256, body)
         await self._upload(key).stage(f"{offset:016x}{mark}{digest.hexdigest()[:16]}", body)
 
     async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
-        """See `RangedBucket.join`: one request lists the blocks that were sent, one commits those of this upload."""
+        """See `Bucket.join`: one request lists the blocks that were sent, one commits those of this upload."""
         upload = self._upload(key, attributes)
         blocks = sorted((name, count) for name, count in await upload.staged() if name[16:].startswith(mark))
         place = 0
@@ -165,10 +165,10 @@ class AzureBucket:
         await upload.join([name for name, _ in blocks])
 
     async def clear(self, key: str, mark: str) -> None:
-        """See `RangedBucket.clear`: nothing, as blocks go by commits alone, and then those of all uploads."""
+        """See `Bucket.clear`: nothing, as blocks go by commits alone, and then those of all uploads."""
 
     async def give_up(self, key: str, mark: str) -> None:
-        """See `RangedBucket.give_up`: nothing, as in `AzureUpload.abort`."""
+        """See `Bucket.give_up`: nothing, as in `AzureUpload.abort`."""
 
     def _upload(self, key: str, attributes: Mapping[str, str] | None = None) -> AzureUpload:
         return AzureUpload(self._container.get_blob_client(key), attributes or {}, self._once)

@@ -129,17 +129,17 @@ class GcsBucket:
             raise NoBucketError from error
 
     def least_part_bytes(self, size: int) -> int:
-        """See `RangedBucket.least_part_bytes`: objects are composed of any number of others."""
+        """See `Bucket.least_part_bytes`: objects are composed of any number of others."""
         del size
         return 1
 
     async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
-        """See `RangedBucket.mark`: there is nothing to ask."""
+        """See `Bucket.mark`: there is nothing to ask."""
         del key, attributes
         return secrets.token_hex(4)
 
     async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
-        """See `RangedBucket.send`: an object of its own. Of twins the first stays; its name says that it is equal."""
+        """See `Bucket.send`: an object of its own. Of twins the first stays; its name says that it is equal."""
         del size
         crc32c = checksum(body)
         try:
@@ -148,7 +148,7 @@ class GcsBucket:
             return
 
     async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
-        """See `RangedBucket.join`: the object keeps the mark, so that a lost answer can be cleared up."""
+        """See `Bucket.join`: the object keeps the mark, so that a lost answer can be cleared up."""
         described = {**attributes, IDENTITY_ATTRIBUTE: mark}
         try:
             found = await self.head(key)
@@ -158,11 +158,11 @@ class GcsBucket:
             await self._ranges.compose(key, mark, size, described, found.version if found is not None else "0")
 
     async def clear(self, key: str, mark: str) -> None:
-        """See `RangedBucket.clear`."""
+        """See `Bucket.clear`."""
         await self._ranges.remove(key, mark)
 
     async def give_up(self, key: str, mark: str) -> None:
-        """See `RangedBucket.give_up`: a twin has a mark of its own."""
+        """See `Bucket.give_up`: a twin has a mark of its own."""
         await self._ranges.remove(key, mark)
 
     async def unfinished(self, prefix: str) -> list[Unfinished]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from ..errors import InputError, TemporaryError
 from .object_client import ObjectClient
@@ -107,14 +107,9 @@ class Bucket(Protocol):
     async def remove_unfinished(self, key: str, token: str) -> None:
         """Remove what an unfinished upload left; FileNotFoundError where there is nothing."""
 
-
-@runtime_checkable
-class RangedBucket(Bucket, Protocol):
-    """A bucket where several processes may send parts of one object, in any order and again."""
-
     @property
     def takes_ranges(self) -> bool:
-        """Whether the server behind it allows that, as far as is known of it."""
+        """Whether several processes may send parts of one object, in any order and again, as far as is known of it."""
 
     def least_part_bytes(self, size: int) -> int:
         """No part of an object of `size` bytes is shorter, but the one at its end: they are at most `most_parts`."""

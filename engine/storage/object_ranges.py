@@ -6,12 +6,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ..errors import IntegrityError
-from .object_bucket import RangedBucket, part_size_bytes
+from .object_bucket import Bucket, part_size_bytes
 from .protocol import RangeRules
 from .requests import InFlight
 
 
-def range_rules(bucket: RangedBucket, size: int) -> RangeRules:
+def range_rules(bucket: Bucket, size: int) -> RangeRules:
     """Ranges begin anywhere; less than a part is not worth one."""
     return RangeRules(1, part_size_bytes(bucket, size))
 
@@ -31,7 +31,7 @@ class RangeWriter:
         size: bytes of the object.
     """
 
-    def __init__(self, bucket: RangedBucket, key: str, where: str, mark: str, begin: int, end: int, size: int) -> None:
+    def __init__(self, bucket: Bucket, key: str, where: str, mark: str, begin: int, end: int, size: int) -> None:
         self._bucket = bucket
         self._client = bucket.client
         self._key, self._where, self._mark, self._size = key, where, mark, size

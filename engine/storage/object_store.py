@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from ..errors import AnabranchError, InputError
 from .coalesce import Coalescer
-from .object_bucket import IDENTITY_ATTRIBUTE, Bucket, ObjectInfo, RangedBucket, Unfinished
+from .object_bucket import IDENTITY_ATTRIBUTE, Bucket, ObjectInfo, Unfinished
 from .object_client import ConditionError, GarbledError
 from .object_ranges import RangeWriter, range_rules
 from .object_writer import ObjectWriter, Publication
@@ -113,26 +113,26 @@ class ObjectStore:
     @property
     def takes_ranges(self) -> bool:
         """See `PartedStore.takes_ranges`: where the cloud takes parts in any order."""
-        return isinstance(self._bucket, RangedBucket) and self._bucket.takes_ranges
+        return self._bucket.takes_ranges
 
     def range_rules(self, size: int) -> RangeRules:
         """See `PartedStore.range_rules`."""
-        return range_rules(self._ranged, size)
+        return range_rules(self._bucket, size)
 
     def begin(self, name: str, size: int, attributes: Mapping[str, str], run_id: str) -> str:
         """See `PartedStore.begin`."""
         del size, run_id
-        bucket, key = self._ranged, self._key(name)
+        bucket, key = self._bucket, self._key(name)
         return self._client.request(self._where(name), lambda: bucket.mark(key, attributes))
 
     def range_writer(self, name: str, token: str, begin: int, end: int, size: int) -> RangeWriter:
         """See `PartedStore.range_writer`."""
-        return RangeWriter(self._ranged, self._key(name), self._where(name), token, begin, end, size)
+        return RangeWriter(self._bucket, self._key(name), self._where(name), token, begin, end, size)
 
     def complete(self, name: str, token: str, size: int, attributes: Mapping[str, str]) -> None:
         """See `PartedStore.complete`."""
         assert attributes, "by these a twin's object is known"
-        bucket, key = self._ranged, self._key(name)
+        bucket, key = self._bucket, self._key(name)
         publication = Publication(bucket, key, self._where(name), size, attributes)
         publication.by(lambda: bucket.join(key, token, size, attributes))
         with contextlib.suppress(AnabranchError):  # the file is there; what cannot be removed is left to `gc`
@@ -140,14 +140,9 @@ class ObjectStore:
 
     def give_up(self, name: str, token: str) -> None:
         """See `PartedStore.give_up`, as far as it does no harm to twins."""
-        bucket, key = self._ranged, self._key(name)
+        bucket, key = self._bucket, self._key(name)
         with contextlib.suppress(FileNotFoundError):
             self._client.request(self._where(name), lambda: bucket.give_up(key, token))
-
-    @property
-    def _ranged(self) -> RangedBucket:
-        assert isinstance(self._bucket, RangedBucket), "asked before"
-        return self._bucket
 
     def attributes(self, name: str) -> Mapping[str, str] | None:
         """See `Store.attributes`: the object's metadata."""

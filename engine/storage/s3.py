@@ -36,7 +36,7 @@ _CHECKSUMS = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumS
 
 
 class S3Bucket:
-    """A bucket; see `RangedBucket`."""
+    """A bucket; see `Bucket`."""
 
     granularity_bytes = GRAIN_BYTES
     most_parts = MAX_PARTS
@@ -126,19 +126,19 @@ class S3Bucket:
 
     @property
     def takes_ranges(self) -> bool:
-        """See `RangedBucket.takes_ranges`: some servers want all parts of an upload equally long."""
+        """See `Bucket.takes_ranges`: some servers want all parts of an upload equally long."""
         return self.client.takes_uneven_parts
 
     def least_part_bytes(self, size: int) -> int:
-        """See `RangedBucket.least_part_bytes`."""
+        """See `Bucket.least_part_bytes`."""
         return max(LEAST_PART_BYTES, -(-size // MAX_PARTS))
 
     async def mark(self, key: str, attributes: Mapping[str, str]) -> str:
-        """See `RangedBucket.mark`: the id of a multipart upload."""
+        """See `Bucket.mark`: the id of a multipart upload."""
         return str((await self.client.call("create_multipart_upload", **self._new(key, attributes)))["UploadId"])
 
     async def send(self, key: str, mark: str, offset: int, body: bytes, size: int) -> None:
-        """See `RangedBucket.send`.
+        """See `Bucket.send`.
 
         S3 puts parts together in the order of their numbers, whatever their sizes. So a part is numbered by where it
         begins in the object: whoever sends a range knows its numbers, and sends the same when it sends it again.
@@ -148,7 +148,7 @@ class S3Bucket:
         )
 
     async def join(self, key: str, mark: str, size: int, attributes: Mapping[str, str]) -> None:
-        """See `RangedBucket.join`: one request lists the parts that were sent, one completes the upload."""
+        """See `Bucket.join`: one request lists the parts that were sent, one completes the upload."""
         del attributes  # they came with the upload's beginning
         upload = self._upload(key, mark)
         for _ in range(JOIN_TRIES):
@@ -163,10 +163,10 @@ class S3Bucket:
         ) from refusal
 
     async def clear(self, key: str, mark: str) -> None:
-        """See `RangedBucket.clear`: nothing, as a completed upload is no more."""
+        """See `Bucket.clear`: nothing, as a completed upload is no more."""
 
     async def give_up(self, key: str, mark: str) -> None:
-        """See `RangedBucket.give_up`: a twin has an upload of its own."""
+        """See `Bucket.give_up`: a twin has an upload of its own."""
         await self.remove_unfinished(key, mark)
 
     async def _sent(self, upload: Mapping[str, Any], size: int) -> list[dict[str, Any]]:
