@@ -41,6 +41,7 @@ CHUNK = 16
 """Elements that are sampled together: a cache line at the most."""
 DEVIATIONS = 5.0
 """Half the width of a bracket in standard deviations of a sampled rank; neighbours in a tensor are somewhat alike."""
+ALL_KEYS = Bracket(0, LARGEST_KEY)
 FOUND_PER_WINDOW = 1 << 17
 """Keys inside a bracket that one window may have: as many as fit where a histogram would lie."""
 
@@ -73,8 +74,7 @@ def sample_of(state: TensorState, data: WindowData) -> WindowData:
     """The sampled elements of a window, side by side as if they were one."""
     window = data.window
     own = window.own_end - window.own_begin
-    whole = state.task.numel <= SAMPLE_ELEMENTS
-    places = np.zeros(0, np.int64) if whole else sample_places(window, state.task.numel)
+    places = sample_places(window, state.task.numel)
     raws: list[NDArray[np.uint8] | None] = []
     for raw, location in zip(data.raws, state.task.sources, strict=True):
         if raw is None or location is None:
@@ -82,27 +82,32 @@ def sample_of(state: TensorState, data: WindowData) -> WindowData:
             continue
         size = DTYPES[location.info.dtype].size
         part = raw[(window.own_begin - window.begin) * size :][: own * size]
-        if not whole:
-            chunk, known = CHUNK * size, places[(places + CHUNK) * size <= len(part)]
-            if len(known):  # one opaque element of numpy is gathered three times as quickly as a row of bytes
-                chunks: NDArray[Any] = np.ndarray(len(part) - chunk + 1, f"V{chunk}", part.data, strides=1)
-                part = chunks[known * size].view(np.uint8)
-            else:
-                part = part[:0]
+        chunk, known = CHUNK * size, places[(places + CHUNK) * size <= len(part)]
+        if len(known):  # one opaque element of numpy is gathered three times as quickly as a row of bytes
+            chunks: NDArray[Any] = np.ndarray(len(part) - chunk + 1, f"V{chunk}", part.data, strides=1)
+            part = chunks[known * size].view(np.uint8)
+        else:
+            part = part[:0]
         raws.append(part)
-    elements = own if whole else CHUNK * len(places)
+    elements = CHUNK * len(places)
     return WindowData(Window(window.index, 0, elements, 0, elements), raws, [])
 
 
 class SamplePass:
-    """Brackets the keys of some order statistics by those of a sample."""
+    """Brackets the keys of some order statistics by those of a sample.
+
+    A small tensor is not sampled: the pass that counts holds all its keys.
+    """
 
     def __init__(self, state: TensorState, orders: Sequence[Order]) -> None:
         self._state = state
         self._orders = orders
+        self._small = state.task.numel <= SAMPLE_ELEMENTS
         self._keys: dict[tuple[int, bool], list[NDArray[np.int32]]] = {(o.model, o.of_order): [] for o in orders}
 
     def run(self, data: WindowData, workspace: Workspace) -> None:
+        if self._small:
+            return
         state = self._state
         sample = sample_of(state, data)
         elements = sample.window.own_end
@@ -122,7 +127,9 @@ class SamplePass:
     def finish(self) -> None:
         for order in self._orders:
             parts = self._keys[order.model, order.of_order]
-            if parts:
+            if self._small:
+                order.bracket = ALL_KEYS
+            elif parts:
                 order.bracket = self._bracket(order, np.concatenate(parts))
         self._keys = {}
 
@@ -134,7 +141,7 @@ class SamplePass:
             return NO_BRACKET
         rank = min(max(math.ceil(found[1] / share), 1), count)
         part = rank / count
-        margin = 0 if count == numel else math.ceil(DEVIATIONS * math.sqrt(count * part * (1 - part))) + 1
+        margin = math.ceil(DEVIATIONS * math.sqrt(count * part * (1 - part))) + 1
         upper, lower = rank - margin, rank + margin
         places = count - min(max(upper, 1), count), count - min(lower, count)
         keys.partition(sorted(set(places)))

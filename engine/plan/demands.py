@@ -13,7 +13,7 @@ COLUMN_ROWS, COLUMN_ELEMENTS = 64, 1 << 16
 RANKED_ROW_BYTES = 32 << 10
 """Counters of digits and of random numbers, whatever the length of a row."""
 SAMPLE_ELEMENTS = 1 << 15
-"""Of tensors up to this size a sample is everything."""
+"""Elements of a sample; tensors up to this size are not sampled, as all their keys are held."""
 SAMPLE_SHIFT = 10
 """Of very large tensors, one element in 2^10."""
 FOUND_PER_TENSOR = 1 << 18

@@ -173,3 +173,17 @@ def test_chunks_lie_once_in_every_period_whatever_the_windows(numel: int) -> Non
     lost = set(whole.tolist()) - set(cut)
     assert set(cut) <= set(whole.tolist())
     assert all(place // 49152 != (place + brackets.CHUNK - 1) // 49152 for place in lost)  # cut in two by windows
+
+
+@pytest.mark.parametrize(("numel", "sampled"), [(SAMPLE_ELEMENTS, False), (SAMPLE_ELEMENTS + 1, True)])
+def test_a_small_tensor_is_not_sampled(tmp_path: Path, numel: int, sampled: bool) -> None:
+    changes = torch.arange(numel) % 97 / 64
+    write_checkpoint(tmp_path / "base", {"w": torch.zeros(numel)})
+    write_checkpoint(tmp_path / "model", {"w": changes})
+    content = METHODS["ties"] | {"base_model": str(tmp_path / "base"), "models": [{"model": str(tmp_path / "model")}]}
+    recipe = write_recipe(tmp_path / "recipe.yml", content)
+    merge_by_histograms(recipe, tmp_path / "histograms")
+    with mock.patch.object(brackets, "sample_of", wraps=brackets.sample_of) as sample:
+        merge(recipe, tmp_path / "bracket")
+    assert sample.called == sampled
+    assert_as_by_histograms(recipe, tmp_path / "bracket")
