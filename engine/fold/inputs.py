@@ -98,8 +98,12 @@ class TensorInputs:
         first, length = data.window.own_begin, data.window.own_end - data.window.own_begin
         if self._plan.terms.keep_base_where_nonfinite or self._real != "f32" or not length:
             return None
-        raws = [self.bytes_of(data, source, first, length) for source in self.sources]
-        dtypes = [self.dtype(source) for source in self.sources]
-        if any(len(raw) != length * DTYPES[dtype].size for raw, dtype in zip(raws, dtypes, strict=True)):
-            return None
+        raws: list[Array] = []
+        dtypes: list[str] = []
+        for source, location in self._locations.items():
+            raw, dtype = self.bytes_of(data, source, first, length), location.info.dtype
+            if len(raw) != length * DTYPES[dtype].size:
+                return None
+            raws.append(raw)
+            dtypes.append(dtype)
         return WindowInputs(first, raws, dtypes)
