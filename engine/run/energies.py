@@ -100,7 +100,7 @@ class _Energies:
                 set_thresholds(state, self._survey.thresholds)
             whole = StatisticsPass(state)
             passes = [whole, *passes_to_kept_sums(state, partial(self._add, state, whole))]
-            yield TensorJob([PassGroup(state, passes, range(len(self._plan.sources)))])
+            yield TensorJob([PassGroup(state, passes, range(len(self._plan.sources)))], noted=False)
 
     def _add(self, state: TensorState, whole: StatisticsPass, sums: Sums) -> None:
         """Called once per tensor, when its last pass is over and its divisors are known."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ..errors import ResourceError
 from ..fold import Workspace
 from ..kernels import ROW
-from ..models import BYTES_PER_TENSOR, HELD_BYTES, TensorLocation
+from ..models import BYTES_PER_TENSOR, HELD_BYTES
 from ..plan import (
     Plan,
     SharedReading,
@@ -313,6 +313,6 @@ def _kind(task: TensorTask) -> Hashable:
     return id(task.method), task.is_double, task.widest_bytes, grain(task), length
 
 
-def resident_slabs(reads: Sequence[tuple[int, TensorLocation]], windows: int) -> int:
+def resident_slabs(inputs: int, windows: int) -> int:
     """Buffers that hold all inputs of a tensor between its passes."""
-    return windows * len(reads)
+    return windows * inputs

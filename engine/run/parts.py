@@ -137,16 +137,16 @@ class PartWorker:
             elements = max(window.end - window.begin for window in state.windows)
             state.windows = cut_stretch(begin, end, elements, grain(state.task))
         group = PassGroup(state, fold.passes if share is None else [share], self.worker.places)
-        return _Work(tensor, TensorJob([group], {n: TakenBytes() for n in group.needs if n is not None}), fold, share)
+        return _Work(tensor, TensorJob([group], noted=True), fold, share)
 
     def _note(self, job: TensorJob, rows: dict[int, TensorRow], pieces: dict[int, Piece]) -> None:
         work = self._works.pop(0)
         assert work.job is job, "tensors come in the order of the plan"
         if work.share is None:
-            rows[work.tensor] = self._row(work.fold, [*job.taken.values()])
+            rows[work.tensor] = self._row(work.fold, job.taken)
         else:
             assert work.share.share is not None, "its windows have run"
-            pieces[work.tensor] = Piece(work.share.share, [*job.taken.values()])
+            pieces[work.tensor] = Piece(work.share.share, job.taken)
 
     def _row(self, fold: TensorFold, taken: Sequence[TakenBytes]) -> TensorRow:
         (target,) = fold.state.targets

@@ -23,7 +23,7 @@ from .buffers import BufferPool, PoolClosed
 from .memory import AHEAD, MemoryPlan, resident_slabs
 from .meter import Meter
 from .reader import HeldArrays, Scratch, SourceReader
-from .tensor_job import Need, PassGroup, TensorJob
+from .tensor_job import PassGroup, TensorJob
 from .tiny import Batch
 from .work_queue import WorkQueue
 
@@ -51,10 +51,10 @@ class _Turn:
 
     job: TensorJob
     index: int
-    needs: Sequence[Need]
-    """What its windows have in memory."""
+    needs: Sequence[int]
+    """Which of the job's needs its windows have in memory."""
     picks: Sequence[Sequence[int | None]]
-    """Per part of the turn and source of its tensor, which of the needs it is."""
+    """Per part of the turn and source of its tensor, where among these it is."""
     remaining: int
     done: threading.Event
 
@@ -204,9 +204,9 @@ class _Run:
     def _feed(self, job: TensorJob) -> None:
         with self._lock:
             self._alive.append(job)
-        needs = job.needs(0)
+        needs = job.needs_in(0)
         reserve = (self._memory.threads + AHEAD) * (len(needs) + sum(len(p.state.targets) for p in job.parts))
-        resident = job.turns > 1 and resident_slabs(needs, job.windows) + reserve <= self._pool.slabs
+        resident = job.turns > 1 and resident_slabs(len(needs), job.windows) + reserve <= self._pool.slabs
         kept: list[Sequence[_Read]] = []
         before: _Turn | None = None
         for index in range(job.turns):
@@ -218,7 +218,7 @@ class _Run:
                 idle = not any(part.needed(index) for part in job.in_turn(index))
                 if idle and not last:
                     continue
-            turn = self._start_turn(job, index, needs if resident else job.needs(index))
+            turn = self._start_turn(job, index, needs if resident else job.needs_in(index))
             for window in range(job.windows):
                 reads = kept[window] if resident and index else [] if idle else self._start_reads(turn, window)
                 if resident and index == 0:
@@ -231,9 +231,9 @@ class _Run:
             before = turn
 
     @staticmethod
-    def _start_turn(job: TensorJob, index: int, needs: Sequence[Need]) -> _Turn:
+    def _start_turn(job: TensorJob, index: int, needs: Sequence[int]) -> _Turn:
         place = {need: number for number, need in enumerate(needs)}
-        picks = [[None if need is None else place[need] for need in part.needs] for part in job.in_turn(index)]
+        picks = [[None if pick is None else place[pick] for pick in part.picks] for part in job.in_turn(index)]
         return _Turn(job, index, needs, picks, job.windows, threading.Event())
 
     def _start_outs(self, written: Sequence[tuple[PassGroup, Target]], window: int) -> list[_Out]:
@@ -246,15 +246,15 @@ class _Run:
 
     def _start_reads(self, turn: _Turn, window: int) -> list[_Read]:
         reads: list[_Read] = []
-        for source, location in turn.needs:
+        for need in turn.needs:
+            source, location = turn.job.needs[need]
             begin, end, size = _span(location, *turn.job.span(window))
             if size == 0:
                 reads.append((None, None))
                 continue
             slab = self._pool.acquire()
             fill = self._sources[source].fill
-            taken = turn.job.taken.get((source, location))
-            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size], taken)))
+            reads.append((slab, self._readers.submit(fill, location, begin, end, slab[:size], turn.job.taken_of(need))))
         return reads
 
     # -- folding -------------------------------------------------------------------------------------------------
@@ -310,12 +310,13 @@ class _Run:
     ) -> None:
         """The passes of some parts over a window, with what each of them picks of the turn's needs."""
         turn, outs, span = item.turn, iter(item.outs), item.turn.job.span(item.window)
-        with self._meter.measure("fold", sum(_span(location, *span)[2] for _, location in turn.needs)):
+        locations = [turn.job.needs[need][1] for need in turn.needs]
+        with self._meter.measure("fold", sum(_span(location, *span)[2] for location in locations)):
             for part, picks in parts:
                 window = part.state.windows[item.window]
                 own = islice(outs, len(part.state.targets) if turn.index == len(part.passes) - 1 else 0)
                 raws = [
-                    None if pick is None else _bytes_of(item.reads[pick], turn.needs[pick][1], window) for pick in picks
+                    None if pick is None else _bytes_of(item.reads[pick], locations[pick], window) for pick in picks
                 ]
                 data = WindowData(window, raws, [out.slab[: out.size] for out in own])
                 part.passes[turn.index].run(data, self._workspace(part, workspaces))
@@ -334,20 +335,20 @@ class _Run:
 
     def _fold_tiny(self, batch: Batch, number: int, job: TensorJob, workspaces: dict[Real, Workspace]) -> int:
         """Returns how many bytes were looked at."""
-        size, outs = 0, iter(batch.outs[number])
+        size, outs, views = 0, iter(batch.outs[number]), batch.views[number]
         own = [[out for _, out in islice(outs, len(part.state.targets))] for part in job.parts]
         for turn in range(job.turns):
-            working = [(part, out) for part, out in zip(job.parts, own, strict=True) if turn < len(part.passes)]
-            working = [(part, out) for part, out in working if part.needed(turn)]
+            both = zip(job.parts, own, strict=True)
+            working = [(part, out) for part, out in both if turn < len(part.passes) and part.needed(turn)]
             for part, out in working:
-                raws = [None if need is None else batch.views.get((number, need)) for need in part.needs]
+                raws = [None if pick is None else views[pick] for pick in part.picks]
                 last = turn == len(part.passes) - 1
                 data = WindowData(part.state.windows[0], raws, out if last else [])
                 part.passes[turn].run(data, self._workspace(part, workspaces))
             for part, _ in working:
                 part.passes[turn].finish()
             if working:
-                size += sum(location.info.nbytes for _, location in job.needs(turn))
+                size += sum([len(view) for need in job.needs_in(turn) if (view := views[need]) is not None])
         return size
 
     def _workspace(self, part: PassGroup, workspaces: dict[Real, Workspace]) -> Workspace:

@@ -31,7 +31,7 @@ from ..storage import Store, Writer
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .taken import TakenBytes, input_ranges
+from .taken import input_ranges
 from .tensor_job import PassGroup, TensorJob
 
 SMALL_BYTES = 4 << 10
@@ -172,8 +172,7 @@ class ShardWorker:
             for position in self._group.plans[0].shards[shard.index].tasks:
                 folds = self._folds(position, shard.members, surveys)
                 parts = [PassGroup(fold.state, fold.passes, places) for fold, places in folds]
-                taken = {need: TakenBytes() for part in parts for need in part.needs if need is not None}
-                job = TensorJob(parts, taken)
+                job = TensorJob(parts, noted=True)
                 run.expect(_Expected(job, [fold for fold, _ in folds], shard))
                 yield job
 
@@ -274,9 +273,9 @@ class _Merge:
     def job_done(self, job: TensorJob) -> None:
         expected = self._expected[0]
         assert expected.job is job, "tensors come in the order of the plan"
-        stretches = {need: taken.stretches() for need, taken in job.taken.items()}
+        stretches = [taken.stretches() for taken in job.taken]
         for fold, part in zip(expected.folds, job.parts, strict=True):
-            read = [stretch for need in part.needs if need is not None for stretch in stretches[need]]
+            read = [stretch for pick in part.picks if pick is not None for stretch in stretches[pick]]
             for target in fold.state.targets:
                 inputs = tuple(sorted(input_ranges(self._group.plans[target.member], read)))
                 row = fold.row(target).model_copy(update={"inputs": inputs})

@@ -15,7 +15,7 @@ from ..storage import Store
 from .memory import MemoryPlan
 from .meter import Meter
 from .pipeline import Pipeline
-from .taken import TakenBytes, input_ranges
+from .taken import input_ranges
 from .tensor_job import PassGroup, TensorJob
 
 
@@ -82,7 +82,7 @@ class _ShardSurvey:
             elements = window_elements(self._slab_bytes, task.widest_bytes, grain(task))
             state = TensorState(task, self._plan, self._kernels, elements)
             part = PassGroup(state, self._passes(state), range(len(self._plan.sources)))
-            yield TensorJob([part], {need: TakenBytes() for need in part.needs if need is not None})
+            yield TensorJob([part], noted=True)
 
     def _passes(self, state: TensorState) -> list[Pass]:
         if self._round.kind in ("high", "low"):
@@ -101,7 +101,7 @@ class _ShardSurvey:
     def add(self, job: TensorJob) -> None:
         """Keep the rows of a tensor whose passes are finished, and nothing else of it; called in plan order."""
         [part] = job.parts
-        for read in job.taken.values():
+        for read in job.taken:
             self._read |= input_ranges(self._plan, read.stretches())
         if isinstance(taken := part.passes[0], StatisticsPass):
             for i in part.state.present:

@@ -23,6 +23,8 @@ class PassGroup:
     """The pipeline's source for each of the state's plan."""
     needs: Sequence[Need | None] = field(init=False)
     """What is read: of the reference, then of every model of the tensor."""
+    picks: Sequence[int | None] = field(init=False)
+    """Which of the job's needs these are."""
 
     def __post_init__(self) -> None:
         task = self.state.task
@@ -43,13 +45,23 @@ class TensorJob:
 
     parts: Sequence[PassGroup]
     """Their windows begin and end alike; each keeps grains of its own whole."""
-    taken: dict[Need, TakenBytes] = field(default_factory=dict)
-    """What was read, by what it was read for; for needs that are in it."""
-    all_needs: Sequence[Need] = field(init=False)
+    noted: bool
+    """Whether it is noted what was read."""
+    needs: Sequence[Need] = field(init=False)
     """What the passes of all turns read, each once."""
+    taken: Sequence[TakenBytes] = field(init=False)
+    """What was read, by need; nothing where it is not noted."""
 
     def __post_init__(self) -> None:
-        self.all_needs = list(dict.fromkeys(need for part in self.parts for need in part.needs if need is not None))
+        numbers: dict[Need, int] = {}
+        for part in self.parts:
+            part.picks = [None if need is None else numbers.setdefault(need, len(numbers)) for need in part.needs]
+        self.needs = [*numbers]
+        self.taken = [TakenBytes() for _ in numbers] if self.noted else []
+
+    def taken_of(self, need: int) -> TakenBytes | None:
+        """Where it is noted what is read of one of the needs."""
+        return self.taken[need] if self.noted else None
 
     @property
     def turns(self) -> int:
@@ -76,9 +88,9 @@ class TensorJob:
         """What the last passes of parts write in that turn."""
         return [(part, target) for part in self.parts if turn == len(part.passes) - 1 for target in part.state.targets]
 
-    def needs(self, turn: int) -> list[Need]:
-        """What the passes of that turn read, each once."""
-        return list(dict.fromkeys(need for part in self.in_turn(turn) for need in part.needs if need is not None))
+    def needs_in(self, turn: int) -> list[int]:
+        """Which of the needs the passes of that turn read, each once."""
+        return list(dict.fromkeys([pick for part in self.in_turn(turn) for pick in part.picks if pick is not None]))
 
     @property
     def targets(self) -> list[Target]:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..fold import Target
-from ..models import DTYPES, TensorInfo, TensorLocation
+from ..models import DTYPES, TensorInfo
 from .taken import TakenBytes
-from .tensor_job import Need, TensorJob
+from .tensor_job import TensorJob
 
 Bytes = NDArray[np.uint8]
 
@@ -53,8 +53,8 @@ class Batch:
     inputs: Bytes | None = None
     outputs: Bytes | None = None
     reads: list[Future[None]] = field(default_factory=list)
-    views: dict[tuple[int, Need], Bytes] = field(default_factory=dict)
-    """By number of the job and need, the bytes."""
+    views: list[list[Bytes | None]] = field(default_factory=list)
+    """Per job and need of it, the bytes; None where there are none."""
     outs: list[list[tuple[Target, Bytes]]] = field(default_factory=list)
     """Per job, for everything that it writes, by part and then target."""
     folded: Future[bool] = field(default_factory=Future)
@@ -65,7 +65,7 @@ class Batch:
         if job.windows != 1:
             return False
         inputs, units = 0, job.parts[0].state.task.numel
-        for _, location in job.all_needs:
+        for _, location in job.needs:
             size, unit = location.info.nbytes, DTYPES[location.info.dtype].unit_bytes
             if location.derived is not None or size > units * unit:
                 return False
@@ -93,45 +93,48 @@ class Batch:
                 own.append((target, outputs[place : place + size]))
                 place += -(-size // ALIGNMENT) * ALIGNMENT
             self.outs.append(own)
+            self.views.append([None] * len(job.needs))
         if inputs is not None:
             yield from self._runs(inputs)
 
     def _runs(self, inputs: Bytes) -> Iterator[Run]:
         place = 0
         for run in self._stored():
-            first = run[0].location
-            place = begin = -(-place // ALIGNMENT) * ALIGNMENT + first.info.offset % ALIGNMENT
+            first = run[0]
+            place = begin = -(-place // ALIGNMENT) * ALIGNMENT + first.begin % ALIGNMENT
+            tensors = []
             for each in run:
-                size = each.location.info.nbytes
-                self.views[each.job, (each.source, each.location)] = inputs[place : place + size]
+                job, size = self.jobs[each.job], each.end - each.begin
+                self.views[each.job][each.need] = inputs[place : place + size]
                 place += size
-            taken = [self.jobs[each.job].taken.get((each.source, each.location)) for each in run]
-            tensors = [(each.location.info, noted) for each, noted in zip(run, taken, strict=True)]
-            yield Run(run[0].source, first.file, tensors, begin, place)
+                tensors.append((job.needs[each.need][1].info, job.taken_of(each.need)))
+            yield Run(first.source, first.file, tensors, begin, place)
 
     def _stored(self) -> list[list[_Stored]]:
         """What is read, cut where one does not begin where the one before ends."""
-        stored = [
-            _Stored(number, source, location)
-            for number, job in enumerate(self.jobs)
-            for source, location in job.all_needs
-            if location.info.nbytes
-        ]
-        stored.sort(key=lambda each: (each.source, each.location.file, each.location.info.offset, each.job))
+        stored: list[_Stored] = []
+        for number, job in enumerate(self.jobs):
+            for need, (source, location) in enumerate(job.needs):
+                begin, size = location.info.offset, location.info.nbytes
+                if size:
+                    stored.append(_Stored(source, location.file, begin, number, need, begin + size))
         runs: list[list[_Stored]] = []
         following = None
-        for each in stored:
-            info = each.location.info
-            if (each.source, each.location.file, info.offset) != following:
+        for each in sorted(stored):
+            if (each.source, each.file, each.begin) != following:
                 runs.append([])
             runs[-1].append(each)
-            following = (each.source, each.location.file, info.offset + info.nbytes)
+            following = (each.source, each.file, each.end)
         return runs
 
 
 class _Stored(NamedTuple):
-    """A tensor of a file that a job reads."""
+    """A tensor of a file that a job reads; they are read in this order."""
 
-    job: int
     source: int
-    location: TensorLocation
+    file: int
+    begin: int
+    """In the file."""
+    job: int
+    need: int
+    end: int
