@@ -15,8 +15,10 @@ import yaml
 from safetensors import safe_open
 
 from anabranch.engine.recipe.parse import parse_recipe
-from benchmarks import differences, generate, measure, merge, planning, table, thirty_billion
+from benchmarks import differences, generate, measure, merge, planning, table, thirty_billion, tiny_tensors
 from benchmarks.synthetic.processes import Processes
+
+from .. import merging
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,21 @@ def test_catalogs_of_holes_have_true_headers_and_take_no_space(tmp_path):
     assert (len(shards), count) == (4, 300)
     assert sum(shard.stat().st_size for shard in shards) > 300 * 256 * 1024
     assert sum(shard.stat().st_blocks * 512 for shard in shards) < 1 << 20
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "cabs"])
+def test_tiny_tensors_are_merged_by_their_recipe(method, tmp_path):
+    folders = tiny_tensors.write_models(tmp_path, 5, 2)
+    tiny_tensors.write_recipe(tmp_path / "recipe.yml", method, folders)
+    merging.merge(tmp_path / "recipe.yml", tmp_path / "out")
+    first = next(planning.names(5))
+    values = []
+    for folder in (*folders, tmp_path / "out"):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            assert sorted(file.keys()) == sorted(planning.names(5))
+            values.append(file.get_tensor(first).float().numpy())
+    assert all(value.shape == (tiny_tensors.ELEMENTS,) and np.isfinite(value).all() for value in values)
+    assert len({value.tobytes() for value in values}) == 4
 
 
 def test_the_table_shows_medians_and_ratios():
