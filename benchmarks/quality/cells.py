@@ -15,7 +15,7 @@ CHOSEN = 0.1
 """The density of comparisons that have one only."""
 LOWER, WHOLE = 2, 6
 """Layers of encoders of texts: the lower two of the published one, or all that it has."""
-LOWER_OF_PICTURES = 3
+LOWER_OF_PICTURES = 4
 """Of 12, each of which costs a picture what a layer costs a text: as wide, and as many places."""
 
 

@@ -56,8 +56,8 @@ PICTURES = TaskSet(
     make_base=picture_models.make_base,
     train_specialist=picture_models.train_specialist,
     judge=picture_models.PictureJudge,
-    # Half of this encoder's weights are smaller than 0.01: 1e-4 already makes it answer fewer digits than it did.
-    training={LOWER_OF_PICTURES: Training(layers=LOWER_OF_PICTURES, steps=60, rate=2e-5)},
+    # Half of this encoder's weights are smaller than 0.01: 1e-4 makes it answer fewer digits than it did.
+    training={LOWER_OF_PICTURES: Training(layers=LOWER_OF_PICTURES, steps=150, rate=5e-5)},
     cells=picture_cells,
     blocks={LOWER_OF_PICTURES: (14,)},  # four tasks; related ones
 )
