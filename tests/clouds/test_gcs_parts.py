@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.cluster.leftovers import find_leftovers
 from anabranch.engine.errors import ResourceError, TemporaryError
 from anabranch.engine.storage import PartedStore, UnjoinableError, gcs_ranges
 from anabranch.engine.storage.gcs import checksum
@@ -266,12 +265,12 @@ def test_a_server_that_does_not_compose_gets_a_whole_shard(
 def test_parts_of_a_killed_run_are_found_by_gc_and_the_next_run_needs_none(direct: ObjectStore, recipe: Path) -> None:
     killed = Writing(recipe, direct)
     record = killed.worker().make(killed.cut_near([0.5])[0], None)
-    (left,) = find_leftovers(direct, 0.0)
+    (left,) = direct.leftovers([NAME])
     assert (left.name, left.size) == (NAME, killed.size_of(record.part))
     again = Writing(recipe, direct)
     again.receipt(again.cut_near([0.3]), set())
     assert direct.read_bytes(NAME) == (recipe.parent / "expected" / NAME).read_bytes()
-    assert [found.size for found in find_leftovers(direct, 0.0)] == [left.size]
+    assert [found.size for found in direct.leftovers([NAME])] == [left.size]
     direct.delete_leftover(left)
-    assert find_leftovers(direct, 0.0) == ()
+    assert direct.leftovers([NAME]) == ()
     assert direct.list() == [NAME]
