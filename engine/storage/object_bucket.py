@@ -1,4 +1,4 @@
-"""What a cloud must answer so that `ObjectStore` can make a store of it; every method is one request, tried once."""
+"""What a cloud must answer so that `ObjectStore` can make a store of it; nothing is tried twice here."""
 
 from __future__ import annotations
 
