@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 # Set before any test imports the libraries that read them, and inherited by every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -56,6 +57,13 @@ class FilesTogether(LoadScopeScheduling):
     `ray start` refuses a machine on which another Ray is running, whoever started it. Marks do not come so far: only
     names of tests do.
     """
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Leave out files that a lost process had finished: whoever got one would wait for its tests for ever."""
+        units = self.assigned_work[node]
+        for name in [name for name, tests in units.items() if all(tests.values())]:
+            del units[name]
+        return super().remove_node(node)
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

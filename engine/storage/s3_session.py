@@ -31,6 +31,9 @@ CHUNK_BYTES = 1 << 20
 FRESH_SECONDS = 30.0
 """Idle connections are left after this time: firewalls forget them, which shows only by a silence."""
 
+_NO_PASSWORD = ""
+"""Of a key: OpenSSL would ask for one on the terminal."""
+
 
 class Threads:
     """As many threads as there is work at once; they do not hold up the end of the process."""
@@ -141,6 +144,21 @@ class Outgoing:
         return self._place
 
 
+class ThreadedSession(URLLib3Session):  # type: ignore[misc]
+    """botocore's session for many threads: a client's certificate is loaded once.
+
+    urllib3 would load it for every connection, into the one TLS context that all connections share, while other threads
+    begin connections with it; OpenSSL ends the process then, now and then.
+    """
+
+    def _get_pool_manager_kwargs(self, **more: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._get_pool_manager_kwargs(**more)
+        certificate, key = arguments.pop("cert_file"), arguments.pop("key_file")
+        if certificate is not None:
+            arguments["ssl_context"].load_cert_chain(certificate, key, password=_NO_PASSWORD)
+        return arguments
+
+
 class S3Session(AIOHTTPSession):  # type: ignore[misc]
     """Sends requests; see the module."""
 
@@ -157,7 +175,7 @@ class S3Session(AIOHTTPSession):  # type: ignore[misc]
     ) -> None:
         arguments = (verify, proxies, timeout, max_pool_connections, socket_options, client_cert, proxies_config)
         super().__init__(*arguments, connector_args)
-        self._make_threaded = lambda: URLLib3Session(*arguments)
+        self._make_threaded = lambda: ThreadedSession(*arguments)
         self._threaded = self._make_threaded()  # type: ignore[no-untyped-call]
         self._made_at = time.monotonic()
         self._threads = Threads()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,16 +66,47 @@ def test_all_bytes_go_through_a_proxy_over_tls(tmp_path: Path, monkeypatch: pyte
         assert min(proxy.sent_bytes, proxy.received_bytes) > len(DATA) - 7
 
 
-def test_a_client_shows_its_certificate(moto: Server, tmp_path: Path) -> None:
-    """Where a server wants one; without it no request is answered, whichever library sends it."""
-    certificate, key = write_certificate(tmp_path)
+CONNECT = """
+import sys, threading
+from botocore.awsrequest import AWSRequest
+from anabranch.engine.storage.s3_session import ThreadedSession
+address, certificate, key = sys.argv[1:]
+request = AWSRequest("GET", address).prepare()
+for _ in range(5):
+    session = ThreadedSession(verify=certificate, client_cert=(certificate, key), max_pool_connections=32)
+    threads = [threading.Thread(target=session.send, args=(request,)) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+@contextlib.contextmanager
+def gate_of(server: Server, folder: Path) -> Iterator[tuple[str, Path, Path]]:
+    """A way to a server that wants a certificate, its address, and such a certificate with its key."""
+    certificate, key = write_certificate(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(certificate)
-    with relay(moto.endpoint, context) as gate:
+    with relay(server.endpoint, context) as gate:
+        yield f"https://{gate.address}", certificate, key
+
+
+def test_many_threads_show_a_certificate_at_once(moto: Server, tmp_path: Path) -> None:
+    """In a process of its own: where each connection loads the certificate, OpenSSL ends it."""
+    with gate_of(moto, tmp_path) as (address, certificate, key):
+        program = [sys.executable, "-c", CONNECT, address, str(certificate), str(key)]
+        done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_client_shows_its_certificate(moto: Server, tmp_path: Path) -> None:
+    """Where a server wants one; without it no request is answered, whichever library sends it."""
+    with gate_of(moto, tmp_path) as (address, certificate, key):
         trusting = {**REGION, "verify": str(certificate)}
-        options = {"endpoint": f"https://{gate.address}", "client_kwargs": trusting}
+        options = {"endpoint": address, "client_kwargs": trusting}
         path = {"s3": {"addressing_style": "path"}}
         known = moto.client(**options, config_kwargs={**path, "client_cert": (str(certificate), str(key))})
         store = store_of(moto.bucket(known), "x", known)
