@@ -72,7 +72,7 @@ from botocore.awsrequest import AWSRequest
 from anabranch.engine.storage.s3_session import ThreadedSession
 address, certificate, key = sys.argv[1:]
 request = AWSRequest("GET", address).prepare()
-for _ in range(5):
+for _ in range(30):
     session = ThreadedSession(verify=certificate, client_cert=(certificate, key), max_pool_connections=32)
     threads = [threading.Thread(target=session.send, args=(request,)) for _ in range(32)]
     for thread in threads:
